@@ -1,0 +1,46 @@
+"""secateur: search for the rules by which a large language model is pruned."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+# Public name -> module that defines it. Nothing is imported before it is asked for, so that
+# `import secateur` and `secateur --help` stay fast on a machine where torch takes seconds.
+_HOMES = {
+    "Archive": "results.archive",
+    "Calibration": "workers.statistics",
+    "Candidate": "search.candidate",
+    "Expression": "metrics_dsl.expression",
+    "LocalEvaluator": "workers.local",
+    "Measurement": "search.candidate",
+    "Objective": "search.objectives",
+    "PUBLISHED": "metrics_dsl.published",
+    "SEARCHERS": "search.searchers",
+    "SearchSettings": "search.settings",
+    "Trial": "search.candidate",
+    "calibrate": "workers.calibration",
+    "canonical": "metrics_dsl.canonical",
+    "order_form": "metrics_dsl.canonical",
+    "parse": "metrics_dsl.parser",
+    "parse_metric": "metrics_dsl.parser",
+    "resume": "launch",
+    "run": "search.loop",
+    "score": "metrics_dsl.score",
+    "search": "launch",
+    "uniform": "search.candidate",
+}
+
+__all__ = ["__version__", *sorted(_HOMES)]  # noqa: PLE0604 (the names come from the table above)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'secateur' has no attribute {name!r}")
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

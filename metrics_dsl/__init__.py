@@ -1,0 +1,1 @@
+"""The metric language: what a pruning metric is."""

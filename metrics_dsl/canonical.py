@@ -1,0 +1,378 @@
+"""Canonical forms: one expression for all those that mean the same.
+
+``canonical(e)`` has the same value as ``e`` in real arithmetic. ``order_form(e, group)`` gives the weights
+of one comparison group the same order, which is all that a mask depends on: what changes no order
+falls away, such as an increasing function or a positive factor at the root.
+
+Sums are kept as ``{term: coefficient}`` and products as ``{base: exponent}``. A base of known sign may
+have any exponent; the sign of any other base is kept as that base to the power 1, its magnitude
+as ``abs(base)`` to the rest. Protected division makes 0 * 0**-n = 0, so exponents of one base
+simply add up; a sum of 0 is kept, for x / x is 0 where x is 0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from functools import lru_cache
+
+from .expression import Expression, MetricError, constant
+from .operators import FULL, OPERATORS, SCALAR, is_even_power, power_of_number
+
+GROUPS = ("row", "layer", "block", "model")
+_RANK = {name: rank for rank, name in enumerate("WGXMVYD")}
+_Factors = dict[Expression, float]
+
+
+class _NotFinite(ArithmeticError):
+    """A constant left the range of floats while being folded; the operation is kept as written."""
+
+
+def _tidy(value: float) -> float:
+    """Round off the noise of folding (0.1 + 0.2), so that equal constants are equal."""
+    if not math.isfinite(value):
+        raise _NotFinite
+    return float(f"{value:.12g}")
+
+
+def _sort_key(expression: Expression) -> tuple[int, int, str]:
+    """Weights first, then gradients, then activations: the order people write them in."""
+    rank = min((_RANK[leaf] for leaf in expression.leaves), default=len(_RANK))
+    return rank, expression.size, str(expression)
+
+
+@lru_cache(maxsize=65536)
+def canonical(expression: Expression) -> Expression:
+    """Return the canonical form: equal in value, idempotent, and the same however it was written."""
+    if not expression.args:
+        return expression
+    args = tuple(canonical(arg) for arg in expression.args)
+    rebuilt = Expression(expression.op, args, expression.value) if _shapes_kept(expression, args) else expression
+    try:
+        return _simplify(rebuilt)
+    except (_NotFinite, MetricError, OverflowError):
+        return rebuilt
+
+
+def _shapes_kept(expression: Expression, args: tuple[Expression, ...]) -> bool:
+    """Whether a reduction still sees the axes it saw: ``col_sum(W * 0 + X)`` is not ``col_sum(X)``."""
+    if OPERATORS[expression.op].kind == "elementwise":
+        return True
+    return all(new.shape == old.shape for new, old in zip(args, expression.args, strict=True))
+
+
+def _simplify(e: Expression) -> Expression:
+    kind = OPERATORS[e.op].kind
+    if e.op in ("add", "sub"):
+        return _sum(*_terms(e))
+    if e.op in ("mul", "div", "neg", "pow", "square", "sqrt", "abs"):
+        return _product(*_factors(e))
+    (arg,) = e.args
+    if kind == "reduction":
+        return _reduction(e, arg)
+    if kind == "normalisation":
+        return _normalisation(e, arg)
+    if arg.op == "const":
+        number = OPERATORS[e.op].number
+        assert number is not None
+        return constant(_tidy(number(arg.value)))
+    if e.op in ("log", "log1p"):
+        return Expression(e.op, (_magnitude(arg),))
+    return e
+
+
+# Products ---------------------------------------------------------------------------------------
+
+
+def _factors(e: Expression) -> tuple[float, _Factors]:
+    """Take a canonical expression, or an operation on canonical ones, apart as a product."""
+    if e.op == "const":
+        assert e.value is not None
+        return e.value, {}
+    if e.op == "neg":
+        coefficient, factors = _factors(e.args[0])
+        return -coefficient, factors
+    if e.op == "mul":
+        return _multiply(_factors(e.args[0]), _factors(e.args[1]))
+    if e.op == "div":
+        return _multiply(_factors(e.args[0]), _raise(_factors(e.args[1]), -1.0))
+    exponent = {"abs": 1.0, "square": 2.0, "sqrt": 0.5, "pow": e.value}.get(e.op)
+    if exponent is None or (e.op == "abs" and _is_atom(e.args[0])):
+        return 1.0, {e: 1.0}
+    coefficient, factors = _factors(e.args[0])
+    if e.op in ("abs", "sqrt") or is_even_power(exponent):
+        factors = _magnitudes(factors)
+        coefficient = abs(coefficient)
+    return _raise((coefficient, factors), exponent)
+
+
+def _is_atom(e: Expression) -> bool:
+    """Whether abs(e) is a base of its own: e is neither a product, of known sign, nor a sum to turn."""
+    return not e.nonnegative and _factors(e) == (1.0, {e: 1.0}) and _magnitude_base(e).args == (e,)
+
+
+def _magnitude_base(base: Expression) -> Expression:
+    """Return abs(base); a sum is first turned so that its leading term is positive."""
+    if base.nonnegative:
+        return base
+    if base.op in ("add", "sub", "neg"):
+        number, terms = _terms(base)
+        leading = min(terms, key=_sort_key)
+        if terms[leading] < 0:
+            base = _sum(-number, {term: -c for term, c in terms.items()})
+            if base.nonnegative:
+                return base
+    return Expression("abs", (base,))
+
+
+def _magnitudes(factors: _Factors) -> _Factors:
+    result: _Factors = {}
+    for base, exponent in factors.items():
+        magnitude = _magnitude_base(base)
+        result[magnitude] = _tidy(result.get(magnitude, 0.0) + exponent)
+    return result
+
+
+def _put(factors: _Factors, base: Expression, exponent: float) -> None:
+    """Multiply by base**exponent, which has a whole exponent if the base's sign is not known."""
+    if not base.nonnegative:
+        total = factors.pop(base, 0.0) + exponent
+        if total % 2 == 1:
+            factors[base] = 1.0
+        exponent = total - total % 2
+        if exponent == 0:
+            return
+        base = _magnitude_base(base)
+    factors[base] = _tidy(factors.get(base, 0.0) + exponent)
+
+
+def _multiply(a: tuple[float, _Factors], b: tuple[float, _Factors]) -> tuple[float, _Factors]:
+    factors = dict(a[1])
+    for base, exponent in b[1].items():
+        _put(factors, base, exponent)
+    return _tidy(a[0] * b[0]), factors
+
+
+def _raise(product: tuple[float, _Factors], exponent: float) -> tuple[float, _Factors]:
+    factors: _Factors = {}
+    for base, old in product[1].items():
+        _put(factors, base, old * exponent)
+    return _tidy(power_of_number(product[0], exponent)), factors
+
+
+def _power(base: Expression, exponent: float) -> Expression:
+    """Return base**exponent for a base of known sign and a positive exponent."""
+    if exponent == 1:
+        return base
+    inner = base.args[0] if base.op == "abs" and is_even_power(exponent) else base
+    if exponent in (2, 0.5):
+        return Expression("square" if exponent == 2 else "sqrt", (inner,))
+    return Expression("pow", (inner,), exponent)
+
+
+def _product(coefficient: float, factors: _Factors) -> Expression:
+    coefficient = _tidy(coefficient)
+    if coefficient == 0 or not factors:
+        return constant(coefficient)
+    if len(factors) == 1:
+        ((base, exponent),) = factors.items()
+        if exponent == 1 and base.op in ("add", "sub", "neg"):
+            number, terms = _terms(base)
+            if coefficient == 1:
+                return base
+            return _sum(number * coefficient, {t: c * coefficient for t, c in terms.items()})
+    above, below = [], []
+    pending = dict(factors)
+    for base in [b for b in factors if not b.nonnegative]:  # signs: W * |W|**2 is written W**3
+        rest = pending.get(_magnitude_base(base), 0.0)
+        if rest and rest % 2 == 0 and _magnitude_base(base).args == (base,):
+            del pending[base], pending[_magnitude_base(base)]
+            power = rest + 1
+            written = base if abs(power) == 1 else Expression("pow", (base,), abs(power))
+            (above if power > 0 else below).append(written)
+    for base, exponent in pending.items():
+        if exponent >= 0:
+            above.append(_power(base, exponent or 1.0))
+        if exponent <= 0:
+            below.append(_power(base, -exponent or 1.0))
+    above.sort(key=_sort_key)
+    negative = coefficient == -1 and bool(above)
+    if (abs(coefficient) != 1 or not above) and coefficient != 0:
+        above.insert(0, constant(coefficient))
+    result = _chain("mul", above)
+    if below:
+        result = Expression("div", (result, _chain("mul", sorted(below, key=_sort_key))))
+    return Expression("neg", (result,)) if negative else result
+
+
+def _chain(op: str, operands: Iterable[Expression]) -> Expression:
+    first, *rest = operands
+    for operand in rest:
+        first = Expression(op, (first, operand))
+    return first
+
+
+# Sums -------------------------------------------------------------------------------------------
+
+
+def _terms(e: Expression) -> tuple[float, dict[Expression, float]]:
+    """Take a canonical expression, or an operation on canonical ones, apart as a sum."""
+    if e.op in ("add", "sub"):
+        number, terms = _terms(e.args[0])
+        terms = dict(terms)
+        sign = 1.0 if e.op == "add" else -1.0
+        other, others = _terms(e.args[1])
+        for term, coefficient in others.items():
+            terms[term] = _tidy(terms.get(term, 0.0) + sign * coefficient)
+        return _tidy(number + sign * other), terms
+    coefficient, factors = _factors(e)
+    if not factors:
+        return coefficient, {}
+    term = _product(1.0, factors)
+    if term.op in ("add", "sub"):
+        number, terms = _terms(term)
+        return _tidy(number * coefficient), {t: _tidy(c * coefficient) for t, c in terms.items()}
+    return 0.0, {term: coefficient}
+
+
+def _sum(number: float, terms: dict[Expression, float]) -> Expression:
+    kept = {term: _tidy(c) for term, c in terms.items() if _tidy(c) != 0}
+    number = _tidy(number)
+    if not kept:
+        return constant(number)
+    order = sorted(kept, key=_sort_key)
+    plus = [_scaled(t, kept[t]) for t in order if kept[t] > 0]
+    minus = [_scaled(t, -kept[t]) for t in order if kept[t] < 0]
+    if number > 0:
+        plus.append(constant(number))
+    elif number < 0:
+        minus.append(constant(-number))
+    if not plus:  # all terms are negative: the first carries its own sign
+        first = next(t for t in order)
+        plus, minus = [_scaled(first, kept[first])], minus[1:]
+    result = _chain("add", plus)
+    for term in minus:
+        result = Expression("sub", (result, term))
+    return result
+
+
+def _scaled(e: Expression, coefficient: float) -> Expression:
+    own, factors = _factors(e)
+    return _product(own * coefficient, factors)
+
+
+# Functions of one operand -----------------------------------------------------------------------
+
+
+def _magnitude(e: Expression) -> Expression:
+    """Return the simplest expression with the absolute value of e."""
+    coefficient, factors = _factors(e)
+    result = _product(abs(coefficient), _magnitudes(factors))
+    return result.args[0] if result.op == "abs" else result
+
+
+def _reduction(e: Expression, arg: Expression) -> Expression:
+    """Pull a constant factor out: sums, means and norms scale with it, a maximum if it is positive."""
+    what = e.op.partition("_")[2]
+    outside, factors = _factors(arg)
+    if not factors or outside == 0:
+        return e
+    sign = 1.0
+    if what == "norm":
+        outside, factors = abs(outside), _magnitudes(factors)
+    elif what == "max" and outside < 0:
+        outside, sign = -outside, -1.0
+    inside = _product(sign, factors)
+    if what == "norm" and inside.op == "abs":
+        inside = inside.args[0]
+    if inside.shape != arg.shape:
+        return e
+    return _product(outside, {Expression(e.op, (inside,)): 1.0})
+
+
+def _normalisation(e: Expression, arg: Expression) -> Expression:
+    """Drop what normalising undoes: another normalisation, a shift, a positive factor."""
+    while arg.op in ("minmax", "zscore"):
+        arg = arg.args[0]
+    number, terms = _terms(arg)
+    if not terms:
+        return constant(0.0)
+    unit = abs(terms[min(terms, key=_sort_key)])
+    inner = _sum(0.0, {t: c / unit for t, c in terms.items()})
+    if inner.shape == SCALAR:
+        return constant(0.0)
+    if inner.op in ("minmax", "zscore"):
+        return _normalisation(e, inner)
+    return Expression(e.op, (inner,))
+
+
+# Order ------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=65536)
+def order_form(expression: Expression, group: str) -> Expression:
+    """Return the simplest form that orders the weights of each group as the expression does.
+
+    Two metrics with one order form have one mask at every ratio; the evaluator scores the order form.
+    A factor that is constant within a group and never negative is taken for positive: where it is
+    0 the expression orders nothing and the form decides.
+
+    Args:
+        expression: A metric.
+        group: The weights that compete: ``row``, ``layer``, ``block`` or ``model``.
+    """
+    form = canonical(expression)
+    while (simpler := _peel(form, group)) != form:
+        form = simpler
+    return form
+
+
+def _constant_in(e: Expression, group: str) -> bool:
+    """Whether all weights of a group share the value of e."""
+    if group == "row":
+        return not e.shape.columns
+    return e.shape == SCALAR if group == "layer" else e.op == "const"
+
+
+def _peel(e: Expression, group: str) -> Expression:
+    if e.op in ("add", "sub"):
+        _, terms = _terms(e)
+        kept = {t: c for t, c in terms.items() if not _constant_in(t, group)}
+        if not kept:
+            return constant(0.0)
+        unit = abs(kept[min(kept, key=_sort_key)])
+        return canonical(_sum(0.0, {t: c / unit for t, c in kept.items()}))
+    coefficient, factors = _factors(e)
+    if not factors or coefficient == 0:
+        return constant(0.0)
+    kept = {b: p for b, p in factors.items() if not (b.nonnegative and _constant_in(b, group))}
+    sign = math.copysign(1.0, coefficient)
+    if not kept:
+        return constant(0.0)
+    if len(set(kept.values())) == 1 and all(b.nonnegative for b in kept):
+        exponent = next(iter(kept.values()))  # |a|**p * |b|**p orders as |a| * |b| does
+        kept = dict.fromkeys(kept, 1.0) if exponent > 0 else kept
+    if len(kept) == 1:
+        ((base, exponent),) = kept.items()
+        if exponent == 1:
+            return canonical(_scaled(_increasing(base, group), sign))
+    return canonical(_product(sign, kept))
+
+
+def _increasing(e: Expression, group: str) -> Expression:
+    """Strip one function that keeps the order within a group."""
+    if not e.args:
+        return e
+    operator = OPERATORS[e.op]
+    if operator.kind == "normalisation" and group not in ("row", "layer"):
+        return e  # every layer has a scale of its own, which matters between layers
+    if operator.order == "increasing":
+        return e.args[0]
+    if e.op in ("log", "log1p"):
+        return canonical(Expression("abs", e.args))
+    return e
+
+
+def is_full(e: Expression) -> bool:
+    """Whether an expression gives each weight a score of its own, also once simplified."""
+    return e.shape == FULL and canonical(e).shape == FULL

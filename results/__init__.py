@@ -1,0 +1,1 @@
+"""What was learned: the archive, fronts and tables."""

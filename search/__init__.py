@@ -1,0 +1,1 @@
+"""What to try next: candidates, objectives, searchers and the loop."""

@@ -1,0 +1,108 @@
+"""What is searched for and what is found out: layers, candidates, measurements and trials."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal
+
+from ..metrics_dsl.canonical import GROUPS, order_form
+from ..metrics_dsl.expression import Expression, check_metric
+
+Stage = Literal["screen", "layer", "model"]
+Part = Literal["selection", "holdout"]
+Status = Literal["measured", "rejected", "alias", "failed"]
+STAGES: tuple[Stage, ...] = ("screen", "layer", "model")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A prunable linear layer: its full module name, decoder block, type and shape (rows, columns)."""
+
+    name: str
+    block: int
+    kind: str
+    rows: int
+    columns: int
+
+    @property
+    def size(self) -> int:
+        """Number of weights."""
+        return self.rows * self.columns
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One complete pruning rule.
+
+    Args:
+        metric: Gives every weight a score; larger means keep.
+        ratios: Fraction of weights to remove, in [0, 1), one for each layer in model order.
+        group: The weights that compete with each other.
+
+    Raises:
+        MetricError: When the metric does not give each weight a score of its own.
+        ValueError: For a ratio outside [0, 1) or an unknown group.
+    """
+
+    metric: Expression
+    ratios: tuple[float, ...]
+    group: str = "row"
+
+    def __post_init__(self) -> None:
+        check_metric(self.metric)
+        for ratio in self.ratios:
+            if not (math.isfinite(ratio) and 0 <= ratio < 1):
+                raise ValueError(f"expected ratios in [0, 1), got {ratio}")
+        if self.group not in GROUPS:
+            raise ValueError(f"expected a group among {', '.join(GROUPS)}, got {self.group!r}")
+
+    @cached_property
+    def key(self) -> str:
+        """Stable identifier: a hash of the candidate's text, the same in every process."""
+        text = "\n".join((str(self.metric), self.group, ",".join(map(repr, self.ratios))))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @cached_property
+    def order_key(self) -> tuple[str, str, tuple[float, ...]]:
+        """What decides the masks: candidates that share it prune the same weights."""
+        return str(order_form(self.metric, self.group)), self.group, self.ratios
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What one stage found out about one candidate, or why it failed.
+
+    Attributes:
+        stage: How thoroughly the candidate was measured.
+        layer_errors: Relative squared output error of each layer, in model order; may be empty.
+        values: Finite numbers by name: ``sparsity``, ``layer_error``, ``kl`` and so on.
+        seconds: Wall-clock time that measuring took.
+        failure: A sentence that says why there are no values; empty for a success.
+        fingerprint: Hash of the masks on the sampled rows, made by the screen stage.
+    """
+
+    stage: Stage
+    layer_errors: tuple[float, ...] = ()
+    values: Mapping[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+    failure: str = ""
+    fingerprint: str = ""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A candidate with what is known about it; ``alias_of`` is the key whose measurement it shares."""
+
+    candidate: Candidate
+    measurement: Measurement
+    status: Status
+    alias_of: str = ""
+
+
+def uniform(metric: Expression, layers: Sequence[Layer], sparsity: float, group: str = "row") -> Candidate:
+    """Return the candidate that removes the same fraction of weights from every layer."""
+    return Candidate(metric, (float(sparsity),) * len(layers), group)

@@ -1,0 +1,82 @@
+"""Objectives: numbers to minimise, computed from a trial."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from .candidate import Stage, Trial
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A number to minimise.
+
+    Attributes:
+        name: The name in settings and columns.
+        stage: The earliest stage that knows it.
+        value: Reads it from a trial; None while the trial lacks the measurement it needs.
+        meaning: What it is, with its unit.
+    """
+
+    name: str
+    stage: Stage
+    value: Callable[[Trial], float | None]
+    meaning: str
+
+
+def _measured(name: str, stage: Stage, meaning: str) -> Objective:
+    return Objective(name, stage, lambda trial: trial.measurement.values.get(name), meaning)
+
+
+OBJECTIVES: dict[str, Objective] = {
+    objective.name: objective
+    for objective in (
+        _measured("kl", "model", "divergence of the pruned from the dense model's next-token distribution, "
+                        "nats per token"),
+        _measured("layer_error", "screen", "relative squared error of the layers' outputs, mean over layers"),
+        _measured("model_error", "model", "relative squared error of the final hidden states"),
+        _measured("perplexity", "model", "exp of the mean negative log-likelihood per token"),
+        Objective("size", "screen", lambda trial: float(trial.candidate.metric.size), "nodes of the metric"),
+        Objective("seconds", "screen", lambda trial: trial.measurement.seconds, "time that measuring took"),
+    )
+}  # fmt: skip
+
+
+def look_up(table: Mapping[str, T], name: str, what: str) -> T:
+    """Return an entry of a table.
+
+    Raises:
+        ValueError: For an unknown name, with the nearest known one.
+    """
+    if name in table:
+        return table[name]
+    close = difflib.get_close_matches(name, table, n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]!r}?" if close else "choose one of these"
+    raise ValueError(f"expected {what} among {', '.join(table)}; got {name!r}: {hint}")
+
+
+def look_up_objectives(names: Iterable[str]) -> list[Objective]:
+    """Return the objectives of the names, at least one and each once.
+
+    Raises:
+        ValueError: For an unknown or repeated name, or none at all.
+    """
+    found = [look_up(OBJECTIVES, name, "an objective") for name in names]
+    if not found or len({o.name for o in found}) != len(found):
+        raise ValueError(f"expected different objectives such as kl,size; got {[o.name for o in found]}")
+    return found
+
+
+def point(trial: Trial, objectives: Sequence[Objective]) -> tuple[float, ...] | None:
+    """Return the trial's objective values, or None unless it has them all."""
+    if trial.measurement.failure:
+        return None
+    values = [objective.value(trial) for objective in objectives]
+    if any(value is None for value in values):
+        return None
+    return tuple(float(value) for value in values if value is not None)

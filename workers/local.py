@@ -1,0 +1,236 @@
+"""The local evaluator: one model, one process, on the CPU or one GPU."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ..search.candidate import Candidate, Layer, Measurement, Part, Stage
+from .masks import parse_pattern
+from .model import Batch, Decoder, ModelError, choose_device, choose_dtype, load_model
+from .shard import SCREEN_ROWS, LayerResult, ScoreError, Shard
+from .statistics import Calibration, CalibrationError
+
+_TOKENS_A_CALL = 4096
+# Dense log-probabilities are kept up to this size and computed again for each candidate beyond it.
+_KEPT_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where and how a model runs: device name, floating type, CPU threads (0: all cores)."""
+
+    name: str = "auto"
+    dtype: str = "float32"
+    threads: int = 0
+
+
+class LocalEvaluator:
+    """Measures candidates on one model held in memory; the dense weights are never copied.
+
+    Args:
+        calibration: Statistics and tokens of the model.
+        pattern: ``unstructured`` or ``N:M``.
+        device: Where to run.
+        model: Where to load the model from, if not from where it was calibrated.
+        rows: Rows a layer that the screen stage looks at.
+
+    Raises:
+        ModelError: When the model cannot be loaded.
+        CalibrationError: When the calibration belongs to another model.
+    """
+
+    def __init__(
+        self,
+        calibration: Calibration,
+        *,
+        pattern: str = "unstructured",
+        device: Device | None = None,
+        model: str | None = None,
+        rows: int = SCREEN_ROWS,
+    ) -> None:
+        device = device or Device()
+        parse_pattern(pattern)
+        if device.threads:
+            torch.set_num_threads(device.threads)
+        loaded, _ = load_model(
+            model or calibration.model_source,
+            dtype=choose_dtype(device.dtype),
+            device=choose_device(device.name),
+            trust_remote_code=bool(calibration.manifest["model"].get("trust_remote_code")),
+        )
+        self._decoder = Decoder(loaded)
+        _check_same_model(self._decoder, calibration, device.dtype)
+        self._calibration = calibration
+        self._pattern = pattern
+        self._shard = Shard(
+            self._decoder, calibration, pattern=pattern, rows=rows, threads=device.threads or None
+        )
+        self._references: dict[Part, _Reference] = {}
+
+    @property
+    def layers(self) -> Sequence[Layer]:
+        """The prunable layers in model order."""
+        return self._decoder.layers
+
+    @property
+    def leaves(self) -> frozenset[str]:
+        """The leaves that the calibration holds."""
+        return self._calibration.leaves
+
+    def measure(
+        self, candidates: Sequence[Candidate], stage: Stage, part: Part = "selection"
+    ) -> list[Measurement]:
+        """Return a measurement of each candidate, in order."""
+        if not candidates:
+            return []
+        for candidate in candidates:
+            if len(candidate.ratios) != len(self.layers):
+                raise ValueError(
+                    f"expected {len(self.layers)} ratios, one a layer, got {len(candidate.ratios)}"
+                )
+            if candidate.group not in ("row", "layer"):
+                raise ValueError(f"expected the group row or layer, got {candidate.group!r}")
+        if stage == "model":
+            return [self._model_stage(candidate, part) for candidate in candidates]
+        return self._layer_stage(candidates, stage)
+
+    def close(self) -> None:
+        """Free the threads and the model."""
+        self._shard.close()
+        self._references.clear()
+
+    def _layer_stage(self, candidates: Sequence[Candidate], stage: Stage) -> list[Measurement]:
+        start = time.perf_counter()
+        found = self._shard.errors(candidates, all_rows=stage == "layer")
+        seconds = (time.perf_counter() - start) / len(candidates)
+        return [self._from_layers(results, stage, seconds) for results in found]
+
+    def _from_layers(
+        self, results: list[LayerResult] | str, stage: Stage, seconds: float
+    ) -> Measurement:
+        if isinstance(results, str):
+            return Measurement(stage, seconds=seconds, failure=results)
+        errors = tuple(result.error for result in results)
+        if not all(map(math.isfinite, errors)):
+            return Measurement(stage, seconds=seconds, failure="the layers' errors are not finite")
+        removed = sum(r.removed * layer.size for r, layer in zip(results, self.layers, strict=True))
+        values = {
+            "layer_error": sum(errors) / len(errors),
+            "sparsity": removed / sum(layer.size for layer in self.layers),
+        }
+        digest = hashlib.blake2b(b"".join(r.digest for r in results), digest_size=16).hexdigest()
+        return Measurement(stage, errors, values, seconds, fingerprint=digest)
+
+    @torch.no_grad()
+    def _model_stage(self, candidate: Candidate, part: Part) -> Measurement:
+        reference = self._reference(part)
+        start = time.perf_counter()
+        hidden = [batch.hidden for batch in reference.batches]
+        removed = 0
+        try:
+            for block in range(len(self._decoder.blocks)):
+                weights, count = self._shard.masked_weights(candidate, block)
+                removed += count
+                with self._decoder.with_weights(weights):
+                    hidden = [
+                        self._decoder.run_block(block, batch, states)
+                        for batch, states in zip(reference.batches, hidden, strict=True)
+                    ]
+            values = reference.compare(self._decoder, hidden)
+        except ScoreError as error:
+            return Measurement("model", seconds=time.perf_counter() - start, failure=str(error))
+        seconds = time.perf_counter() - start
+        if not all(map(math.isfinite, values.values())):
+            return Measurement("model", (), {}, seconds, "the pruned model's output is not finite")
+        values["sparsity"] = removed / sum(layer.size for layer in self.layers)
+        return Measurement("model", (), values, seconds)
+
+    def _reference(self, part: Part) -> _Reference:
+        if part not in self._references:
+            self._references.clear()  # one part's log-probabilities at a time
+            self._references[part] = _Reference(self._decoder, self._calibration.tokens(part))
+        return self._references[part]
+
+
+def _check_same_model(decoder: Decoder, calibration: Calibration, dtype: str) -> None:
+    expected = [(layer.name, layer.rows, layer.columns) for layer in calibration.layers]
+    got = [(layer.name, layer.rows, layer.columns) for layer in decoder.layers]
+    same_dtype = dtype == calibration.manifest["model"]["dtype"]
+    weights = calibration.manifest["model"]["weights"]
+    if expected != got or (same_dtype and weights != decoder.fingerprint()):
+        raise CalibrationError(
+            f"expected the model that {calibration.folder} was calibrated on, got one with other "
+            f"{'layers' if expected != got else 'weights'}; calibrate this model, or name the right "
+            "one with --model"
+        )
+
+
+@dataclass
+class _Dense:
+    """What the dense model does with one sequence (1, tokens).
+
+    ``log_probabilities`` is None where keeping it would take too much memory; it then follows from
+    ``hidden``, the hidden states after the last block.
+    """
+
+    ids: Tensor
+    hidden: Tensor
+    final: Tensor
+    log_probabilities: Tensor | None
+
+
+class _Reference:
+    """One part of the tokens with the dense model's outputs, to compare pruned models with."""
+
+    def __init__(self, decoder: Decoder, ids: Tensor) -> None:
+        size = max(1, _TOKENS_A_CALL // ids.shape[1])
+        self.batches: list[Batch] = [decoder.enter(part) for part in ids.split(size)]
+        self._sequences: list[_Dense] = []
+        room = _KEPT_BYTES
+        for batch in self.batches:
+            states = batch.hidden
+            for block in range(len(decoder.blocks)):
+                states = decoder.run_block(block, batch, states)
+            for sequence, state in zip(batch.ids.split(1), states.split(1), strict=True):
+                final, logits = decoder.leave(sequence, state)
+                room -= logits.numel() * logits.element_size()
+                kept = logits.log_softmax(-1) if room >= 0 else None
+                self._sequences.append(_Dense(sequence, state, final, kept))
+
+    def compare(self, decoder: Decoder, hidden: Sequence[Tensor]) -> dict[str, float]:
+        """Return kl, perplexity and model_error of a pruned model from its last hidden states.
+
+        Logits of one sequence exist at a time: they are the largest tensors of all.
+        """
+        divergence = likelihood = error = energy = 0.0
+        tokens = predicted = 0
+        pruned_states = (state for states in hidden for state in states.split(1))
+        for dense, state in zip(self._sequences, pruned_states, strict=True):
+            final, logits = decoder.leave(dense.ids, state)
+            pruned = logits.log_softmax(-1)
+            expected = dense.log_probabilities
+            if expected is None:
+                expected = decoder.leave(dense.ids, dense.hidden)[1].log_softmax(-1)
+            divergence += float(
+                functional.kl_div(pruned, expected, log_target=True, reduction="sum")
+            )
+            chosen = pruned[:, :-1].gather(-1, dense.ids[:, 1:, None])
+            likelihood -= float(chosen.double().sum())
+            error += float((final - dense.final).double().square().sum())
+            energy += float(dense.final.double().square().sum())
+            tokens += dense.ids.numel()
+            predicted += chosen.numel()
+        mean = likelihood / predicted
+        return {
+            "kl": divergence / tokens,
+            "perplexity": math.exp(mean) if mean < 700 else math.inf,
+            "model_error": error / energy if energy else 0.0,
+        }

@@ -1,0 +1,98 @@
+"""Masks: which weights are removed, given scores, a ratio and the group that competes."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def parse_pattern(pattern: str) -> tuple[int, int] | None:
+    """Return (N, M) of a pattern ``N:M``, N removed of M consecutive inputs; None if unstructured.
+
+    Raises:
+        ValueError: For anything else.
+    """
+    if pattern == "unstructured":
+        return None
+    found = re.fullmatch(r"(\d{1,4}):(\d{1,4})", pattern)
+    if not found or not 0 < int(found[1]) < int(found[2]):
+        raise ValueError(
+            f"expected the pattern unstructured or N:M with 0 < N < M such as 2:4, got {pattern!r}"
+        )
+    return int(found[1]), int(found[2])
+
+
+def removed(scores: Tensor, ratio: float, group: str, pattern: str = "unstructured") -> Tensor:
+    """Return which weights to remove, (rows, columns) bool: those with the smallest scores.
+
+    Exactly floor(columns * ratio) weights a row are removed for the group ``row``, floor(size * ratio)
+    in all for the group ``layer``, and N of every M consecutive columns for a pattern ``N:M`` (columns
+    that do not fill a last group of M stay). Of equal scores the one that comes first is removed.
+
+    Args:
+        scores: (rows, columns), finite.
+        ratio: Fraction to remove, in [0, 1). For a pattern it is N / M.
+        group: ``row`` or ``layer``; of no effect for a pattern, where M columns compete.
+        pattern: ``unstructured`` or ``N:M``.
+    """
+    rows, columns = scores.shape
+    counts = parse_pattern(pattern)
+    if counts is not None:
+        n, m = counts
+        whole = columns - columns % m
+        groups = scores[:, :whole].reshape(-1, m)
+        result = torch.zeros_like(scores, dtype=torch.bool)
+        result[:, :whole] = _smallest_of_few(groups, n).reshape(rows, whole)
+        return result
+    if group == "layer":
+        count = int(rows * columns * ratio)
+        return _smallest(scores.reshape(1, -1), count).reshape(rows, columns)
+    if group == "row":
+        return _smallest(scores, int(columns * ratio))
+    raise ValueError(f"expected the group row or layer, got {group!r}: not measured yet")
+
+
+def _smallest(scores: Tensor, count: int) -> Tensor:
+    """Return where the ``count`` smallest of each row are, the first of equals, as bool."""
+    if count == 0:
+        return torch.zeros_like(scores, dtype=torch.bool)
+    limit = _kth_smallest(scores, count)
+    result = scores <= limit
+    surplus = result.sum(1) > count
+    if bool(surplus.any()):  # ties at the limit: take them in order of position
+        tied = scores[surplus]
+        below = tied < limit[surplus]
+        equal = tied == limit[surplus]
+        room = count - below.sum(1, keepdim=True)
+        result[surplus] = below | (equal & (equal.cumsum(1) <= room))
+    return result
+
+
+def _smallest_of_few(scores: Tensor, count: int) -> Tensor:
+    """Return the same as ``_smallest`` for very many, very short rows, by counting who comes before."""
+    width = scores.shape[1]
+    if width > 32:
+        return _smallest(scores, count)
+    columns = scores.T.contiguous()
+    before = torch.zeros(columns.shape, dtype=torch.uint8, device=scores.device)
+    for i in range(width):
+        for j in range(i + 1, width):
+            first = columns[i] <= columns[j]
+            before[j] += first
+            before[i] += ~first
+    return (before < count).T
+
+
+def _kth_smallest(scores: Tensor, count: int) -> Tensor:
+    """Return the count-th smallest of each row, (rows, 1).
+
+    NumPy's partition uses vector instructions and is 5 to 10 times as fast on the CPU as torch's
+    kthvalue, which also degenerates on inputs with many equal values.
+    """
+    if scores.device.type == "cpu":
+        array = np.partition(scores.contiguous().numpy(), count - 1, axis=1)
+        return torch.from_numpy(np.ascontiguousarray(array[:, count - 1 : count]))
+    return scores.kthvalue(count, dim=1, keepdim=True).values

@@ -1,0 +1,367 @@
+"""Models: loading any decoder, finding its blocks and linear layers, running it block by block.
+
+Nothing here knows the names of an architecture. Blocks are the module list that holds most linear
+weights; what a block is called with is recorded and passed on as it came.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..search.candidate import Layer
+
+
+class ModelError(ValueError):
+    """A model that cannot be loaded or has no prunable decoder blocks."""
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device of a name; ``auto`` is CUDA where there is one.
+
+    Raises:
+        ModelError: When the device does not exist here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ModelError(f"expected a device such as auto, cpu or cuda:0, got {name!r}") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ModelError(f"expected a device of this machine, got {name!r}; use --device cpu")
+    return device
+
+
+def choose_dtype(name: str) -> torch.dtype:
+    """Return the floating type of a name, ``float32`` or ``bfloat16``."""
+    if name not in ("float32", "bfloat16"):
+        raise ModelError(f"expected the type float32 or bfloat16, got {name!r}")
+    return torch.float32 if name == "float32" else torch.bfloat16
+
+
+def load_model(
+    source: str,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | None = None,
+    trust_remote_code: bool = False,
+) -> tuple[nn.Module, Any]:
+    """Return a causal language model in evaluation mode, and its tokenizer.
+
+    Args:
+        source: A local folder, a ``.gguf`` file, or a name on the model hub.
+        dtype: Floating type of the weights.
+        device: Where the model is put; the CPU if left out.
+        trust_remote_code: Allow code that the model's author ships to run here.
+
+    Raises:
+        ModelError: When there is no such model or transformers cannot load it.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    path = Path(source).expanduser()
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise ModelError(f"expected a model folder, a .gguf file or a hub name, got the file {path}")
+        place, options["gguf_file"] = str(path.parent), path.name
+    elif path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelError(f"expected a model folder with a config.json, got {path} without one")
+        place = str(path)
+    elif source.startswith((".", "/", "~")) or source.count("/") > 1 or source.endswith(".gguf"):
+        raise ModelError(f"expected an existing model folder or .gguf file, got {source}: not found")
+    else:
+        place = source
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(place, **options)
+        model = AutoModelForCausalLM.from_pretrained(place, dtype=dtype, **options)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ModelError(f"transformers cannot load the model {source!r}: {reason}") from error
+    model.requires_grad_(False)
+    return model.eval().to(device or torch.device("cpu")), tokenizer
+
+
+def save_dense_copy(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Write a model that was read from a quantised file as an ordinary folder, so it loads fast.
+
+    transformers refuses to save a model that remembers a GGUF file; the weights are dense already.
+    """
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    copy = type(model)(model.config).to(model.dtype)
+    copy.load_state_dict(model.state_dict())
+    copy.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def weight_matrix(module: nn.Module) -> Tensor:
+    """Return a linear layer's weight as a view (rows, columns) = (outputs, inputs)."""
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    return weight.detach().T if type(module).__name__ == "Conv1D" else weight.detach()
+
+
+def _is_linear(module: nn.Module) -> bool:
+    # GPT-2's Conv1D is a linear layer with its weight transposed.
+    if not (isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"):
+        return False
+    weight = getattr(module, "weight", None)
+    return isinstance(weight, nn.Parameter) and weight.ndim == 2 and weight.is_floating_point()
+
+
+@dataclass
+class Call:
+    """What one block was called with; ``place`` says where the hidden states stand."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    place: int | str
+
+    def with_hidden(self, hidden: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the arguments with other hidden states."""
+        if isinstance(self.place, int):
+            args = (*self.args[: self.place], hidden, *self.args[self.place + 1 :])
+            return args, self.kwargs
+        return self.args, {**self.kwargs, self.place: hidden}
+
+
+@dataclass
+class Batch:
+    """Some sequences on their way through the blocks.
+
+    Attributes:
+        ids: Token ids (sequences, tokens).
+        hidden: Hidden states before the first block (sequences, tokens, width).
+        calls: What each block is called with.
+    """
+
+    ids: Tensor
+    hidden: Tensor
+    calls: list[Call]
+
+
+class _Reached(Exception):
+    """Raised to leave a forward pass once the blocks' arguments are known."""
+
+
+class Decoder:
+    """A causal language model seen as embedding, blocks and head.
+
+    Attributes:
+        model: The transformers model.
+        blocks: Its decoder blocks.
+        layers: The prunable layers in model order.
+        modules: The layers' modules, in the same order.
+        passed_over: Parameters inside blocks, of two or more dimensions, that are no prunable layer.
+
+    Raises:
+        ModelError: When there are no decoder blocks with linear layers.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        prefix, self.blocks = _find_blocks(model)
+        self.layers: list[Layer] = []
+        self.modules: list[nn.Module] = []
+        owners: dict[int, int] = {}
+        for module in model.modules():
+            for parameter in module._parameters.values():
+                if parameter is not None:
+                    owners[id(parameter)] = owners.get(id(parameter), 0) + 1
+        pruned: set[int] = set()
+        for index, block in enumerate(self.blocks):
+            for name, module in block.named_modules():
+                # A tied weight belongs to several modules: pruning it here would prune it there.
+                if _is_linear(module) and owners[id(module.weight)] == 1:
+                    rows, columns = weight_matrix(module).shape
+                    kind = name.rpartition(".")[2] or "linear"
+                    full = f"{prefix}.{index}.{name}".rstrip(".")
+                    self.layers.append(Layer(full, index, kind, rows, columns))
+                    self.modules.append(module)
+                    pruned.add(id(module.weight))
+        if not self.layers:
+            raise ModelError("expected linear layers of their own in the decoder blocks, found none")
+        self.passed_over = [
+            f"{prefix}.{name}"
+            for name, p in self.blocks.named_parameters()
+            if p.ndim >= 2 and id(p) not in pruned
+        ]
+        self._tuples: list[int] | None = None  # length of each block's output tuple, 0 for a tensor
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.modules[0].weight.device  # type: ignore[return-value]
+
+    def fingerprint(self) -> str:
+        """Return a hash of names, shapes and some weights of every layer, to tell models apart."""
+        digest = hashlib.sha256()
+        for layer, module in zip(self.layers, self.modules, strict=True):
+            digest.update(f"{layer.name} {layer.rows} {layer.columns}".encode())
+            flat = module.weight.detach().reshape(-1)  # type: ignore[operator, union-attr]
+            some = flat[:: max(1, flat.numel() // 64)].float().cpu()
+            digest.update(some.numpy().tobytes())
+        return digest.hexdigest()
+
+    @torch.no_grad()
+    def enter(self, ids: Tensor) -> Batch:
+        """Return sequences (sequences, tokens) ready to run through the blocks one by one."""
+        ids = ids.to(self.device)
+        calls: list[Call] = []
+
+        def record(index: int) -> Callable[..., Any]:
+            def forward(*args: Any, **kwargs: Any) -> Any:
+                calls.append(Call(args, kwargs, _find_hidden(args, kwargs)))
+                if index + 1 == len(self.blocks):
+                    raise _Reached
+                return self._wrap(index, _hidden_of(calls[-1]))
+
+            return forward
+
+        self._learn_outputs(ids)
+        with self._patched(record):
+            try:
+                self.model(input_ids=ids, use_cache=False)
+            except _Reached:
+                pass
+        return Batch(ids, _hidden_of(calls[0]), calls)
+
+    @torch.no_grad()
+    def run_block(self, index: int, batch: Batch, hidden: Tensor) -> Tensor:
+        """Return the hidden states (sequences, tokens, width) after a block."""
+        args, kwargs = batch.calls[index].with_hidden(hidden)
+        output = self.blocks[index](*args, **kwargs)
+        return output[0] if isinstance(output, tuple) else output
+
+    @torch.no_grad()
+    def leave(self, ids: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what follows the last block: (final hidden states, logits), in 32-bit floats.
+
+        The model's own forward runs with its blocks replaced, so that norms, scaling and capping of
+        logits are the model's. Final hidden states are what the output embedding is given.
+        """
+        last = len(self.blocks) - 1
+
+        def skip(index: int) -> Callable[..., Any]:
+            def forward(*args: Any, **kwargs: Any) -> Any:
+                own = hidden if index == last else _hidden_of(
+                    Call(args, kwargs, _find_hidden(args, kwargs))
+                )
+                return self._wrap(index, own)
+
+            return forward
+
+        final: list[Tensor] = []
+        head = self.model.get_output_embeddings()  # type: ignore[operator]
+        hook = head.register_forward_pre_hook(lambda _module, args: final.append(args[0]))
+        try:
+            with self._patched(skip):
+                logits = self.model(input_ids=ids, use_cache=False).logits
+        finally:
+            hook.remove()
+        return final[0].float(), logits.float()
+
+    @contextmanager
+    def with_weights(self, weights: dict[int, Tensor]) -> Iterator[None]:
+        """Run with other weights (rows, columns) for some layers, by index; the dense ones return."""
+        dense = {index: self.modules[index].weight.data for index in weights}  # type: ignore[union-attr]
+        try:
+            for index, weight in weights.items():
+                module = self.modules[index]
+                is_transposed = type(module).__name__ == "Conv1D"
+                module.weight.data = weight.T if is_transposed else weight  # type: ignore[union-attr]
+            yield
+        finally:
+            for index, weight in dense.items():
+                self.modules[index].weight.data = weight  # type: ignore[union-attr]
+
+    def _wrap(self, index: int, hidden: Tensor) -> Any:
+        """Return hidden states in the form in which a block returns them."""
+        assert self._tuples is not None
+        length = self._tuples[index]
+        return (hidden, *(None,) * (length - 1)) if length else hidden
+
+    def _learn_outputs(self, ids: Tensor) -> None:
+        if self._tuples is not None:
+            return
+        lengths: list[int] = []
+        hooks = [
+            block.register_forward_hook(
+                lambda _m, _a, out: lengths.append(len(out) if isinstance(out, tuple) else 0)
+            )
+            for block in self.blocks
+        ]
+        try:
+            self.model(input_ids=ids[:1, :8], use_cache=False)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        if len(lengths) != len(self.blocks):
+            raise ModelError(
+                f"expected each of the {len(self.blocks)} blocks to run once a pass, got "
+                f"{len(lengths)} runs; this architecture cannot be measured block by block"
+            )
+        self._tuples = lengths
+
+    @contextmanager
+    def _patched(self, make: Callable[[int], Callable[..., Any]]) -> Iterator[None]:
+        """Replace the blocks' forward functions for a while."""
+        before = [block.__dict__.get("forward") for block in self.blocks]
+        try:
+            for index, block in enumerate(self.blocks):
+                block.forward = make(index)
+            yield
+        finally:
+            for block, forward in zip(self.blocks, before, strict=True):
+                if forward is None:
+                    block.__dict__.pop("forward", None)
+                else:
+                    block.forward = forward
+
+
+def _find_hidden(args: Sequence[Any], kwargs: dict[str, Any]) -> int | str:
+    """Return where the hidden states are: the first three-dimensional floating tensor."""
+    for place, value in (*enumerate(args), *kwargs.items()):
+        if isinstance(value, Tensor) and value.ndim == 3 and value.is_floating_point():
+            return place
+    raise ModelError("expected the blocks to be called with hidden states (sequences, tokens, width)")
+
+
+def _hidden_of(call: Call) -> Tensor:
+    hidden: Tensor = call.args[call.place] if isinstance(call.place, int) else call.kwargs[call.place]
+    return hidden
+
+
+def _find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
+    """Return the name and the module list that holds the most linear weights."""
+    best: tuple[int, str, nn.ModuleList] | None = None
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList):
+            size = sum(weight_matrix(m).numel() for m in module.modules() if _is_linear(m))
+            if size and (best is None or size > best[0]):  # an outer list comes before inner ones
+                best = (size, name, module)
+    if best is None:
+        raise ModelError(
+            f"expected a decoder with a list of blocks of linear layers, got {type(model).__name__} "
+            "without one"
+        )
+    return best[1], best[2]
+
+
+def model_reference(source: str) -> str:
+    """Return a source that means the same from every folder: local paths made absolute."""
+    path = Path(source).expanduser()
+    return os.fspath(path.resolve()) if path.exists() else source

@@ -1,0 +1,217 @@
+"""A shard: the decoder blocks that one worker holds, with what it needs to measure their layers."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..metrics_dsl.canonical import order_form
+from ..metrics_dsl.expression import Expression, MetricError
+from ..metrics_dsl.score import Scorer
+from ..search.candidate import Candidate, Layer
+from .masks import removed
+from .model import Decoder, weight_matrix
+from .reconstruction import relative_error
+from .statistics import Calibration, LayerStatistics
+
+SCREEN_ROWS = 32
+_KEPT_REDUCTIONS = 64  # a layer; each is one row or column of numbers
+T = TypeVar("T")
+
+
+class ScoreError(ValueError):
+    """Scores that cannot rank a layer's weights; the message becomes the candidate's failure."""
+
+
+class LayerResult(NamedTuple):
+    """What pruning some rows of one layer does: error, fraction removed, digest of the mask."""
+
+    error: float
+    removed: float
+    digest: bytes
+
+
+class _Recent(OrderedDict[Expression, tuple[Tensor, ...]]):
+    """Reductions of one layer, the oldest dropped first."""
+
+    def __setitem__(self, key: Expression, value: tuple[Tensor, ...]) -> None:
+        super().__setitem__(key, value)
+        if len(self) > _KEPT_REDUCTIONS:
+            self.popitem(last=False)
+
+
+class _Leaves(Mapping[str, Tensor]):
+    """A layer's leaves over all rows; weights of 16 bits are widened when they are asked for."""
+
+    def __init__(self, weights: Tensor, others: Mapping[str, Tensor]) -> None:
+        self._weights = weights
+        self._others = others
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._weights.float() if name == "W" else self._others[name]
+
+    def __iter__(self) -> Iterator[str]:
+        yield "W"
+        yield from self._others
+
+    def __len__(self) -> int:
+        return 1 + len(self._others)
+
+
+class HeldLayer:
+    """A layer with its dense weights, statistics and the rows that the screen looks at."""
+
+    def __init__(
+        self, index: int, layer: Layer, weights: Tensor, statistics: LayerStatistics, rows: int
+    ) -> None:
+        self.index = index
+        self.layer = layer
+        self.weights = weights
+        self.gram = statistics.gram
+        self.energy = statistics.energy
+        self.leaves = _Leaves(weights, statistics.leaves)
+        chosen = sample_rows(layer.rows, rows, seed=index).to(weights.device)
+        self.sampled = {
+            name: leaf if leaf.shape[0] == 1 else leaf[chosen] for name, leaf in self.leaves.items()
+        }
+        self.sampled_energy = statistics.energy[chosen]
+        self.reduced = _Recent()
+
+    def scores(self, scorer: Scorer, form: Expression, rows: int) -> Tensor:
+        """Return the scores (rows, columns) of an order form.
+
+        Raises:
+            ScoreError: When they are not finite.
+        """
+        scores = scorer.score(form).expand(rows, self.layer.columns)
+        low, high = torch.aminmax(scores)
+        if not bool((high - low).isfinite()):
+            raise ScoreError(f"the scores of `{form}` are not finite in the layer {self.layer.name}")
+        return scores
+
+    def mask(self, candidate: Candidate, pattern: str) -> Tensor:
+        """Return which weights a candidate removes, (rows, columns) bool."""
+        form = order_form(candidate.metric, candidate.group)
+        scores = self.scores(Scorer(self.leaves, None, self.reduced), form, self.layer.rows)
+        return removed(scores, candidate.ratios[self.index], candidate.group, pattern)
+
+    def results(
+        self, candidates: Sequence[Candidate], pattern: str, *, all_rows: bool
+    ) -> list[LayerResult | str]:
+        """Return a result of each candidate, or why there is none."""
+        sampled = self.leaves if all_rows else self.sampled
+        energy = self.energy if all_rows else self.sampled_energy
+        scorer = Scorer(self.leaves, None if all_rows else sampled, self.reduced)
+        found: list[LayerResult | str] = []
+        for candidate in candidates:
+            form = order_form(candidate.metric, candidate.group)
+            try:
+                scores = self.scores(scorer, form, len(energy))
+            except (ScoreError, MetricError) as error:
+                found.append(str(error))
+                continue
+            mask = removed(scores, candidate.ratios[self.index], candidate.group, pattern)
+            error = relative_error(sampled["W"], mask, self.gram, energy)
+            bits = np.packbits(mask.cpu().numpy()).tobytes()
+            share = int(mask.count_nonzero()) / mask.numel()
+            found.append(LayerResult(error, share, hashlib.blake2b(bits, digest_size=16).digest()))
+        return found
+
+
+def sample_rows(rows: int, count: int, seed: int) -> Tensor:
+    """Return the sorted indices of ``count`` rows drawn without replacement, all if there are fewer."""
+    order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed))
+    return order[:count].sort().values
+
+
+class Shard:
+    """The layers of some blocks, measured in parallel.
+
+    Args:
+        decoder: The dense model.
+        calibration: Its calibration.
+        pattern: ``unstructured`` or ``N:M``.
+        rows: Rows a layer that the screen looks at.
+        threads: Layers measured at a time; one thread of arithmetic each.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        calibration: Calibration,
+        *,
+        pattern: str = "unstructured",
+        rows: int = SCREEN_ROWS,
+        threads: int | None = None,
+    ) -> None:
+        device = decoder.device
+        self.pattern = pattern
+        self.held: list[HeldLayer] = []
+        for block in range(len(decoder.blocks)):
+            for index, statistics in calibration.block(block).items():
+                moved = LayerStatistics(
+                    statistics.gram.to(device),
+                    statistics.energy.to(device),
+                    {name: leaf.to(device) for name, leaf in statistics.leaves.items()},
+                )
+                weights = weight_matrix(decoder.modules[index])
+                self.held.append(HeldLayer(index, decoder.layers[index], weights, moved, rows))
+        # A GPU is kept busy by one thread; cores are used best by a layer each, for most steps
+        # are too small to share.
+        count = 1 if device.type == "cuda" else threads or os.cpu_count() or 1
+        self._pool = ThreadPoolExecutor(count, initializer=_one_thread)
+
+    def errors(
+        self, candidates: Sequence[Candidate], *, all_rows: bool
+    ) -> list[list[LayerResult] | str]:
+        """Return for each candidate a result a layer, or why it cannot be measured."""
+
+        def measure(held: HeldLayer) -> list[LayerResult | str]:
+            return held.results(candidates, self.pattern, all_rows=all_rows)
+
+        by_layer = self._each(measure, self.held)
+        result: list[list[LayerResult] | str] = []
+        for position in range(len(candidates)):
+            row = [found[position] for found in by_layer]
+            failures = [item for item in row if isinstance(item, str)]
+            result.append(failures[0] if failures else [r for r in row if not isinstance(r, str)])
+        return result
+
+    def masked_weights(self, candidate: Candidate, block: int) -> tuple[dict[int, Tensor], int]:
+        """Return a block's pruned weights by layer index, and how many were removed.
+
+        Raises:
+            ScoreError: When scores are not finite.
+        """
+
+        def prune(held: HeldLayer) -> tuple[int, Tensor, int]:
+            mask = held.mask(candidate, self.pattern)
+            return held.index, held.weights.masked_fill(mask, 0), int(mask.count_nonzero())
+
+        pruned = self._each(prune, [h for h in self.held if h.layer.block == block])
+        return {i: weights for i, weights, _ in pruned}, sum(count for _, _, count in pruned)
+
+    def close(self) -> None:
+        """End the threads."""
+        self._pool.shutdown(cancel_futures=True)
+
+    def _each(self, work: Callable[[HeldLayer], T], held: Iterable[HeldLayer]) -> list[T]:
+        futures = [self._pool.submit(work, layer) for layer in held]
+        try:
+            return [future.result() for future in futures]
+        except BaseException:  # an interrupt must not wait for the layers that are queued
+            for future in futures:
+                future.cancel()
+            raise
+
+
+def _one_thread() -> None:
+    torch.set_num_threads(1)

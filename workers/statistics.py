@@ -1,0 +1,160 @@
+"""The calibration folder: what calibration writes and measuring reads.
+
+``manifest.json`` says what was calibrated on what, ``tokens.safetensors`` holds the token ids of the three
+parts, and each decoder block has a file of statistics. A folder appears whole or not at all: it is written
+under another name and renamed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..metrics_dsl.operators import LEAVES
+from ..search.candidate import Layer
+
+FORMAT = 1
+PARTS = ("statistics", "selection", "holdout")
+_MANIFEST = "manifest.json"
+
+
+class CalibrationError(ValueError):
+    """A calibration folder that is missing, incomplete or of another model or version."""
+
+
+@dataclass(frozen=True)
+class LayerStatistics:
+    """Statistics of one layer.
+
+    Attributes:
+        gram: Mean of x x' over tokens, (columns, columns), shared by layers fed with the same tensor.
+        energy: Mean square of each output without bias, (rows,), 64-bit.
+        leaves: Leaves of the metric language but ``W``, two-dimensional.
+    """
+
+    gram: Tensor
+    energy: Tensor
+    leaves: dict[str, Tensor]
+
+
+def token_hash(ids: Tensor) -> str:
+    """Return the SHA-256 of token ids, as 32-bit little-endian integers in reading order."""
+    return hashlib.sha256(ids.to(torch.int32).cpu().numpy().astype("<i4").tobytes()).hexdigest()
+
+
+def block_file(index: int) -> str:
+    """Return the name of a block's file of statistics."""
+    return f"block-{index:03d}.safetensors"
+
+
+def write_tokens(folder: Path, parts: dict[str, Tensor]) -> None:
+    """Write the token ids of the parts, each (sequences, tokens)."""
+    tensors = {name: ids.to(torch.int32).contiguous() for name, ids in parts.items()}
+    save_file(tensors, folder / "tokens.safetensors")
+
+
+def write_manifest(folder: Path, manifest: dict[str, Any], layers: list[Layer], grams: list[int]) -> None:
+    """Write the manifest, which makes the folder complete."""
+    entries = [{**asdict(layer), "gram": gram} for layer, gram in zip(layers, grams, strict=True)]
+    text = json.dumps({"format": FORMAT, **manifest, "layers": entries}, indent=1)
+    (folder / _MANIFEST).write_text(text + "\n")
+
+
+class Calibration:
+    """A calibration folder opened for reading.
+
+    Attributes:
+        folder: Where it is.
+        manifest: What was calibrated on what.
+        layers: The prunable layers in model order.
+
+    Raises:
+        CalibrationError: When the folder is missing or incomplete.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        path = self.folder / _MANIFEST
+        if not path.is_file():
+            raise CalibrationError(
+                f"expected a calibration folder, got {self.folder} without {_MANIFEST}; "
+                "make one with `secateur calibrate MODEL --out DIR`"
+            )
+        try:
+            self.manifest: dict[str, Any] = json.loads(path.read_text())
+            entries = [dict(entry) for entry in self.manifest["layers"]]
+            self._grams = [int(entry.pop("gram")) for entry in entries]
+            self.layers = [Layer(**entry) for entry in entries]
+            version = self.manifest["format"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise CalibrationError(f"{path} cannot be read ({error}); calibrate again") from None
+        if version != FORMAT:
+            raise CalibrationError(
+                f"expected calibration format {FORMAT}, got {version} in {path}; calibrate again"
+            )
+        self.check_complete()
+
+    def check_complete(self) -> None:
+        """Check that all files are there.
+
+        Raises:
+            CalibrationError: When one is missing.
+        """
+        names = ["tokens.safetensors", *(block_file(i) for i in sorted({l.block for l in self.layers}))]
+        missing = [name for name in names if not (self.folder / name).is_file()]
+        if missing:
+            raise CalibrationError(
+                f"the calibration folder {self.folder} is incomplete: {missing[0]} is missing "
+                f"({len(missing)} of {len(names)} files); calibrate again"
+            )
+
+    @property
+    def leaves(self) -> frozenset[str]:
+        """Names of the leaves that metrics may use on this calibration."""
+        return frozenset(LEAVES) - (frozenset() if self.manifest["gradients"] else {"G"})
+
+    @property
+    def model_source(self) -> str:
+        """Where to load the model from: the folder's own dense copy, if there is one."""
+        copy = self.folder / "model"
+        return str(copy) if copy.is_dir() else str(self.manifest["model"]["source"])
+
+    def tokens(self, part: str) -> Tensor:
+        """Return the token ids of a part, (sequences, tokens)."""
+        with self._open("tokens.safetensors") as file:
+            return file.get_tensor(part).long()  # type: ignore[no-any-return]
+
+    def block(self, index: int) -> dict[int, LayerStatistics]:
+        """Return the statistics of a block's layers by position of the layer in the model."""
+        wanted = [i for i, layer in enumerate(self.layers) if layer.block == index]
+        result: dict[int, LayerStatistics] = {}
+        with self._open(block_file(index)) as file:
+            shared: dict[str, Tensor] = {}
+
+            def read(name: str) -> Tensor:
+                return shared.setdefault(name, file.get_tensor(name))
+
+            for i in wanted:
+                gram, layer = f"gram{self._grams[i]}", self.layers[i].name
+                leaves = {leaf: read(f"{gram}/{leaf}").reshape(1, -1) for leaf in "XMVD"}
+                leaves["Y"] = read(f"{layer}/Y").reshape(-1, 1)
+                if self.manifest["gradients"]:
+                    leaves["G"] = read(f"{layer}/G")
+                result[i] = LayerStatistics(read(f"{gram}/H"), read(f"{layer}/energy"), leaves)
+        return result
+
+    def _open(self, name: str) -> Any:
+        try:
+            return safe_open(self.folder / name, framework="pt")
+        except (SafetensorError, OSError) as error:
+            raise CalibrationError(
+                f"{self.folder / name} cannot be read ({error}); calibrate again"
+            ) from None
