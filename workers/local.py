@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import math
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from ..search.candidate import Candidate, Layer, Measurement, Part, Stage
 from .masks import parse_pattern
@@ -18,7 +18,10 @@ from .model import Batch, Decoder, ModelError, choose_device, choose_dtype, load
 from .shard import SCREEN_ROWS, LayerResult, ScoreError, Shard
 from .statistics import Calibration, CalibrationError
 
-_TOKENS_A_CALL = 4096
+# Tokens that go through a block at a time: more spill out of a CPU's caches, fewer starve a GPU.
+_TOKENS_A_CALL = {"cpu": 1024, "cuda": 8192}
+# Tokens whose logits exist at a time; over a whole vocabulary they are the largest tensors of all.
+_TOKENS_OF_LOGITS = {"cpu": 128, "cuda": 1024}
 # Dense log-probabilities are kept up to this size and computed again for each candidate beyond it.
 _KEPT_BYTES = 1 << 30
 
@@ -173,64 +176,88 @@ def _check_same_model(decoder: Decoder, calibration: Calibration, dtype: str) ->
         )
 
 
-@dataclass
 class _Dense:
-    """What the dense model does with one sequence (1, tokens).
+    """What the dense model does with a piece of a sequence, ids (1, tokens).
 
-    ``log_probabilities`` is None where keeping it would take too much memory; it then follows from
-    ``hidden``, the hidden states after the last block.
+    The divergence from p to q is sum p (z_p - z_q) + log-normaliser of q - log-normaliser of p, z being
+    logits: only p has to be kept of the dense model, and nothing as large as it is made for a pruned
+    one. Where keeping p would take too much memory it follows from the last hidden states again.
     """
 
-    ids: Tensor
-    hidden: Tensor
-    final: Tensor
-    log_probabilities: Tensor | None
+    def __init__(
+        self, decoder: Decoder, ids: Tensor, following: Tensor, hidden: Tensor, *, keep: bool
+    ) -> None:
+        self._ids = ids
+        self._following = following  # (1, tokens), or one fewer at the end of a sequence
+        self._hidden = hidden
+        self._final, logits = decoder.leave(ids, hidden)
+        self._normaliser = logits.logsumexp(-1)
+        probabilities = (logits - self._normaliser[..., None]).exp_()
+        self._expected = torch.linalg.vecdot(probabilities, logits)
+        self._kept = probabilities if keep else None
+
+    def compare(self, decoder: Decoder, hidden: Tensor) -> dict[str, float]:
+        """Return sums over the tokens: divergence, negative log-likelihood, error and energy."""
+        final, logits = decoder.leave(self._ids, hidden)
+        normaliser = logits.logsumexp(-1)
+        got = torch.linalg.vecdot(self._probabilities(decoder), logits)
+        divergence = (self._expected - got).double() + (normaliser - self._normaliser).double()
+        count = self._following.shape[1]
+        chosen = logits[:, :count].gather(-1, self._following[..., None])[..., 0]
+        return {
+            "divergence": float(divergence.sum()),
+            "surprise": float((normaliser[:, :count] - chosen).double().sum()),
+            "error": float((final - self._final).double().square().sum()),
+            "energy": float(self._final.double().square().sum()),
+        }
+
+    def _probabilities(self, decoder: Decoder) -> Tensor:
+        if self._kept is not None:
+            return self._kept
+        _, logits = decoder.leave(self._ids, self._hidden)
+        return (logits - self._normaliser[..., None]).exp_()
 
 
 class _Reference:
     """One part of the tokens with the dense model's outputs, to compare pruned models with."""
 
     def __init__(self, decoder: Decoder, ids: Tensor) -> None:
-        size = max(1, _TOKENS_A_CALL // ids.shape[1])
+        kind = decoder.device.type
+        size = max(1, _TOKENS_A_CALL.get(kind, 1024) // ids.shape[1])
+        self._piece = _TOKENS_OF_LOGITS.get(kind, 128)
         self.batches: list[Batch] = [decoder.enter(part) for part in ids.split(size)]
-        self._sequences: list[_Dense] = []
-        room = _KEPT_BYTES
+        self._pieces: list[_Dense] = []
+        vocabulary = decoder.model.get_output_embeddings().weight.shape[0]  # type: ignore[operator]
+        room = _KEPT_BYTES // (4 * vocabulary)
         for batch in self.batches:
             states = batch.hidden
             for block in range(len(decoder.blocks)):
                 states = decoder.run_block(block, batch, states)
             for sequence, state in zip(batch.ids.split(1), states.split(1), strict=True):
-                final, logits = decoder.leave(sequence, state)
-                room -= logits.numel() * logits.element_size()
-                kept = logits.log_softmax(-1) if room >= 0 else None
-                self._sequences.append(_Dense(sequence, state, final, kept))
+                following = sequence[:, 1:].split(self._piece, 1)
+                pieces = sequence.split(self._piece, 1), self._split(state)
+                for i, (piece, hidden) in enumerate(zip(*pieces, strict=True)):
+                    room -= piece.numel()
+                    after = following[i] if i < len(following) else sequence[:, :0]
+                    self._pieces.append(_Dense(decoder, piece, after, hidden, keep=room >= 0))
+        self._tokens = ids.numel()
+        self._predicted = ids.numel() - len(ids)
+
+    def _split(self, state: Tensor) -> tuple[Tensor, ...]:
+        return state.split(self._piece, 1)
 
     def compare(self, decoder: Decoder, hidden: Sequence[Tensor]) -> dict[str, float]:
-        """Return kl, perplexity and model_error of a pruned model from its last hidden states.
-
-        Logits of one sequence exist at a time: they are the largest tensors of all.
-        """
-        divergence = likelihood = error = energy = 0.0
-        tokens = predicted = 0
-        pruned_states = (state for states in hidden for state in states.split(1))
-        for dense, state in zip(self._sequences, pruned_states, strict=True):
-            final, logits = decoder.leave(dense.ids, state)
-            pruned = logits.log_softmax(-1)
-            expected = dense.log_probabilities
-            if expected is None:
-                expected = decoder.leave(dense.ids, dense.hidden)[1].log_softmax(-1)
-            divergence += float(
-                functional.kl_div(pruned, expected, log_target=True, reduction="sum")
-            )
-            chosen = pruned[:, :-1].gather(-1, dense.ids[:, 1:, None])
-            likelihood -= float(chosen.double().sum())
-            error += float((final - dense.final).double().square().sum())
-            energy += float(dense.final.double().square().sum())
-            tokens += dense.ids.numel()
-            predicted += chosen.numel()
-        mean = likelihood / predicted
+        """Return kl, perplexity and model_error of a pruned model from its last hidden states."""
+        total: Counter[str] = Counter()
+        pruned = (
+            piece for states in hidden for state in states.split(1) for piece in self._split(state)
+        )
+        for dense, state in zip(self._pieces, pruned, strict=True):
+            for name, value in dense.compare(decoder, state).items():
+                total[name] += value  # type: ignore[assignment]
+        surprise = total["surprise"] / self._predicted
         return {
-            "kl": divergence / tokens,
-            "perplexity": math.exp(mean) if mean < 700 else math.inf,
-            "model_error": error / energy if energy else 0.0,
+            "kl": max(total["divergence"] / self._tokens, 0.0),  # rounding may reach below 0
+            "perplexity": math.exp(surprise) if surprise < 700 else math.inf,
+            "model_error": total["error"] / total["energy"] if total["energy"] else 0.0,
         }

