@@ -108,7 +108,7 @@ def _search(
         if published.expression.leaves <= evaluator.leaves
     }
     archive.note(baselines={c.key: name for name, c in baselines.items()})
-    space = MetricSpace(evaluator.leaves, settings.max_size)
+    space = MetricSpace(evaluator.leaves, settings.group, settings.max_size)
     problem = Problem(space, complete, look_up_objectives(settings.objectives))
     searcher = Opening(
         build_searcher(settings.searcher, problem, settings.seed),
@@ -163,7 +163,9 @@ def _check_folder(settings: SearchSettings, folder: Path) -> None:
                 f"another --out, or continue that run with `secateur resume {folder}`"
             )
     elif folder.exists() and any(folder.iterdir()):
-        raise SettingsError(f"expected a new or empty run folder, got {folder} with other files in it")
+        raise SettingsError(
+            f"expected a new or empty run folder, got {folder} with other files in it"
+        )
 
 
 def _claim(archive: Archive, settings: SearchSettings, calibration: Calibration) -> None:

@@ -47,7 +47,11 @@ def canonical(expression: Expression) -> Expression:
     if not expression.args:
         return expression
     args = tuple(canonical(arg) for arg in expression.args)
-    rebuilt = Expression(expression.op, args, expression.value) if _shapes_kept(expression, args) else expression
+    rebuilt = (
+        Expression(expression.op, args, expression.value)
+        if _shapes_kept(expression, args)
+        else expression
+    )
     try:
         return _simplify(rebuilt)
     except (_NotFinite, MetricError, OverflowError):

@@ -71,9 +71,7 @@ class Expression:
     def _check_operator(self) -> None:
         operator = OPERATORS[self.op]
         if len(self.args) != operator.arity:
-            raise MetricError(
-                f"{self.op} takes {operator.arity} operand(s), got {len(self.args)}"
-            )
+            raise MetricError(f"{self.op} takes {operator.arity} operand(s), got {len(self.args)}")
         if (self.op == "pow") != (self.value is not None):
             raise MetricError("pow, and only pow, takes an exponent, which is a number")
         if self.value is not None:

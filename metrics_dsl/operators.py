@@ -29,7 +29,12 @@ class Shape(NamedTuple):
         return f"({'rows' if self.rows else 1}, {'columns' if self.columns else 1})"
 
 
-FULL, COLUMN, ROW, SCALAR = Shape(True, True), Shape(False, True), Shape(True, False), Shape(False, False)
+FULL, COLUMN, ROW, SCALAR = (
+    Shape(True, True),
+    Shape(False, True),
+    Shape(True, False),
+    Shape(False, False),
+)
 
 
 @dataclass(frozen=True)
@@ -234,4 +239,6 @@ OPERATORS: dict[str, Operator] = {
     )
 }  # fmt: skip
 
-INFIX: dict[str, str] = {o.symbol: o.name for o in OPERATORS.values() if o.symbol and o.name != "neg"}
+INFIX: dict[str, str] = {
+    o.symbol: o.name for o in OPERATORS.values() if o.symbol and o.name != "neg"
+}

@@ -1,7 +1,7 @@
 """Genetic programming over metrics, with DEAP's typed trees, variation and selection.
 
 ``Expression`` stays the truth: expressions are turned into DEAP's prefix lists to be varied and back.
-The population keeps the best measured metrics in canonical form; what the screen rejected or what
+The population keeps the best measured metrics in their order form; what the screen rejected or what
 failed is learned from by not being a parent.
 """
 
@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 from deap import base, gp, tools
 
-from ..metrics_dsl.canonical import canonical
 from ..metrics_dsl.expression import MAX_EXPONENT, Expression, MetricError, constant
 from ..metrics_dsl.operators import COLUMN, FULL, LEAVES, OPERATORS, ROW, SCALAR, Shape
 from .candidate import Candidate, Trial
@@ -101,9 +100,10 @@ class GeneticProgramming:
             for trial in trials:
                 self._known.add(str(trial.candidate.metric))
                 values = point(trial, self._objectives)
-                metric = canonical(trial.candidate.metric)
-                if values is None or metric in members or not self._space.fits(metric):
+                metric = self._space.simplest(trial.candidate.metric)
+                if values is None or metric is None or metric in members:
                     continue
+                self._known.add(str(metric))
                 members[metric] = _Tree(metric, self._fitness(values))
             trees = list(members.values())
             if len(self._objectives) == 1:
@@ -136,15 +136,11 @@ class GeneticProgramming:
         elif kind - _SUBTREE < _NODE:
             (child,) = gp.mutNodeReplacement(gp.PrimitiveTree(first), self._primitives)
         else:
-            return self._checked(self._move_number(first.metric))
+            return self._space.simplest(self._move_number(first.metric))
         try:
-            return self._checked(_expression(iter(child)))
+            return self._space.simplest(_expression(iter(child)))
         except MetricError:
             return None
-
-    def _checked(self, metric: Expression) -> Expression | None:
-        metric = canonical(metric)
-        return metric if self._space.fits(metric) else None
 
     def _parent(self) -> _Tree:
         """Tournament of three: the population is in the order of selection, best first."""

@@ -65,7 +65,9 @@ class Funnel:
         waiting = sorted(set(points) - chosen, key=points.__getitem__)
         places = math.ceil(self.promote * len(waiting))
         while places > 0:
-            front = [k for k in waiting if not any(_dominates(points[o], points[k]) for o in waiting)]
+            front = [
+                k for k in waiting if not any(_dominates(points[o], points[k]) for o in waiting)
+            ]
             chosen.update(front[:places])
             places -= len(front)
             waiting = [key for key in waiting if key not in front]

@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from ..metrics_dsl.canonical import canonical, is_full
+from ..metrics_dsl.canonical import is_full, order_form
 from ..metrics_dsl.expression import Expression, constant
 from ..metrics_dsl.operators import COLUMN, FULL, LEAVES, OPERATORS, ROW, SCALAR, Shape
 
@@ -25,15 +25,17 @@ _REDUCTIONS = {
 
 @dataclass(frozen=True)
 class MetricSpace:
-    """Typed trees over some leaves, up to a size.
+    """Typed trees over some leaves, up to a size, in the simplest form of one order.
 
     Args:
         leaves: Names of the leaves that may occur; ``W`` is among them.
+        group: The weights that compete: what keeps their order is not worth a node.
         max_size: Most nodes that a metric may have.
         max_depth: Deepest tree that is drawn.
     """
 
     leaves: frozenset[str]
+    group: str = "row"
     max_size: int = 20
     max_depth: int = 5
     _by_shape: dict[Shape, list[str]] = field(init=False, repr=False, compare=False)
@@ -48,11 +50,16 @@ class MetricSpace:
         object.__setattr__(self, "_by_shape", by_shape)
 
     def draw(self, rng: random.Random) -> Expression:
-        """Return a random metric in canonical form that fits the space."""
+        """Return a random metric of the space."""
         while True:
-            metric = canonical(self.tree(rng, FULL, rng.randint(2, self.max_depth)))
-            if self.fits(metric):
+            metric = self.simplest(self.tree(rng, FULL, rng.randint(2, self.max_depth)))
+            if metric is not None:
                 return metric
+
+    def simplest(self, metric: Expression) -> Expression | None:
+        """Return the order form of a metric if it fits the space."""
+        form = order_form(metric, self.group)
+        return form if self.fits(form) else None
 
     def fits(self, metric: Expression) -> bool:
         """Whether an expression is a metric of this space."""
@@ -98,7 +105,9 @@ def draw_constant(rng: random.Random) -> Expression:
     return constant(float(f"{10 ** rng.uniform(-2, 2):.2g}"))
 
 
-def replace_at(expression: Expression, index: int, change: Callable[[Expression], Expression]) -> Expression:
+def replace_at(
+    expression: Expression, index: int, change: Callable[[Expression], Expression]
+) -> Expression:
     """Return the expression with its index-th node, counted from the root downwards, changed."""
     if index == 0:
         return change(expression)

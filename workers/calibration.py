@@ -32,7 +32,15 @@ from .model import (
     weight_matrix,
 )
 from .reconstruction import output_energy
-from .statistics import PARTS, Calibration, CalibrationError, block_file, token_hash, write_manifest, write_tokens
+from .statistics import (
+    PARTS,
+    Calibration,
+    CalibrationError,
+    block_file,
+    token_hash,
+    write_manifest,
+    write_tokens,
+)
 from .text import draw_sequences
 
 DAMPING = 0.01  # of the mean diagonal, as in SparseGPT
@@ -72,7 +80,9 @@ class Request:
     def __post_init__(self) -> None:
         if self.sequence_length < 8:
             raise ValueError(f"expected sequences of at least 8 tokens, got {self.sequence_length}")
-        for part, count in zip(PARTS, (self.tokens, self.selection_tokens, self.holdout_tokens), strict=True):
+        for part, count in zip(
+            PARTS, (self.tokens, self.selection_tokens, self.holdout_tokens), strict=True
+        ):
             if count < 1:
                 raise ValueError(f"expected at least 1 token of {part}, got {count}")
 
@@ -82,7 +92,9 @@ class Request:
         return {p: -(-n // self.sequence_length) for p, n in zip(PARTS, counts, strict=True)}
 
 
-def calibrate(request: Request, out: str | Path, tell: Callable[[str], None] = lambda _: None) -> Calibration:
+def calibrate(
+    request: Request, out: str | Path, tell: Callable[[str], None] = lambda _: None
+) -> Calibration:
     """Calibrate a model and return the calibration folder, which must not exist before.
 
     Args:
@@ -97,7 +109,9 @@ def calibrate(request: Request, out: str | Path, tell: Callable[[str], None] = l
     """
     target = Path(out)
     if target.exists():
-        raise CalibrationError(f"expected a new folder, got {target}, which exists; choose another --out")
+        raise CalibrationError(
+            f"expected a new folder, got {target}, which exists; choose another --out"
+        )
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
     partial.mkdir(mode=0o700)
@@ -139,8 +153,10 @@ def _calibrate(request: Request, folder: Path, tell: Callable[[str], None]) -> N
 
 
 def _describe(request: Request, decoder: Decoder, parts: dict[str, Tensor]) -> dict[str, Any]:
-    text = request.text if request.text == "self" or request.text.startswith("hub:") else (
-        model_reference(request.text)
+    text = (
+        request.text
+        if request.text == "self" or request.text.startswith("hub:")
+        else (model_reference(request.text))
     )
     return {
         "model": {

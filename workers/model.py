@@ -73,14 +73,18 @@ def load_model(
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     if path.is_file():
         if path.suffix != ".gguf":
-            raise ModelError(f"expected a model folder, a .gguf file or a hub name, got the file {path}")
+            raise ModelError(
+                f"expected a model folder, a .gguf file or a hub name, got the file {path}"
+            )
         place, options["gguf_file"] = str(path.parent), path.name
     elif path.is_dir():
         if not (path / "config.json").is_file():
             raise ModelError(f"expected a model folder with a config.json, got {path} without one")
         place = str(path)
     elif source.startswith((".", "/", "~")) or source.count("/") > 1 or source.endswith(".gguf"):
-        raise ModelError(f"expected an existing model folder or .gguf file, got {source}: not found")
+        raise ModelError(
+            f"expected an existing model folder or .gguf file, got {source}: not found"
+        )
     else:
         place = source
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -193,7 +197,9 @@ class Decoder:
                     self.modules.append(module)
                     pruned.add(id(module.weight))
         if not self.layers:
-            raise ModelError("expected linear layers of their own in the decoder blocks, found none")
+            raise ModelError(
+                "expected linear layers of their own in the decoder blocks, found none"
+            )
         self.passed_over = [
             f"{prefix}.{name}"
             for name, p in self.blocks.named_parameters()
@@ -257,8 +263,10 @@ class Decoder:
 
         def skip(index: int) -> Callable[..., Any]:
             def forward(*args: Any, **kwargs: Any) -> Any:
-                own = hidden if index == last else _hidden_of(
-                    Call(args, kwargs, _find_hidden(args, kwargs))
+                own = (
+                    hidden
+                    if index == last
+                    else _hidden_of(Call(args, kwargs, _find_hidden(args, kwargs)))
                 )
                 return self._wrap(index, own)
 
@@ -337,11 +345,15 @@ def _find_hidden(args: Sequence[Any], kwargs: dict[str, Any]) -> int | str:
     for place, value in (*enumerate(args), *kwargs.items()):
         if isinstance(value, Tensor) and value.ndim == 3 and value.is_floating_point():
             return place
-    raise ModelError("expected the blocks to be called with hidden states (sequences, tokens, width)")
+    raise ModelError(
+        "expected the blocks to be called with hidden states (sequences, tokens, width)"
+    )
 
 
 def _hidden_of(call: Call) -> Tensor:
-    hidden: Tensor = call.args[call.place] if isinstance(call.place, int) else call.kwargs[call.place]
+    hidden: Tensor = (
+        call.args[call.place] if isinstance(call.place, int) else call.kwargs[call.place]
+    )
     return hidden
 
 

@@ -94,7 +94,9 @@ class HeldLayer:
         scores = scorer.score(form).expand(rows, self.layer.columns)
         low, high = torch.aminmax(scores)
         if not bool((high - low).isfinite()):
-            raise ScoreError(f"the scores of `{form}` are not finite in the layer {self.layer.name}")
+            raise ScoreError(
+                f"the scores of `{form}` are not finite in the layer {self.layer.name}"
+            )
         return scores
 
     def mask(self, candidate: Candidate, pattern: str) -> Tensor:

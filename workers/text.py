@@ -118,11 +118,17 @@ def _plain(path: Path, characters: int) -> Iterator[str]:
         with path.open(encoding="utf-8") as file:
             yield file.read(characters)
     except UnicodeDecodeError as error:
-        raise TextError(f"expected text in UTF-8, got other bytes in {path} ({error.reason})") from None
+        raise TextError(
+            f"expected text in UTF-8, got other bytes in {path} ({error.reason})"
+        ) from None
 
 
 def _json_lines(path: Path) -> Iterator[str]:
-    opened = gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
+    opened = (
+        gzip.open(path, "rt", encoding="utf-8")
+        if path.suffix == ".gz"
+        else path.open(encoding="utf-8")
+    )
     with opened as lines:
         try:
             for number, line in enumerate(lines, 1):

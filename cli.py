@@ -1,0 +1,367 @@
+"""The command line. Each command is a thin function; heavy libraries are imported when it runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from . import __version__
+
+if TYPE_CHECKING:
+    import pandas
+
+app = typer.Typer(
+    help="Search for the rules by which a large language model is pruned.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+DIR = typer.Argument(help="A calibration folder.", show_default=False)
+RUN = typer.Argument(help="A run folder.", show_default=False)
+JSON = typer.Option("--json", help="Print the result as JSON.")
+MODEL = typer.Option(help="Load the model from here instead of where it was calibrated.")
+DEVICE = typer.Option(help="auto, cpu, cuda or cuda:N.")
+DTYPE = typer.Option(help="float32 or bfloat16.")
+THREADS = typer.Option(help="CPU threads; 0 uses all cores.")
+SPARSITY = typer.Option(
+    help="Fraction of weights to remove, in [0, 1); 0.5, or what the pattern says."
+)
+PATTERN = typer.Option(help="unstructured or N:M (N removed of M), such as 2:4.")
+GROUP = typer.Option(help="The weights that compete: row or layer.")
+
+
+def _from_file(context: typer.Context, path: Path | None) -> Path | None:
+    """Take what the command line leaves out from a TOML file's section of the command's name."""
+    if path is not None:
+        from .metrics_dsl.parser import did_you_mean
+        from .search.settings import SettingsError, read_section
+
+        section = read_section(path, str(context.info_name))
+        known = {p.name: p for p in context.command.params if p.name not in ("config", "as_json")}
+        for name in section:
+            if name not in known:
+                raise SettingsError(
+                    f"unknown setting {name!r} in {path}{did_you_mean(name, known)}"
+                )
+        context.default_map = {
+            name: ",".join(value) if isinstance(value, list) else value
+            for name, value in section.items()
+        }
+    return path
+
+
+CONFIG = typer.Option(
+    "--config",
+    callback=_from_file,
+    is_eager=True,
+    help="Read options from this TOML file's section.",
+)
+
+
+@app.callback(invoke_without_command=True)
+def _main(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.command(
+    epilog="Example: secateur calibrate HuggingFaceTB/SmolLM2-135M --text wiki.txt --out cal"
+)
+def calibrate(
+    model: Annotated[
+        str, typer.Argument(help="Hub name, folder or .gguf file.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option(help="The calibration folder to write.", show_default=False)],
+    text: Annotated[
+        str, typer.Option(help="self, a .txt, .jsonl(.gz) or .parquet file, or hub:NAME.")
+    ] = "self",
+    tokens: Annotated[int, typer.Option(help="Tokens of statistics.")] = 8192,
+    selection_tokens: Annotated[
+        int, typer.Option(help="Tokens that candidates are measured on.")
+    ] = 2048,
+    holdout_tokens: Annotated[int, typer.Option(help="Tokens for final figures only.")] = 4096,
+    sequence_length: Annotated[int, typer.Option(help="Tokens a sequence.")] = 512,
+    seed: Annotated[int, typer.Option(help="Seed of sampling and order.")] = 0,
+    gradients: Annotated[bool, typer.Option(help="Compute the leaf G (a backward pass).")] = True,
+    dtype: Annotated[str, DTYPE] = "float32",
+    device: Annotated[str, DEVICE] = "auto",
+    trust_remote_code: Annotated[
+        bool, typer.Option(help="Run code that comes with the model.")
+    ] = False,
+    config: Annotated[Path | None, CONFIG] = None,
+    as_json: Annotated[bool, JSON] = False,
+) -> None:
+    """Measure a dense model on text once, for all searches to come."""
+    from .workers.calibration import Request
+    from .workers.calibration import calibrate as run_calibration
+
+    request = Request(
+        model, text, tokens, selection_tokens, holdout_tokens, sequence_length, seed, gradients,
+        dtype, device, trust_remote_code,
+    )  # fmt: skip
+    calibration = run_calibration(request, out, _note)
+    parts = calibration.manifest["parts"]
+    if as_json:
+        _print_json({"calibration": str(out), "layers": len(calibration.layers), "parts": parts})
+        return
+    weights = sum(layer.size for layer in calibration.layers)
+    blocks = len({layer.block for layer in calibration.layers})
+    dense = calibration.manifest["model"]["stays_dense"]
+    typer.echo(
+        f"{out}: {len(calibration.layers)} linear layers in {blocks} blocks, {weights:,} weights"
+    )
+    for name, part in parts.items():
+        typer.echo(
+            f"  {name}: {part['sequences']} x {part['length']} tokens, sha256 {part['sha256'][:12]}"
+        )
+    if dense:
+        typer.echo(
+            f"  not linear layers of their own, stay dense: {', '.join(dense[:3])} ({len(dense)} in all)"
+        )
+
+
+@app.command(epilog='Example: secateur measure cal "abs(W) * X" --sparsity 0.6 --stage model')
+def measure(
+    folder: Annotated[Path, DIR],
+    metric: Annotated[
+        str, typer.Argument(help="A metric, or the name of a published one.", show_default=False)
+    ],
+    sparsity: Annotated[float | None, SPARSITY] = None,
+    stage: Annotated[str, typer.Option(help="screen, layer or model.")] = "model",
+    part: Annotated[
+        str, typer.Option(help="Tokens of the model stage: selection or holdout.")
+    ] = "selection",
+    pattern: Annotated[str, PATTERN] = "unstructured",
+    group: Annotated[str, GROUP] = "row",
+    model: Annotated[str | None, MODEL] = None,
+    device: Annotated[str, DEVICE] = "auto",
+    dtype: Annotated[str, DTYPE] = "float32",
+    threads: Annotated[int, THREADS] = 0,
+    config: Annotated[Path | None, CONFIG] = None,
+    as_json: Annotated[bool, JSON] = False,
+) -> None:
+    """Measure one metric."""
+    from .metrics_dsl.parser import parse_metric
+    from .metrics_dsl.published import PUBLISHED
+    from .search.candidate import STAGES, uniform
+    from .search.settings import SearchSettings
+
+    if stage not in STAGES:
+        raise ValueError(f"expected a stage among {', '.join(STAGES)}, got {stage!r}")
+    if part not in ("selection", "holdout"):
+        raise ValueError(f"expected the part selection or holdout, got {part!r}")
+    expression = PUBLISHED[metric].expression if metric in PUBLISHED else parse_metric(metric)
+    settings = SearchSettings.read(
+        {"calibration": folder, "sparsity": sparsity, "pattern": pattern, "group": group,
+         "model": model, "device": device, "dtype": dtype, "threads": threads}
+    )  # fmt: skip
+    from .workers.local import Device, LocalEvaluator
+    from .workers.statistics import Calibration
+
+    evaluator = LocalEvaluator(
+        Calibration(folder), pattern=pattern, device=Device(device, dtype, threads), model=model
+    )
+    candidate = uniform(expression, evaluator.layers, settings.sparsity, group)
+    (found,) = evaluator.measure([candidate], stage, part)  # type: ignore[arg-type]
+    evaluator.close()
+    if found.failure:
+        raise ValueError(f"the metric cannot be measured: {found.failure}")
+    result = {"metric": str(expression), "key": candidate.key, "group": group, "pattern": pattern,
+              "stage": stage, "part": part, **found.values, "seconds": found.seconds}  # fmt: skip
+    if as_json:
+        _print_json(result)
+    else:
+        for name, value in result.items():
+            typer.echo(
+                f"{name:12} {value:.6g}" if isinstance(value, float) else f"{name:12} {value}"
+            )
+
+
+@app.command(
+    epilog="Example: secateur search cal --sparsity 0.6 --objectives kl,size --budget 200 --out runs/a"
+)
+def search(
+    calibration: Annotated[Path, DIR],
+    out: Annotated[Path, typer.Option(help="The run folder to write.", show_default=False)],
+    searcher: Annotated[str, typer.Option(help="gp or random.")] = "gp",
+    sparsity: Annotated[float | None, SPARSITY] = None,
+    pattern: Annotated[str, PATTERN] = "unstructured",
+    group: Annotated[str, GROUP] = "row",
+    objectives: Annotated[
+        str, typer.Option(help="What to minimise, separated by commas.")
+    ] = "kl,size",
+    budget: Annotated[int, typer.Option(help="Distinct candidates to measure.")] = 200,
+    seed: Annotated[int, typer.Option(help="Seed of the searcher.")] = 0,
+    batch: Annotated[int, typer.Option(help="Candidates asked for at a time.")] = 16,
+    promote: Annotated[float, typer.Option(help="Share of a batch that passes the screen.")] = 0.25,
+    stage: Annotated[
+        str, typer.Option(help="The stage that decides: screen, layer or model.")
+    ] = "model",
+    seeding: Annotated[
+        bool, typer.Option(help="Start the population from the published metrics.")
+    ] = True,
+    max_size: Annotated[int, typer.Option(help="Most nodes of a metric.")] = 20,
+    model: Annotated[str | None, MODEL] = None,
+    device: Annotated[str, DEVICE] = "auto",
+    dtype: Annotated[str, DTYPE] = "float32",
+    threads: Annotated[int, THREADS] = 0,
+    config: Annotated[Path | None, CONFIG] = None,
+    as_json: Annotated[bool, JSON] = False,
+) -> None:
+    """Search pruning metrics on a calibrated model."""
+    from .search.settings import SearchSettings
+
+    given = dict(locals())
+    settings = SearchSettings.read({name: given[name] for name in SearchSettings.model_fields})
+    from . import launch
+
+    _run(lambda listener: launch.search(settings, out, listener), out, settings.budget, as_json)
+
+
+@app.command(epilog="Example: secateur resume runs/a")
+def resume(run: Annotated[Path, RUN], as_json: Annotated[bool, JSON] = False) -> None:
+    """Continue a run that was interrupted."""
+    from .search.settings import SearchSettings
+
+    path = run / "run.toml"
+    if not path.is_file():
+        raise ValueError(
+            f"expected a run folder, got {run} without run.toml; see `secateur search`"
+        )
+    budget = SearchSettings.load(path).budget
+    from . import launch
+
+    _run(lambda listener: launch.resume(run, listener), run, budget, as_json)
+
+
+@app.command(epilog="Example: secateur front runs/a --objectives kl,size")
+def front(
+    run: Annotated[Path, RUN],
+    objectives: Annotated[
+        str | None, typer.Option(help="What to minimise; the run's own if left out.")
+    ] = None,
+    as_json: Annotated[bool, JSON] = False,
+) -> None:
+    """Print a run's front and baselines, also while it runs."""
+    from .results.archive import Archive
+
+    names = [name.strip() for name in objectives.split(",")] if objectives else None
+    with Archive(run) as archive:
+        _report(archive, names, as_json)
+
+
+@app.command(epilog="Example: secateur metrics --language")
+def metrics(
+    language: Annotated[
+        bool, typer.Option("--language", help="Print leaves and operators instead.")
+    ] = False,
+    as_json: Annotated[bool, JSON] = False,
+) -> None:
+    """Print the published metrics, or the language they are written in."""
+    from .metrics_dsl.operators import LEAVES, OPERATORS
+    from .metrics_dsl.published import PUBLISHED
+
+    if language:
+        rows = [{"name": leaf.name, "shape": str(leaf.shape), "meaning": f"{leaf.meaning} [{leaf.unit}]"}
+                for leaf in LEAVES.values()]  # fmt: skip
+        rows += [
+            {"name": o.name, "shape": o.symbol, "meaning": o.meaning} for o in OPERATORS.values()
+        ]
+    else:
+        rows = [{"name": p.name, "metric": p.text, "group": p.group,
+                 "source": f"{p.source} ({p.note})" if p.note else p.source}
+                for p in PUBLISHED.values()]  # fmt: skip
+    if as_json:
+        _print_json(rows)
+        return
+    widths = [max(len(row[column]) for row in rows) for column in rows[0]]
+    for row in rows:
+        typer.echo(
+            "  ".join(f"{v:{w}}" for v, w in zip(row.values(), widths, strict=True)).rstrip()
+        )
+
+
+# Running and reporting ---------------------------------------------------------------------------
+
+
+def _run(start: Callable[[Any], Any], out: Path, budget: int, as_json: bool) -> None:
+    from .launch import Listener
+    from .results.progress import Progress
+
+    progress = Progress(budget, _note)
+    try:
+        archive = start(Listener(progress.line, progress.step, progress.batch))
+    except KeyboardInterrupt:
+        progress.stop()
+        _note(f"interrupted; what was measured is kept, continue with: secateur resume {out}")
+        raise typer.Exit(130) from None
+    finally:
+        progress.stop()
+    with archive:
+        _report(archive, None, as_json)
+
+
+def _report(archive: Any, objectives: list[str] | None, as_json: bool) -> None:
+    from .results.table import TABLE, table, verdict
+
+    best = archive.front(objectives)
+    rows = archive.frame()
+    baselines = rows[rows["baseline"].notna() & ~rows["key"].isin(best["key"])]
+    if as_json:
+        _print_json({
+            "run": str(archive.folder), "objectives": best.attrs["objectives"],
+            "front": _records(best), "baselines": _records(rows[rows["baseline"].notna()]),
+            "verdict": verdict(rows, best),
+        })  # fmt: skip
+        return
+    typer.echo(f"front of {archive.folder} ({', '.join(best.attrs['objectives'])})")
+    typer.echo(table(best, TABLE))
+    typer.echo("\npublished metrics not on the front")
+    typer.echo(table(baselines.sort_values("kl"), TABLE))
+    typer.echo("\n" + verdict(rows, best))
+
+
+def _records(rows: pandas.DataFrame) -> list[dict[str, Any]]:
+    records: list[dict[str, Any]] = json.loads(rows.to_json(orient="records", double_precision=15))
+    return records
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=1))
+
+
+def _note(text: str) -> None:
+    typer.echo(text, err=True)
+
+
+def main() -> NoReturn:
+    """Run the command line; a user's mistake is one line on standard error and exit code 2."""
+    import sqlite3
+
+    # Both end a run in the same orderly way, within seconds.
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        app()
+    except (ValueError, OSError, sqlite3.Error) as error:
+        if os.environ.get("SECATEUR_TRACEBACK"):
+            raise
+        reason = " ".join(str(error).split()) or type(error).__name__
+        typer.echo(f"secateur: {reason}", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        typer.echo("secateur: interrupted", err=True)
+        sys.exit(130)
+    sys.exit(0)

@@ -1,0 +1,76 @@
+"""The progress line of a run: a live line on a terminal, one line a batch elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ..search.candidate import Stage, Trial
+from .archive import Archive
+
+
+class Progress:
+    """Says how far a run is and how good its best candidate.
+
+    Args:
+        budget: Candidates that the run may measure.
+        line: Prints a line.
+    """
+
+    def __init__(self, budget: int, line: Callable[[str], None]) -> None:
+        self._budget = budget
+        self._line = line
+        self._start = time.monotonic()
+        self._counts: Counter[str] = Counter()
+        self._text = ""
+        self._status: Any = None
+        if sys.stderr.isatty():
+            from rich.console import Console
+
+            self._status = Console(stderr=True).status("starting")
+            self._status.start()
+
+    def line(self, text: str) -> None:
+        """Show a step of the run."""
+        if self._status is None:
+            self._line(text)
+        else:
+            self._status.update(text)
+
+    def step(self, stage: Stage, done: int, total: int) -> None:
+        """Show how far a batch is; only on a terminal, where it replaces the line before."""
+        if self._status is not None:
+            self._status.update(f"{self._text}  [{stage} {done}/{total}]".strip())
+
+    def batch(self, archive: Archive, trials: Sequence[Trial]) -> None:
+        """Show the state of the run after a batch."""
+        self._counts.update(trial.status for trial in trials)
+        done = sum(self._counts.values()) - self._counts["alias"]
+        seconds = time.monotonic() - self._start
+        rate = done / seconds if seconds else 0.0
+        front = archive.front()
+        first = front.attrs["objectives"][0]
+        best = f"best {first} {front[first].min():.4g}" if len(front) else "nothing measured"
+        self._text = (
+            f"{done}/{self._budget} candidates  {best}  front {len(front)}  {rate:.2g}/s  "
+            f"left {_duration((self._budget - done) / rate) if rate else '?'}  "
+            f"rejected {self._counts['rejected']}  aliases {self._counts['alias']}  "
+            f"failed {self._counts['failed']}"
+        )
+        self.line(self._text)
+
+    def stop(self) -> None:
+        """Leave the terminal as it was."""
+        if self._status is not None:
+            self._status.stop()
+            if self._text:
+                self._line(self._text)
+            self._status = None
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(max(seconds, 0.0)), 60)
+    return f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
