@@ -33,7 +33,7 @@ _HOMES = {
     "uniform": "search.candidate",
 }
 
-__all__ = ["__version__", *sorted(_HOMES)]  # noqa: PLE0604 (the names come from the table above)
+__all__ = ["__version__", *sorted(_HOMES)]
 
 
 def __getattr__(name: str) -> Any:

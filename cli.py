@@ -31,9 +31,7 @@ MODEL = typer.Option(help="Load the model from here instead of where it was cali
 DEVICE = typer.Option(help="auto, cpu, cuda or cuda:N.")
 DTYPE = typer.Option(help="float32 or bfloat16.")
 THREADS = typer.Option(help="CPU threads; 0 uses all cores.")
-SPARSITY = typer.Option(
-    help="Fraction of weights to remove, in [0, 1); 0.5, or what the pattern says."
-)
+SPARSITY = typer.Option(help="Fraction of weights to remove, in [0, 1); 0.5, or what the pattern says.")
 PATTERN = typer.Option(help="unstructured or N:M (N removed of M), such as 2:4.")
 GROUP = typer.Option(help="The weights that compete: row or layer.")
 
@@ -48,12 +46,9 @@ def _from_file(context: typer.Context, path: Path | None) -> Path | None:
         known = {p.name: p for p in context.command.params if p.name not in ("config", "as_json")}
         for name in section:
             if name not in known:
-                raise SettingsError(
-                    f"unknown setting {name!r} in {path}{did_you_mean(name, known)}"
-                )
+                raise SettingsError(f"unknown setting {name!r} in {path}{did_you_mean(name, known)}")
         context.default_map = {
-            name: ",".join(value) if isinstance(value, list) else value
-            for name, value in section.items()
+            name: ",".join(value) if isinstance(value, list) else value for name, value in section.items()
         }
     return path
 
@@ -75,30 +70,22 @@ def _main(
         raise typer.Exit
 
 
-@app.command(
-    epilog="Example: secateur calibrate HuggingFaceTB/SmolLM2-135M --text wiki.txt --out cal"
-)
+@app.command(epilog="Example: secateur calibrate HuggingFaceTB/SmolLM2-135M --text wiki.txt --out cal")
 def calibrate(
-    model: Annotated[
-        str, typer.Argument(help="Hub name, folder or .gguf file.", show_default=False)
-    ],
+    model: Annotated[str, typer.Argument(help="Hub name, folder or .gguf file.", show_default=False)],
     out: Annotated[Path, typer.Option(help="The calibration folder to write.", show_default=False)],
     text: Annotated[
         str, typer.Option(help="self, a .txt, .jsonl(.gz) or .parquet file, or hub:NAME.")
     ] = "self",
     tokens: Annotated[int, typer.Option(help="Tokens of statistics.")] = 8192,
-    selection_tokens: Annotated[
-        int, typer.Option(help="Tokens that candidates are measured on.")
-    ] = 2048,
+    selection_tokens: Annotated[int, typer.Option(help="Tokens that candidates are measured on.")] = 2048,
     holdout_tokens: Annotated[int, typer.Option(help="Tokens for final figures only.")] = 4096,
     sequence_length: Annotated[int, typer.Option(help="Tokens a sequence.")] = 512,
     seed: Annotated[int, typer.Option(help="Seed of sampling and order.")] = 0,
     gradients: Annotated[bool, typer.Option(help="Compute the leaf G (a backward pass).")] = True,
     dtype: Annotated[str, DTYPE] = "float32",
     device: Annotated[str, DEVICE] = "auto",
-    trust_remote_code: Annotated[
-        bool, typer.Option(help="Run code that comes with the model.")
-    ] = False,
+    trust_remote_code: Annotated[bool, typer.Option(help="Run code that comes with the model.")] = False,
     config: Annotated[Path | None, CONFIG] = None,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
@@ -118,13 +105,9 @@ def calibrate(
     weights = sum(layer.size for layer in calibration.layers)
     blocks = len({layer.block for layer in calibration.layers})
     dense = calibration.manifest["model"]["stays_dense"]
-    typer.echo(
-        f"{out}: {len(calibration.layers)} linear layers in {blocks} blocks, {weights:,} weights"
-    )
+    typer.echo(f"{out}: {len(calibration.layers)} linear layers in {blocks} blocks, {weights:,} weights")
     for name, part in parts.items():
-        typer.echo(
-            f"  {name}: {part['sequences']} x {part['length']} tokens, sha256 {part['sha256'][:12]}"
-        )
+        typer.echo(f"  {name}: {part['sequences']} x {part['length']} tokens, sha256 {part['sha256'][:12]}")
     if dense:
         typer.echo(
             f"  not linear layers of their own, stay dense: {', '.join(dense[:3])} ({len(dense)} in all)"
@@ -139,9 +122,7 @@ def measure(
     ],
     sparsity: Annotated[float | None, SPARSITY] = None,
     stage: Annotated[str, typer.Option(help="screen, layer or model.")] = "model",
-    part: Annotated[
-        str, typer.Option(help="Tokens of the model stage: selection or holdout.")
-    ] = "selection",
+    part: Annotated[str, typer.Option(help="Tokens of the model stage: selection or holdout.")] = "selection",
     pattern: Annotated[str, PATTERN] = "unstructured",
     group: Annotated[str, GROUP] = "row",
     model: Annotated[str | None, MODEL] = None,
@@ -183,9 +164,7 @@ def measure(
         _print_json(result)
     else:
         for name, value in result.items():
-            typer.echo(
-                f"{name:12} {value:.6g}" if isinstance(value, float) else f"{name:12} {value}"
-            )
+            typer.echo(f"{name:12} {value:.6g}" if isinstance(value, float) else f"{name:12} {value}")
 
 
 @app.command(
@@ -198,19 +177,13 @@ def search(
     sparsity: Annotated[float | None, SPARSITY] = None,
     pattern: Annotated[str, PATTERN] = "unstructured",
     group: Annotated[str, GROUP] = "row",
-    objectives: Annotated[
-        str, typer.Option(help="What to minimise, separated by commas.")
-    ] = "kl,size",
+    objectives: Annotated[str, typer.Option(help="What to minimise, separated by commas.")] = "kl,size",
     budget: Annotated[int, typer.Option(help="Distinct candidates to measure.")] = 200,
     seed: Annotated[int, typer.Option(help="Seed of the searcher.")] = 0,
     batch: Annotated[int, typer.Option(help="Candidates asked for at a time.")] = 16,
     promote: Annotated[float, typer.Option(help="Share of a batch that passes the screen.")] = 0.25,
-    stage: Annotated[
-        str, typer.Option(help="The stage that decides: screen, layer or model.")
-    ] = "model",
-    seeding: Annotated[
-        bool, typer.Option(help="Start the population from the published metrics.")
-    ] = True,
+    stage: Annotated[str, typer.Option(help="The stage that decides: screen, layer or model.")] = "model",
+    seeding: Annotated[bool, typer.Option(help="Start the population from the published metrics.")] = True,
     max_size: Annotated[int, typer.Option(help="Most nodes of a metric.")] = 20,
     model: Annotated[str | None, MODEL] = None,
     device: Annotated[str, DEVICE] = "auto",
@@ -236,9 +209,7 @@ def resume(run: Annotated[Path, RUN], as_json: Annotated[bool, JSON] = False) ->
 
     path = run / "run.toml"
     if not path.is_file():
-        raise ValueError(
-            f"expected a run folder, got {run} without run.toml; see `secateur search`"
-        )
+        raise ValueError(f"expected a run folder, got {run} without run.toml; see `secateur search`")
     budget = SearchSettings.load(path).budget
     from . import launch
 
@@ -263,9 +234,7 @@ def front(
 
 @app.command(epilog="Example: secateur metrics --language")
 def metrics(
-    language: Annotated[
-        bool, typer.Option("--language", help="Print leaves and operators instead.")
-    ] = False,
+    language: Annotated[bool, typer.Option("--language", help="Print leaves and operators instead.")] = False,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Print the published metrics, or the language they are written in."""
@@ -275,9 +244,7 @@ def metrics(
     if language:
         rows = [{"name": leaf.name, "shape": str(leaf.shape), "meaning": f"{leaf.meaning} [{leaf.unit}]"}
                 for leaf in LEAVES.values()]  # fmt: skip
-        rows += [
-            {"name": o.name, "shape": o.symbol, "meaning": o.meaning} for o in OPERATORS.values()
-        ]
+        rows += [{"name": o.name, "shape": o.symbol, "meaning": o.meaning} for o in OPERATORS.values()]
     else:
         rows = [{"name": p.name, "metric": p.text, "group": p.group,
                  "source": f"{p.source} ({p.note})" if p.note else p.source}
@@ -287,9 +254,7 @@ def metrics(
         return
     widths = [max(len(row[column]) for row in rows) for column in rows[0]]
     for row in rows:
-        typer.echo(
-            "  ".join(f"{v:{w}}" for v, w in zip(row.values(), widths, strict=True)).rstrip()
-        )
+        typer.echo("  ".join(f"{v:{w}}" for v, w in zip(row.values(), widths, strict=True)).rstrip())
 
 
 # Running and reporting ---------------------------------------------------------------------------
@@ -353,6 +318,7 @@ def main() -> NoReturn:
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TQDM_DISABLE", "1")  # bars of libraries do not belong between our lines
     try:
         app()
     except (ValueError, OSError, sqlite3.Error) as error:

@@ -94,9 +94,7 @@ def _evaluator(settings: SearchSettings, calibration: Calibration, listener: Lis
     )
 
 
-def _search(
-    settings: SearchSettings, evaluator: Evaluator, archive: Archive, listener: Listener
-) -> None:
+def _search(settings: SearchSettings, evaluator: Evaluator, archive: Archive, listener: Listener) -> None:
     remembering = RememberingEvaluator(evaluator, archive, listener.step)
 
     def complete(metric: object) -> Candidate:
@@ -163,9 +161,7 @@ def _check_folder(settings: SearchSettings, folder: Path) -> None:
                 f"another --out, or continue that run with `secateur resume {folder}`"
             )
     elif folder.exists() and any(folder.iterdir()):
-        raise SettingsError(
-            f"expected a new or empty run folder, got {folder} with other files in it"
-        )
+        raise SettingsError(f"expected a new or empty run folder, got {folder} with other files in it")
 
 
 def _claim(archive: Archive, settings: SearchSettings, calibration: Calibration) -> None:

@@ -24,15 +24,33 @@ _RANK = {name: rank for rank, name in enumerate("WGXMVYD")}
 _Factors = dict[Expression, float]
 
 
-class _NotFinite(ArithmeticError):
+class _NotFiniteError(ArithmeticError):
     """A constant left the range of floats while being folded; the operation is kept as written."""
 
 
 def _tidy(value: float) -> float:
     """Round off the noise of folding (0.1 + 0.2), so that equal constants are equal."""
     if not math.isfinite(value):
-        raise _NotFinite
+        raise _NotFiniteError
     return float(f"{value:.12g}")
+
+
+def _unit_sum(
+    number: float, terms: dict[Expression, float], *, turn: bool = True
+) -> tuple[float, Expression]:
+    """Return (unit, sum / unit) such that the smallest coefficient is 1 or -1.
+
+    With ``turn`` the leading term's coefficient is made positive. Ratios keep two digits less than
+    constants, so that multiplying by the unit and dividing again gives the same ratio.
+    """
+    unit = min(map(abs, terms.values()))
+    if turn and terms[min(terms, key=_sort_key)] < 0:
+        unit = -unit
+
+    def ratio(value: float) -> float:
+        return float(f"{_tidy(value / unit):.10g}")
+
+    return unit, _sum(ratio(number), {term: ratio(c) for term, c in terms.items()})
 
 
 def _sort_key(expression: Expression) -> tuple[int, int, str]:
@@ -48,13 +66,11 @@ def canonical(expression: Expression) -> Expression:
         return expression
     args = tuple(canonical(arg) for arg in expression.args)
     rebuilt = (
-        Expression(expression.op, args, expression.value)
-        if _shapes_kept(expression, args)
-        else expression
+        Expression(expression.op, args, expression.value) if _shapes_kept(expression, args) else expression
     )
     try:
         return _simplify(rebuilt)
-    except (_NotFinite, MetricError, OverflowError):
+    except (_NotFiniteError, MetricError, OverflowError):
         return rebuilt
 
 
@@ -96,6 +112,12 @@ def _factors(e: Expression) -> tuple[float, _Factors]:
     if e.op == "neg":
         coefficient, factors = _factors(e.args[0])
         return -coefficient, factors
+    if e.op in ("add", "sub"):
+        number, terms = _terms(e)
+        if not terms:
+            return number, {}
+        unit, whole = _unit_sum(number, terms)
+        return (unit, {whole: 1.0}) if whole.op in ("add", "sub") else _scale(_factors(whole), unit)
     if e.op == "mul":
         return _multiply(_factors(e.args[0]), _factors(e.args[1]))
     if e.op == "div":
@@ -111,22 +133,13 @@ def _factors(e: Expression) -> tuple[float, _Factors]:
 
 
 def _is_atom(e: Expression) -> bool:
-    """Whether abs(e) is a base of its own: e is neither a product, of known sign, nor a sum to turn."""
-    return not e.nonnegative and _factors(e) == (1.0, {e: 1.0}) and _magnitude_base(e).args == (e,)
+    """Whether abs(e) is a base of its own: e is no product and of no known sign."""
+    return not e.nonnegative and _factors(e) == (1.0, {e: 1.0})
 
 
 def _magnitude_base(base: Expression) -> Expression:
-    """Return abs(base); a sum is first turned so that its leading term is positive."""
-    if base.nonnegative:
-        return base
-    if base.op in ("add", "sub", "neg"):
-        number, terms = _terms(base)
-        leading = min(terms, key=_sort_key)
-        if terms[leading] < 0:
-            base = _sum(-number, {term: -c for term, c in terms.items()})
-            if base.nonnegative:
-                return base
-    return Expression("abs", (base,))
+    """Return abs(base), for a base that is a factor of a product."""
+    return base if base.nonnegative else Expression("abs", (base,))
 
 
 def _magnitudes(factors: _Factors) -> _Factors:
@@ -157,6 +170,10 @@ def _multiply(a: tuple[float, _Factors], b: tuple[float, _Factors]) -> tuple[flo
     return _tidy(a[0] * b[0]), factors
 
 
+def _scale(product: tuple[float, _Factors], by: float) -> tuple[float, _Factors]:
+    return _tidy(product[0] * by), product[1]
+
+
 def _raise(product: tuple[float, _Factors], exponent: float) -> tuple[float, _Factors]:
     factors: _Factors = {}
     for base, old in product[1].items():
@@ -185,7 +202,8 @@ def _product(coefficient: float, factors: _Factors) -> Expression:
             if coefficient == 1:
                 return base
             return _sum(number * coefficient, {t: c * coefficient for t, c in terms.items()})
-    above, below = [], []
+    above: list[Expression] = []
+    below: list[Expression] = []
     pending = dict(factors)
     for base in [b for b in factors if not b.nonnegative]:  # signs: W * |W|**2 is written W**3
         rest = pending.get(_magnitude_base(base), 0.0)
@@ -228,9 +246,9 @@ def _terms(e: Expression) -> tuple[float, dict[Expression, float]]:
         other, others = _terms(e.args[1])
         for term, coefficient in others.items():
             terms[term] = _tidy(terms.get(term, 0.0) + sign * coefficient)
-        return _tidy(number + sign * other), terms
+        return _tidy(number + sign * other), {t: c for t, c in terms.items() if c}
     coefficient, factors = _factors(e)
-    if not factors:
+    if not factors or coefficient == 0:
         return coefficient, {}
     term = _product(1.0, factors)
     if term.op in ("add", "sub"):
@@ -279,7 +297,9 @@ def _reduction(e: Expression, arg: Expression) -> Expression:
     """Pull a constant factor out: sums, means and norms scale with it, a maximum if it is positive."""
     what = e.op.partition("_")[2]
     outside, factors = _factors(arg)
-    if not factors or outside == 0:
+    if outside == 0:
+        return constant(0.0)
+    if not factors:
         return e
     sign = 1.0
     if what == "norm":
@@ -298,11 +318,10 @@ def _normalisation(e: Expression, arg: Expression) -> Expression:
     """Drop what normalising undoes: another normalisation, a shift, a positive factor."""
     while arg.op in ("minmax", "zscore"):
         arg = arg.args[0]
-    number, terms = _terms(arg)
+    _, terms = _terms(arg)
     if not terms:
         return constant(0.0)
-    unit = abs(terms[min(terms, key=_sort_key)])
-    inner = _sum(0.0, {t: c / unit for t, c in terms.items()})
+    _, inner = _unit_sum(0.0, terms, turn=False)
     if inner.shape == SCALAR:
         return constant(0.0)
     if inner.op in ("minmax", "zscore"):
@@ -344,8 +363,7 @@ def _peel(e: Expression, group: str) -> Expression:
         kept = {t: c for t, c in terms.items() if not _constant_in(t, group)}
         if not kept:
             return constant(0.0)
-        unit = abs(kept[min(kept, key=_sort_key)])
-        return canonical(_sum(0.0, {t: c / unit for t, c in kept.items()}))
+        return canonical(_unit_sum(0.0, kept, turn=False)[1])
     coefficient, factors = _factors(e)
     if not factors or coefficient == 0:
         return constant(0.0)

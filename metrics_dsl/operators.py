@@ -164,9 +164,7 @@ def _unary(
     number: Callable[..., float],
     symbol: str = "",
 ) -> Operator:
-    return Operator(
-        name, 1, "elementwise", meaning, order, _broadcast, nonnegative, compute, number, symbol
-    )
+    return Operator(name, 1, "elementwise", meaning, order, _broadcast, nonnegative, compute, number, symbol)
 
 
 def _reduction(axis: str, what: str) -> Operator:
@@ -239,6 +237,4 @@ OPERATORS: dict[str, Operator] = {
     )
 }  # fmt: skip
 
-INFIX: dict[str, str] = {
-    o.symbol: o.name for o in OPERATORS.values() if o.symbol and o.name != "neg"
-}
+INFIX: dict[str, str] = {o.symbol: o.name for o in OPERATORS.values() if o.symbol and o.name != "neg"}

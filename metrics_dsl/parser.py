@@ -142,9 +142,7 @@ class _Reader:
 
     def _apply(self, name: str, operands: list[ast.expr], level: int) -> Expression:
         if name == "pow":
-            return Expression(
-                "pow", (self.read(operands[0], level + 1),), self._exponent(operands[1])
-            )
+            return Expression("pow", (self.read(operands[0], level + 1),), self._exponent(operands[1]))
         return Expression(name, tuple(self.read(operand, level + 1) for operand in operands))
 
     def _leaf(self, node: ast.Name) -> Expression:

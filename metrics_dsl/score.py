@@ -57,10 +57,8 @@ class Scorer:
         """Return the value of an expression over the wanted rows, in its own shape."""
         return self._value(expression, self._wanted, self._values)
 
-    def _value(
-        self, e: Expression, leaves: Mapping[str, Tensor], values: dict[Expression, Tensor]
-    ) -> Tensor:
-        if e.op == "const":
+    def _value(self, e: Expression, leaves: Mapping[str, Tensor], values: dict[Expression, Tensor]) -> Tensor:
+        if e.value is not None and not e.args:
             return next(iter(leaves.values())).new_full((1, 1), e.value)
         if not e.args:
             if e.op not in leaves:

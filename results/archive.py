@@ -114,9 +114,7 @@ class Archive:
         """Keep what was just measured, in one transaction."""
         rows = [(c.key, m.stage, part, *_columns(m)) for c, m in measured]
         with self._transaction():
-            self._db.executemany(
-                f"INSERT OR IGNORE INTO measurements VALUES ({', '.join('?' * 8)})", rows
-            )
+            self._db.executemany(f"INSERT OR IGNORE INTO measurements VALUES ({', '.join('?' * 8)})", rows)
 
     def note(self, **facts: Any) -> None:
         """Keep facts about the run, as JSON, replacing those of the same name."""

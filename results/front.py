@@ -82,10 +82,10 @@ def front(rows: pd.DataFrame, objectives: Sequence[str]) -> pd.DataFrame:
 
     names = [objective.name for objective in look_up_objectives(objectives)]
     measured = rows[rows["status"].isin(["measured", "alias"])]
-    measured = measured[np.isfinite(measured[names].to_numpy(dtype=float)).all(axis=1)]
-    if measured.empty:
-        return measured
-    best = moocore.is_nondominated(measured[names].to_numpy(dtype=float))
-    result = measured[best].sort_values(names, kind="stable")
+    points = measured[names].to_numpy(dtype=float)
+    finite = np.isfinite(points).all(axis=1)  # moocore ranks NaN as if it were a number
+    result: pd.DataFrame = measured.loc[finite]
+    if finite.any():
+        result = result.loc[moocore.is_nondominated(points[finite])].sort_values(names, kind="stable")
     result.attrs = {**rows.attrs, "objectives": names}
     return result

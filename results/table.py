@@ -40,10 +40,10 @@ def verdict(rows: pd.DataFrame, front: pd.DataFrame) -> str:
     found = front[front["baseline"].isna() & front["kl_holdout"].notna()]
     if published.empty:
         return "No published metric has been measured on holdout tokens yet."
-    best = published.loc[published["kl_holdout"].idxmin()]
+    best = published.nsmallest(1, "kl_holdout").iloc[0]
     if found.empty:
         return f"Nothing was found that is not published; the best of those is {best['baseline']}."
-    mine = found.loc[found["kl_holdout"].idxmin()]
+    mine = found.nsmallest(1, "kl_holdout").iloc[0]
     change = mine["kl_holdout"] / best["kl_holdout"] - 1
     word = "beats" if change < 0 else "does not beat"
     return (

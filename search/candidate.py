@@ -103,8 +103,6 @@ class Trial:
     alias_of: str = ""
 
 
-def uniform(
-    metric: Expression, layers: Sequence[Layer], sparsity: float, group: str = "row"
-) -> Candidate:
+def uniform(metric: Expression, layers: Sequence[Layer], sparsity: float, group: str = "row") -> Candidate:
     """Return the candidate that removes the same fraction of weights from every layer."""
     return Candidate(metric, (float(sparsity),) * len(layers), group)

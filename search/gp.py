@@ -154,9 +154,7 @@ class GeneticProgramming:
         if not numbers:
             places = [i for i, node in enumerate(nodes) if node.op != "const"]
             exponent = self._rng.choice(EXPONENTS)
-            return replace_at(
-                metric, self._rng.choice(places), lambda e: Expression("pow", (e,), exponent)
-            )
+            return replace_at(metric, self._rng.choice(places), lambda e: Expression("pow", (e,), exponent))
 
         def move(node: Expression) -> Expression:
             assert node.value is not None
@@ -181,7 +179,7 @@ class GeneticProgramming:
         try:
             yield
         finally:
-            self._states = random.getstate(), np.random.get_state()  # type: ignore[assignment]
+            self._states = random.getstate(), np.random.get_state()
             random.setstate(outside[0])
             np.random.set_state(outside[1])
 

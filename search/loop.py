@@ -65,9 +65,7 @@ class Funnel:
         waiting = sorted(set(points) - chosen, key=points.__getitem__)
         places = math.ceil(self.promote * len(waiting))
         while places > 0:
-            front = [
-                k for k in waiting if not any(_dominates(points[o], points[k]) for o in waiting)
-            ]
+            front = [k for k in waiting if not any(_dominates(points[o], points[k]) for o in waiting)]
             chosen.update(front[:places])
             places -= len(front)
             waiting = [key for key in waiting if key not in front]
@@ -78,9 +76,7 @@ def _dominates(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
     return a != b and all(x <= y for x, y in zip(a, b, strict=True))
 
 
-def run(
-    searcher: Searcher, evaluator: Evaluator, funnel: Funnel, budget: int
-) -> Iterator[list[Trial]]:
+def run(searcher: Searcher, evaluator: Evaluator, funnel: Funnel, budget: int) -> Iterator[list[Trial]]:
     """Search until ``budget`` distinct candidates are measured or nothing new is proposed.
 
     Yields one list of new trials a batch, in the order asked. A candidate whose masks are known, by its
@@ -138,9 +134,7 @@ def _measure(
     promoted = funnel.choose(screened)
     going_on = [trial for trial in screened if trial.candidate.key in promoted]
     for trial, found in zip(going_on, _last_stage(going_on, evaluator, funnel), strict=True):
-        done[trial.candidate.key] = Trial(
-            trial.candidate, found, "failed" if found.failure else "measured"
-        )
+        done[trial.candidate.key] = Trial(trial.candidate, found, "failed" if found.failure else "measured")
     for candidate in candidates:
         if candidate.key in alias:
             original = alias[candidate.key]
@@ -151,9 +145,7 @@ def _measure(
     return [done[candidate.key] for candidate in candidates]
 
 
-def _last_stage(
-    screened: Sequence[Trial], evaluator: Evaluator, funnel: Funnel
-) -> Iterator[Measurement]:
+def _last_stage(screened: Sequence[Trial], evaluator: Evaluator, funnel: Funnel) -> Iterator[Measurement]:
     """Yield what the deciding stage finds out, joined with what the screen did."""
     if funnel.last == "screen":
         yield from (trial.measurement for trial in screened)

@@ -68,9 +68,7 @@ def look_up_objectives(names: Iterable[str]) -> list[Objective]:
     """
     found = [look_up(OBJECTIVES, name, "an objective") for name in names]
     if not found or len({o.name for o in found}) != len(found):
-        raise ValueError(
-            f"expected different objectives such as kl,size; got {[o.name for o in found]}"
-        )
+        raise ValueError(f"expected different objectives such as kl,size; got {[o.name for o in found]}")
     return found
 
 

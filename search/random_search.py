@@ -19,9 +19,7 @@ class RandomSearcher:
         seed: Seed of the searcher's own generator.
     """
 
-    def __init__(
-        self, space: MetricSpace, complete: Callable[[Expression], Candidate], *, seed: int
-    ) -> None:
+    def __init__(self, space: MetricSpace, complete: Callable[[Expression], Candidate], *, seed: int) -> None:
         self._space = space
         self._complete = complete
         self._rng = random.Random(seed)

@@ -67,6 +67,4 @@ class Opening:
 
     def tell(self, trials: Sequence[Trial]) -> None:
         """Pass the trials on, the opening's only if it seeds the searcher."""
-        self._searcher.tell(
-            [t for t in trials if self._tell or t.candidate.key not in self._opening]
-        )
+        self._searcher.tell([t for t in trials if self._tell or t.candidate.key not in self._opening])

@@ -105,9 +105,7 @@ def draw_constant(rng: random.Random) -> Expression:
     return constant(float(f"{10 ** rng.uniform(-2, 2):.2g}"))
 
 
-def replace_at(
-    expression: Expression, index: int, change: Callable[[Expression], Expression]
-) -> Expression:
+def replace_at(expression: Expression, index: int, change: Callable[[Expression], Expression]) -> Expression:
     """Return the expression with its index-th node, counted from the root downwards, changed."""
     if index == 0:
         return change(expression)

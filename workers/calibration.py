@@ -28,8 +28,10 @@ from .model import (
     choose_dtype,
     load_model,
     model_reference,
+    oriented,
     save_dense_copy,
     weight_matrix,
+    weight_of,
 )
 from .reconstruction import output_energy
 from .statistics import (
@@ -80,9 +82,7 @@ class Request:
     def __post_init__(self) -> None:
         if self.sequence_length < 8:
             raise ValueError(f"expected sequences of at least 8 tokens, got {self.sequence_length}")
-        for part, count in zip(
-            PARTS, (self.tokens, self.selection_tokens, self.holdout_tokens), strict=True
-        ):
+        for part, count in zip(PARTS, (self.tokens, self.selection_tokens, self.holdout_tokens), strict=True):
             if count < 1:
                 raise ValueError(f"expected at least 1 token of {part}, got {count}")
 
@@ -92,9 +92,7 @@ class Request:
         return {p: -(-n // self.sequence_length) for p, n in zip(PARTS, counts, strict=True)}
 
 
-def calibrate(
-    request: Request, out: str | Path, tell: Callable[[str], None] = lambda _: None
-) -> Calibration:
+def calibrate(request: Request, out: str | Path, tell: Callable[[str], None] = lambda _: None) -> Calibration:
     """Calibrate a model and return the calibration folder, which must not exist before.
 
     Args:
@@ -109,9 +107,7 @@ def calibrate(
     """
     target = Path(out)
     if target.exists():
-        raise CalibrationError(
-            f"expected a new folder, got {target}, which exists; choose another --out"
-        )
+        raise CalibrationError(f"expected a new folder, got {target}, which exists; choose another --out")
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
     partial.mkdir(mode=0o700)
@@ -138,9 +134,7 @@ def _calibrate(request: Request, folder: Path, tell: Callable[[str], None]) -> N
     total = sum(counts.values())
     how = "the model writes" if request.text == "self" else "reading"
     tell(f"{how} {total} sequences of {request.sequence_length} tokens")
-    sequences = draw_sequences(
-        request.text, model, tokenizer, total, request.sequence_length, request.seed
-    )
+    sequences = draw_sequences(request.text, model, tokenizer, total, request.sequence_length, request.seed)
     parts = dict(zip(counts, sequences.split(list(counts.values())), strict=True))
     write_tokens(folder, parts)
     gradients: dict[int, Tensor] = {}
@@ -187,23 +181,22 @@ def root_mean_square_gradients(decoder: Decoder, ids: Tensor) -> dict[int, Tenso
     make G random), and squares are summed over sequences in 32-bit floats (16-bit ones overflow).
     """
     model: Any = decoder.model
-    weights = [module.weight for module in decoder.modules]
+    weights = [weight_of(module) for module in decoder.modules]
     sums = [torch.zeros_like(weight_matrix(m), dtype=torch.float32) for m in decoder.modules]
     try:
         for weight in weights:
-            weight.requires_grad_(True)  # type: ignore[operator, union-attr]
+            weight.requires_grad_(True)
         for sequence in ids.split(1):
             on_device = sequence.to(decoder.device)
             model(input_ids=on_device, labels=on_device, use_cache=False).loss.backward()
             for total, weight, module in zip(sums, weights, decoder.modules, strict=True):
-                gradient: Tensor | None = weight.grad  # type: ignore[assignment, union-attr]
-                if gradient is not None:  # an expert that no token reached has none
-                    oriented = gradient.T if type(module).__name__ == "Conv1D" else gradient
-                    total.addcmul_(oriented.float(), oriented.float())
-                weight.grad = None  # type: ignore[union-attr]
+                if weight.grad is not None:  # an expert that no token reached has none
+                    gradient = oriented(module, weight.grad).float()
+                    total.addcmul_(gradient, gradient)
+                weight.grad = None
     finally:
         for weight in weights:
-            weight.requires_grad_(False)  # type: ignore[operator, union-attr]
+            weight.requires_grad_(False)
     return {i: total.div_(len(ids)).sqrt_().contiguous() for i, total in enumerate(sums)}
 
 
@@ -303,9 +296,7 @@ class _Observer:
         return result
 
 
-def _write_blocks(
-    decoder: Decoder, ids: Tensor, gradients: dict[int, Tensor], folder: Path
-) -> list[int]:
+def _write_blocks(decoder: Decoder, ids: Tensor, gradients: dict[int, Tensor], folder: Path) -> list[int]:
     """Write each block's statistics; return for each layer the number of its Gram matrix."""
     size = max(1, _TOKENS_A_CALL // ids.shape[1])
     batches: list[Batch] = [decoder.enter(part) for part in ids.split(size)]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..search.candidate import Candidate, Layer, Measurement, Part, Stage
 from .masks import parse_pattern
-from .model import Batch, Decoder, ModelError, choose_device, choose_dtype, load_model
+from .model import Batch, Decoder, choose_device, choose_dtype, load_model
 from .shard import SCREEN_ROWS, LayerResult, ScoreError, Shard
 from .statistics import Calibration, CalibrationError
 
@@ -116,9 +116,7 @@ class LocalEvaluator:
         seconds = (time.perf_counter() - start) / len(candidates)
         return [self._from_layers(results, stage, seconds) for results in found]
 
-    def _from_layers(
-        self, results: list[LayerResult] | str, stage: Stage, seconds: float
-    ) -> Measurement:
+    def _from_layers(self, results: list[LayerResult] | str, stage: Stage, seconds: float) -> Measurement:
         if isinstance(results, str):
             return Measurement(stage, seconds=seconds, failure=results)
         errors = tuple(result.error for result in results)
@@ -244,14 +242,13 @@ class _Reference:
         self._predicted = ids.numel() - len(ids)
 
     def _split(self, state: Tensor) -> tuple[Tensor, ...]:
-        return state.split(self._piece, 1)
+        pieces: tuple[Tensor, ...] = state.split(self._piece, 1)
+        return pieces
 
     def compare(self, decoder: Decoder, hidden: Sequence[Tensor]) -> dict[str, float]:
         """Return kl, perplexity and model_error of a pruned model from its last hidden states."""
         total: Counter[str] = Counter()
-        pruned = (
-            piece for states in hidden for state in states.split(1) for piece in self._split(state)
-        )
+        pruned = (piece for states in hidden for state in states.split(1) for piece in self._split(state))
         for dense, state in zip(self._pieces, pruned, strict=True):
             for name, value in dense.compare(decoder, state).items():
                 total[name] += value  # type: ignore[assignment]

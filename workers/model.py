@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,21 +73,17 @@ def load_model(
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     if path.is_file():
         if path.suffix != ".gguf":
-            raise ModelError(
-                f"expected a model folder, a .gguf file or a hub name, got the file {path}"
-            )
+            raise ModelError(f"expected a model folder, a .gguf file or a hub name, got the file {path}")
         place, options["gguf_file"] = str(path.parent), path.name
     elif path.is_dir():
         if not (path / "config.json").is_file():
             raise ModelError(f"expected a model folder with a config.json, got {path} without one")
         place = str(path)
     elif source.startswith((".", "/", "~")) or source.count("/") > 1 or source.endswith(".gguf"):
-        raise ModelError(
-            f"expected an existing model folder or .gguf file, got {source}: not found"
-        )
+        raise ModelError(f"expected an existing model folder or .gguf file, got {source}: not found")
     else:
         place = source
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, **options)
         model = AutoModelForCausalLM.from_pretrained(place, dtype=dtype, **options)
@@ -111,15 +107,27 @@ def save_dense_copy(model: Any, tokenizer: Any, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
+def weight_of(module: nn.Module) -> nn.Parameter:
+    """Return a linear layer's weight as the module stores it."""
+    weight = module.weight
+    assert isinstance(weight, nn.Parameter)
+    return weight
+
+
+def oriented(module: nn.Module, stored: Tensor) -> Tensor:
+    """Return a view (rows, columns) = (outputs, inputs) of what is stored like a module's weight.
+
+    The same view of such a view is the stored form again: GPT-2's Conv1D is a transposed linear layer.
+    """
+    return stored.T if type(module).__name__ == "Conv1D" else stored
+
+
 def weight_matrix(module: nn.Module) -> Tensor:
     """Return a linear layer's weight as a view (rows, columns) = (outputs, inputs)."""
-    weight = module.weight
-    assert isinstance(weight, Tensor)
-    return weight.detach().T if type(module).__name__ == "Conv1D" else weight.detach()
+    return oriented(module, weight_of(module).detach())
 
 
 def _is_linear(module: nn.Module) -> bool:
-    # GPT-2's Conv1D is a linear layer with its weight transposed.
     if not (isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"):
         return False
     weight = getattr(module, "weight", None)
@@ -157,7 +165,7 @@ class Batch:
     calls: list[Call]
 
 
-class _Reached(Exception):
+class _ReachedError(Exception):
     """Raised to leave a forward pass once the blocks' arguments are known."""
 
 
@@ -189,17 +197,15 @@ class Decoder:
         for index, block in enumerate(self.blocks):
             for name, module in block.named_modules():
                 # A tied weight belongs to several modules: pruning it here would prune it there.
-                if _is_linear(module) and owners[id(module.weight)] == 1:
+                if _is_linear(module) and owners[id(weight_of(module))] == 1:
                     rows, columns = weight_matrix(module).shape
                     kind = name.rpartition(".")[2] or "linear"
                     full = f"{prefix}.{index}.{name}".rstrip(".")
                     self.layers.append(Layer(full, index, kind, rows, columns))
                     self.modules.append(module)
-                    pruned.add(id(module.weight))
+                    pruned.add(id(weight_of(module)))
         if not self.layers:
-            raise ModelError(
-                "expected linear layers of their own in the decoder blocks, found none"
-            )
+            raise ModelError("expected linear layers of their own in the decoder blocks, found none")
         self.passed_over = [
             f"{prefix}.{name}"
             for name, p in self.blocks.named_parameters()
@@ -210,14 +216,14 @@ class Decoder:
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.modules[0].weight.device  # type: ignore[return-value]
+        return weight_of(self.modules[0]).device
 
     def fingerprint(self) -> str:
         """Return a hash of names, shapes and some weights of every layer, to tell models apart."""
         digest = hashlib.sha256()
         for layer, module in zip(self.layers, self.modules, strict=True):
             digest.update(f"{layer.name} {layer.rows} {layer.columns}".encode())
-            flat = module.weight.detach().reshape(-1)  # type: ignore[operator, union-attr]
+            flat = weight_of(module).detach().reshape(-1)
             some = flat[:: max(1, flat.numel() // 64)].float().cpu()
             digest.update(some.numpy().tobytes())
         return digest.hexdigest()
@@ -232,17 +238,14 @@ class Decoder:
             def forward(*args: Any, **kwargs: Any) -> Any:
                 calls.append(Call(args, kwargs, _find_hidden(args, kwargs)))
                 if index + 1 == len(self.blocks):
-                    raise _Reached
+                    raise _ReachedError
                 return self._wrap(index, _hidden_of(calls[-1]))
 
             return forward
 
         self._learn_outputs(ids)
-        with self._patched(record):
-            try:
-                self.model(input_ids=ids, use_cache=False)
-            except _Reached:
-                pass
+        with self._patched(record), suppress(_ReachedError):
+            self.model(input_ids=ids, use_cache=False)
         return Batch(ids, _hidden_of(calls[0]), calls)
 
     @torch.no_grad()
@@ -250,7 +253,8 @@ class Decoder:
         """Return the hidden states (sequences, tokens, width) after a block."""
         args, kwargs = batch.calls[index].with_hidden(hidden)
         output = self.blocks[index](*args, **kwargs)
-        return output[0] if isinstance(output, tuple) else output
+        states: Tensor = output[0] if isinstance(output, tuple) else output
+        return states
 
     @torch.no_grad()
     def leave(self, ids: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
@@ -263,11 +267,7 @@ class Decoder:
 
         def skip(index: int) -> Callable[..., Any]:
             def forward(*args: Any, **kwargs: Any) -> Any:
-                own = (
-                    hidden
-                    if index == last
-                    else _hidden_of(Call(args, kwargs, _find_hidden(args, kwargs)))
-                )
+                own = hidden if index == last else _hidden_of(Call(args, kwargs, _find_hidden(args, kwargs)))
                 return self._wrap(index, own)
 
             return forward
@@ -285,16 +285,15 @@ class Decoder:
     @contextmanager
     def with_weights(self, weights: dict[int, Tensor]) -> Iterator[None]:
         """Run with other weights (rows, columns) for some layers, by index; the dense ones return."""
-        dense = {index: self.modules[index].weight.data for index in weights}  # type: ignore[union-attr]
+        dense = {index: weight_of(self.modules[index]).data for index in weights}
         try:
             for index, weight in weights.items():
                 module = self.modules[index]
-                is_transposed = type(module).__name__ == "Conv1D"
-                module.weight.data = weight.T if is_transposed else weight  # type: ignore[union-attr]
+                weight_of(module).data = oriented(module, weight)
             yield
         finally:
             for index, weight in dense.items():
-                self.modules[index].weight.data = weight  # type: ignore[union-attr]
+                weight_of(self.modules[index]).data = weight
 
     def _wrap(self, index: int, hidden: Tensor) -> Any:
         """Return hidden states in the form in which a block returns them."""
@@ -342,18 +341,15 @@ class Decoder:
 
 def _find_hidden(args: Sequence[Any], kwargs: dict[str, Any]) -> int | str:
     """Return where the hidden states are: the first three-dimensional floating tensor."""
-    for place, value in (*enumerate(args), *kwargs.items()):
+    places: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
+    for place, value in places:
         if isinstance(value, Tensor) and value.ndim == 3 and value.is_floating_point():
             return place
-    raise ModelError(
-        "expected the blocks to be called with hidden states (sequences, tokens, width)"
-    )
+    raise ModelError("expected the blocks to be called with hidden states (sequences, tokens, width)")
 
 
 def _hidden_of(call: Call) -> Tensor:
-    hidden: Tensor = (
-        call.args[call.place] if isinstance(call.place, int) else call.kwargs[call.place]
-    )
+    hidden: Tensor = call.args[call.place] if isinstance(call.place, int) else call.kwargs[call.place]
     return hidden
 
 

@@ -94,9 +94,7 @@ class HeldLayer:
         scores = scorer.score(form).expand(rows, self.layer.columns)
         low, high = torch.aminmax(scores)
         if not bool((high - low).isfinite()):
-            raise ScoreError(
-                f"the scores of `{form}` are not finite in the layer {self.layer.name}"
-            )
+            raise ScoreError(f"the scores of `{form}` are not finite in the layer {self.layer.name}")
         return scores
 
     def mask(self, candidate: Candidate, pattern: str) -> Tensor:
@@ -121,10 +119,10 @@ class HeldLayer:
                 found.append(str(error))
                 continue
             mask = removed(scores, candidate.ratios[self.index], candidate.group, pattern)
-            error = relative_error(sampled["W"], mask, self.gram, energy)
+            relative = relative_error(sampled["W"], mask, self.gram, energy)
             bits = np.packbits(mask.cpu().numpy()).tobytes()
             share = int(mask.count_nonzero()) / mask.numel()
-            found.append(LayerResult(error, share, hashlib.blake2b(bits, digest_size=16).digest()))
+            found.append(LayerResult(relative, share, hashlib.blake2b(bits, digest_size=16).digest()))
         return found
 
 
@@ -171,9 +169,7 @@ class Shard:
         count = 1 if device.type == "cuda" else threads or os.cpu_count() or 1
         self._pool = ThreadPoolExecutor(count, initializer=_one_thread)
 
-    def errors(
-        self, candidates: Sequence[Candidate], *, all_rows: bool
-    ) -> list[list[LayerResult] | str]:
+    def errors(self, candidates: Sequence[Candidate], *, all_rows: bool) -> list[list[LayerResult] | str]:
         """Return for each candidate a result a layer, or why it cannot be measured."""
 
         def measure(held: HeldLayer) -> list[LayerResult | str]:

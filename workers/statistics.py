@@ -61,9 +61,7 @@ def write_tokens(folder: Path, parts: dict[str, Tensor]) -> None:
     save_file(tensors, folder / "tokens.safetensors")
 
 
-def write_manifest(
-    folder: Path, manifest: dict[str, Any], layers: list[Layer], grams: list[int]
-) -> None:
+def write_manifest(folder: Path, manifest: dict[str, Any], layers: list[Layer], grams: list[int]) -> None:
     """Write the manifest, which makes the folder complete."""
     entries = [{**asdict(layer), "gram": gram} for layer, gram in zip(layers, grams, strict=True)]
     text = json.dumps({"format": FORMAT, **manifest, "layers": entries}, indent=1)
@@ -112,7 +110,7 @@ class Calibration:
         """
         names = [
             "tokens.safetensors",
-            *(block_file(i) for i in sorted({l.block for l in self.layers})),
+            *(block_file(i) for i in sorted({layer.block for layer in self.layers})),
         ]
         missing = [name for name in names if not (self.folder / name).is_file()]
         if missing:

@@ -19,9 +19,7 @@ class TextError(ValueError):
     """A text source that cannot be read or is too short."""
 
 
-def draw_sequences(
-    source: str, model: Any, tokenizer: Any, count: int, length: int, seed: int
-) -> Tensor:
+def draw_sequences(source: str, model: Any, tokenizer: Any, count: int, length: int, seed: int) -> Tensor:
     """Return token ids (count, length) of disjoint sequences in random order.
 
     Args:
@@ -52,9 +50,7 @@ def draw_sequences(
 
 
 @torch.no_grad()
-def write_own(
-    model: Any, tokenizer: Any, count: int, length: int, seed: int, batch: int = 32
-) -> Tensor:
+def write_own(model: Any, tokenizer: Any, count: int, length: int, seed: int, batch: int = 32) -> Tensor:
     """Return sequences sampled from the model itself, (count, length), at temperature 1.
 
     Each starts from a token drawn from the vocabulary (as in data-free quantisation, LLM-QAT, Liu et
@@ -118,18 +114,12 @@ def _plain(path: Path, characters: int) -> Iterator[str]:
         with path.open(encoding="utf-8") as file:
             yield file.read(characters)
     except UnicodeDecodeError as error:
-        raise TextError(
-            f"expected text in UTF-8, got other bytes in {path} ({error.reason})"
-        ) from None
+        raise TextError(f"expected text in UTF-8, got other bytes in {path} ({error.reason})") from None
 
 
 def _json_lines(path: Path) -> Iterator[str]:
-    opened = (
-        gzip.open(path, "rt", encoding="utf-8")
-        if path.suffix == ".gz"
-        else path.open(encoding="utf-8")
-    )
-    with opened as lines:
+    opener = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "rt", encoding="utf-8") as lines:
         try:
             for number, line in enumerate(lines, 1):
                 if line.strip():
@@ -163,7 +153,7 @@ def _hub(source: str) -> Iterator[str]:
         from datasets import load_dataset
     except ImportError:
         raise TextError("hub data sets need the package datasets: pip install datasets") from None
-    name, config, split = (source.removeprefix("hub:").split(":") + ["", ""])[:3]
+    name, config, split = [*source.removeprefix("hub:").split(":"), "", ""][:3]
     try:
         rows = load_dataset(name, config or None, split=split or "train", streaming=True)
         for row in rows:
