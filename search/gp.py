@@ -38,7 +38,7 @@ class _Scalar: ...
 
 # DEAP tells types apart by class.
 _TYPES: dict[Shape, type] = {FULL: _Full, COLUMN: _Column, ROW: _Row, SCALAR: _Scalar}
-_CROSSOVER, _SUBTREE, _NODE, _CONSTANT = 0.5, 0.2, 0.15, 0.15
+_CROSSOVER, _SUBTREE, _NODE = 0.35, 0.15, 0.15  # the rest moves a number
 
 
 class _Tree(gp.PrimitiveTree):  # type: ignore[misc]  # DEAP has no types
@@ -143,17 +143,23 @@ class GeneticProgramming:
             return None
 
     def _parent(self) -> _Tree:
-        """Tournament of three: the population is in the order of selection, best first."""
-        size = len(self._population)
-        return self._population[min(self._rng.randrange(size) for _ in range(3))]
+        """Return the winner of a tournament of three.
+
+        Half of them go by the order of selection, in which the population stands, half by the first
+        objective: one end of a front in size is short and poor, and makes poor parents.
+        """
+        entrants = self._rng.sample(range(len(self._population)), 3)
+        if self._rng.random() < 0.5:
+            return self._population[min(entrants)]
+        return min((self._population[i] for i in entrants), key=lambda tree: tree.fitness.values)
 
     def _move_number(self, metric: Expression) -> Expression:
-        """Scale one constant or shift one exponent; a metric without numbers gets an exponent."""
+        """Scale one constant, shift one exponent, or raise one factor to a new exponent."""
         nodes = walk(metric)
         numbers = [i for i, node in enumerate(nodes) if node.value is not None]
-        if not numbers:
+        if not numbers or self._rng.random() < 0.5:
             places = [i for i, node in enumerate(nodes) if node.op != "const"]
-            exponent = self._rng.choice(EXPONENTS)
+            exponent = round(math.exp(self._rng.gauss(0, 0.4)), 2)
             return replace_at(metric, self._rng.choice(places), lambda e: Expression("pow", (e,), exponent))
 
         def move(node: Expression) -> Expression:

@@ -46,34 +46,13 @@ class Funnel:
                 )
 
     def choose(self, screened: Sequence[Trial]) -> set[str]:
-        """Return the keys of the candidates to promote.
-
-        The screen's error stands in for objectives that are not known yet. Candidates are taken front
-        by front in that error and the objectives already known (such as size), by error within one.
-        """
+        """Return the keys of the candidates to promote: the share with the smallest screen error."""
+        errors = {t.candidate.key: t.measurement.values["layer_error"] for t in screened}
         if self.last == "screen":
-            return {trial.candidate.key for trial in screened}
-        known = [o for o in self.objectives if o.stage == "screen" and o.name == "size"]
-        points = {
-            trial.candidate.key: (
-                trial.measurement.values["layer_error"],
-                *(value for o in known if (value := o.value(trial)) is not None),
-            )
-            for trial in screened
-        }
-        chosen = set(points) & self.always
-        waiting = sorted(set(points) - chosen, key=points.__getitem__)
-        places = math.ceil(self.promote * len(waiting))
-        while places > 0:
-            front = [k for k in waiting if not any(_dominates(points[o], points[k]) for o in waiting)]
-            chosen.update(front[:places])
-            places -= len(front)
-            waiting = [key for key in waiting if key not in front]
-        return chosen
-
-
-def _dominates(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
-    return a != b and all(x <= y for x, y in zip(a, b, strict=True))
+            return set(errors)
+        chosen = set(errors) & self.always
+        waiting = sorted(set(errors) - chosen, key=lambda key: (errors[key], key))
+        return chosen | set(waiting[: math.ceil(self.promote * len(waiting))])
 
 
 def run(searcher: Searcher, evaluator: Evaluator, funnel: Funnel, budget: int) -> Iterator[list[Trial]]:

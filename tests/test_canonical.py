@@ -142,9 +142,7 @@ def test_equivalent_metrics_have_one_order_form_and_identical_masks(expressions,
         leaves = {name: leaf.float() for name, leaf in layer(number).items()}
         scores = full_score(one, leaves)
         if scores.isfinite().all():
-            assert torch.equal(
-                removed(scores, 0.6, group), removed(full_score(two, leaves), 0.6, group)
-            )
+            assert torch.equal(removed(scores, 0.6, group), removed(full_score(two, leaves), 0.6, group))
     assert same > 0.97 * COUNT
 
 
@@ -198,4 +196,4 @@ def test_dividing_by_zero_gives_zero():
     leaves = {"W": torch.tensor([[1.0, -2.0]]), "X": torch.tensor([[0.0, 4.0]])}
     assert score(parse("W / X"), leaves).tolist() == [[0.0, -0.5]]
     assert score(parse("W * X**-1"), leaves).tolist() == [[0.0, -0.5]]
-    assert SCALAR == constant(1).shape
+    assert constant(1).shape == SCALAR
