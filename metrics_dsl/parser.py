@@ -54,7 +54,7 @@ def parse(text: str) -> Expression:
             warnings.simplefilter("ignore")  # Python's own hints, such as "'int' is not callable"
             tree = ast.parse(source.rstrip(), mode="eval").body
     except SyntaxError as error:
-        where = min(max((error.offset or 1) - 1, 0), len(origin) - 1)
+        where = min((error.offset or len(origin)) - 1, len(origin) - 1)  # 0 is the end
         raise _mistake(origin[where], "the expression is not complete or not valid here") from None
     except (RecursionError, MemoryError, ValueError):
         raise MetricError(f"expected at most {MAX_DEPTH} levels of nesting") from None

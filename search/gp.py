@@ -71,7 +71,7 @@ class GeneticProgramming:
         objectives: Sequence[Objective],
         *,
         seed: int,
-        population: int = 40,
+        population: int = 20,
     ) -> None:
         self._space = space
         self._complete = complete
@@ -143,12 +143,12 @@ class GeneticProgramming:
             return None
 
     def _parent(self) -> _Tree:
-        """Return the winner of a tournament of three.
+        """Return the winner of a tournament of four.
 
         Half of them go by the order of selection, in which the population stands, half by the first
         objective: one end of a front in size is short and poor, and makes poor parents.
         """
-        entrants = self._rng.sample(range(len(self._population)), 3)
+        entrants = self._rng.sample(range(len(self._population)), 4)
         if self._rng.random() < 0.5:
             return self._population[min(entrants)]
         return min((self._population[i] for i in entrants), key=lambda tree: tree.fitness.values)

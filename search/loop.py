@@ -10,6 +10,9 @@ from .candidate import STAGES, Candidate, Measurement, Stage, Trial
 from .objectives import Objective
 from .protocols import Evaluator, Searcher
 
+# Between metrics whose screen errors differ by less (as a share), KL at 60 % on SmolLM2-135M does not
+# follow the error: it ranges over 4 % with no trend.
+INDIFFERENCE = 0.04
 PATIENCE = 20  # batches without a new candidate before a search counts as exhausted
 
 
@@ -46,12 +49,19 @@ class Funnel:
                 )
 
     def choose(self, screened: Sequence[Trial]) -> set[str]:
-        """Return the keys of the candidates to promote: the share with the smallest screen error."""
+        """Return the keys of the candidates to promote.
+
+        The least screen errors win, but errors within ``INDIFFERENCE`` of each other say nothing about
+        the model and are taken in the order of their keys, which is as good as chance. Taking them
+        in the order of the error would promote nothing but copies of the metric with the least.
+        """
         errors = {t.candidate.key: t.measurement.values["layer_error"] for t in screened}
         if self.last == "screen":
             return set(errors)
         chosen = set(errors) & self.always
-        waiting = sorted(set(errors) - chosen, key=lambda key: (errors[key], key))
+        waiting = sorted(set(errors) - chosen)
+        least = min((errors[key] for key in waiting), default=0.0) or 1.0
+        waiting.sort(key=lambda key: int(math.log(max(errors[key] / least, 1.0)) / INDIFFERENCE))
         return chosen | set(waiting[: math.ceil(self.promote * len(waiting))])
 
 

@@ -1,0 +1,68 @@
+"""Fixtures: a tiny model for behaviour, the real one for figures."""
+
+import os
+import subprocess
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test reaches a hub
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("TQDM_DISABLE", "1")
+
+import pytest
+from secateur.workers.calibration import Request, calibrate
+from secateur.workers.local import LocalEvaluator
+from secateur.workers.statistics import Calibration
+from support import ROOT, save_model, small_request, tiny_config
+
+GGUF = ROOT / ".cache" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory) -> Path:
+    """The project's own prose, some thousand words."""
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text((ROOT / "LICENSE").read_text() * 2)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory) -> Path:
+    return save_model(tiny_config(), tmp_path_factory.mktemp("tiny") / "model")
+
+
+@pytest.fixture(scope="session")
+def tiny_calibration(tiny_model, text_file, tmp_path_factory) -> Calibration:
+    return calibrate(small_request(tiny_model, text_file), tmp_path_factory.mktemp("tiny") / "calibration")
+
+
+@pytest.fixture(scope="session")
+def tiny_evaluator(tiny_calibration):
+    evaluator = LocalEvaluator(tiny_calibration)
+    yield evaluator
+    evaluator.close()
+
+
+@pytest.fixture(scope="session")
+def real_model() -> Path:
+    """SmolLM2-135M-Instruct; fails where it cannot be had, unless SECATEUR_OFFLINE=1 says it may be missing."""
+    if not GGUF.is_file():
+        if os.environ.get("SECATEUR_OFFLINE") == "1":
+            pytest.skip("SECATEUR_OFFLINE=1, and `make model` has not fetched the model")
+        subprocess.run(["make", "-C", str(ROOT), "model"], check=True)
+    return GGUF
+
+
+@pytest.fixture(scope="session")
+def real_calibration(real_model, tmp_path_factory) -> Calibration:
+    """The real model on text of its own, with fewer tokens than the demonstration."""
+    request = Request(
+        str(real_model), tokens=2048, selection_tokens=512, holdout_tokens=512, sequence_length=128, device="cpu"
+    )
+    return calibrate(request, tmp_path_factory.mktemp("real") / "calibration")
+
+
+@pytest.fixture(scope="session")
+def real_evaluator(real_calibration):
+    evaluator = LocalEvaluator(real_calibration)
+    yield evaluator
+    evaluator.close()

@@ -1,0 +1,78 @@
+"""What several test files use: the command line in a process, small models, a fake evaluator."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from secateur.search.candidate import Layer, Measurement
+from secateur.workers.calibration import Request
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def secateur(*arguments: object, **options) -> subprocess.CompletedProcess:
+    """Run the command line in a process of its own."""
+    command = [sys.executable, "-m", "secateur", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, **options)
+
+
+def tiny_config(**changes):
+    from transformers import LlamaConfig
+
+    sizes = {
+        "vocab_size": 260, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": True,
+    }  # fmt: skip
+    return LlamaConfig(**{**sizes, **changes})
+
+
+def save_model(config, folder: Path) -> Path:
+    """Write a random model of a configuration, with a tokenizer that knows bytes."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).float()
+    for parameter in model.parameters():
+        if parameter.ndim >= 2:
+            parameter.data.normal_(0, 0.15)  # large enough that blocks do something
+    model.save_pretrained(folder)
+    vocabulary = {c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<s>", "</s>"])
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>").save_pretrained(folder)
+    return folder
+
+
+def small_request(model: Path, text: object, **changes) -> Request:
+    sizes = {"tokens": 512, "selection_tokens": 128, "holdout_tokens": 128, "sequence_length": 64}
+    return Request(str(model), text=str(text), device="cpu", **{**sizes, **changes})
+
+
+class FakeEvaluator:
+    """Measures by a formula: the further a metric's size is from 7, the worse it is."""
+
+    layers = (Layer("blocks.0.q", 0, "q", 8, 8), Layer("blocks.0.v", 0, "v", 4, 8))
+    leaves = frozenset("WGXMVYD")
+
+    def __init__(self):
+        self.measured = []
+
+    def measure(self, candidates, stage, part="selection"):
+        self.measured += [(c.key, stage, part) for c in candidates]
+        return [self._one(c, stage) for c in candidates]
+
+    def _one(self, c, stage):
+        if "exp" in str(c.metric):
+            return Measurement(stage, failure="exp is not measured here")
+        error = abs(c.metric.size - 7) + len(str(c.metric)) / 100
+        values = {"layer_error": error, "sparsity": c.ratios[0]}
+        if stage == "model":
+            values |= {"kl": error / 2, "perplexity": 10 + error, "model_error": error}
+        return Measurement(stage, (error, error), values, 0.01, fingerprint=str(c.metric)[:40])
+
+    def close(self):
+        pass

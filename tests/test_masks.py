@@ -1,0 +1,74 @@
+"""Masks against a plain reference: a stable sort of each group."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from secateur.workers.masks import _kth_smallest, parse_pattern, removed
+
+
+def by_sorting(scores, ratio, group, pattern="unstructured"):
+    """The definition, word for word: sort, remove the first; equal scores keep their order."""
+    rows, columns = scores.shape
+    counts = parse_pattern(pattern)
+    mask = torch.zeros_like(scores, dtype=torch.bool)
+    if counts:
+        n, m = counts
+        for row in range(rows):
+            for start in range(0, columns - columns % m, m):
+                order = scores[row, start : start + m].argsort(stable=True)
+                mask[row, start + order[:n]] = True
+        return mask
+    flat = scores.reshape(1, -1) if group == "layer" else scores
+    for row in range(flat.shape[0]):
+        order = flat[row].argsort(stable=True)
+        mask.view(flat.shape)[row, order[: int(flat.shape[1] * ratio)]] = True
+    return mask
+
+
+@settings(deadline=None)
+@given(
+    st.integers(0, 2**32), st.integers(1, 9), st.integers(1, 40), st.floats(0, 0.999),
+    st.sampled_from(["row", "layer"]), st.integers(1, 50),
+)  # fmt: skip
+def test_masks_equal_a_stable_sort(seed, rows, columns, ratio, group, levels):
+    """Few levels make many ties; the count removed is exact all the same."""
+    draw = torch.Generator().manual_seed(seed)
+    scores = torch.randint(-levels, levels, (rows, columns), generator=draw).float()
+    mask = removed(scores, ratio, group)
+    assert torch.equal(mask, by_sorting(scores, ratio, group))
+    if group == "row":
+        assert (mask.sum(1) == int(columns * ratio)).all()
+
+
+@settings(deadline=None)
+@given(st.integers(0, 2**32), st.integers(1, 5), st.integers(1, 50), st.sampled_from(["2:4", "1:4", "5:8", "3:7", "20:40"]))
+def test_patterns_equal_a_stable_sort(seed, rows, columns, pattern):
+    draw = torch.Generator().manual_seed(seed)
+    scores = torch.randint(0, 6, (rows, columns), generator=draw).float()
+    assert torch.equal(removed(scores, 0.5, "row", pattern), by_sorting(scores, 0.5, "row", pattern))
+
+
+def test_all_equal_scores_lose_the_first_columns():
+    assert removed(torch.zeros(2, 5), 0.5, "row").tolist() == [[True, True, False, False, False]] * 2
+
+
+def test_ratio_zero_removes_nothing():
+    assert not removed(torch.randn(3, 7), 0.0, "layer").any()
+
+
+def test_scores_that_are_not_contiguous_and_negative_zero_are_fine():
+    scores = torch.tensor([[0.0, -0.0, 1.0], [3.0, 2.0, 1.0]]).T
+    assert torch.equal(removed(scores, 0.5, "row"), by_sorting(scores, 0.5, "row"))
+
+
+def test_both_ways_to_the_threshold_agree():
+    scores = torch.randn(50, 33)
+    for count in (1, 16, 33):
+        assert torch.equal(_kth_smallest(scores, count), scores.kthvalue(count, 1, keepdim=True).values)
+
+
+@pytest.mark.parametrize("pattern", ["4:2", "2:2", "0:4", "2-4", "structured", "", "-1:4"])
+def test_a_wrong_pattern_is_refused(pattern):
+    with pytest.raises(ValueError, match="expected the pattern unstructured or N:M"):
+        parse_pattern(pattern)

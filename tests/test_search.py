@@ -1,0 +1,251 @@
+"""Searchers and the loop: one behaviour for every searcher, and what the loop promises."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from secateur.metrics_dsl.canonical import order_form
+from secateur.metrics_dsl.operators import LEAVES
+from secateur.metrics_dsl.parser import parse, parse_metric
+from secateur.metrics_dsl.published import PUBLISHED
+from secateur.metrics_dsl.score import score
+from secateur.search.candidate import Candidate, Measurement, Trial, uniform
+from secateur.search.loop import PATIENCE, Funnel, run
+from secateur.search.objectives import OBJECTIVES, look_up_objectives, point
+from secateur.search.searchers import SEARCHERS, Opening, Problem, build_searcher
+from secateur.search.space import MetricSpace
+from support import FakeEvaluator
+
+LAYERS = FakeEvaluator.layers
+
+
+def complete(metric):
+    return uniform(metric, LAYERS, 0.5)
+
+
+def problem(objectives="kl,size", leaves="WGXMVYD"):
+    return Problem(MetricSpace(frozenset(leaves)), complete, look_up_objectives(objectives.split(",")))
+
+
+def funnel(**changes):
+    return Funnel(**{"objectives": look_up_objectives(["kl", "size"]), "batch": 8, **changes})
+
+
+def search(name, seed=0, budget=60, evaluator=None, **changes):
+    baselines = [complete(p.expression) for p in PUBLISHED.values()]
+    searcher = Opening(build_searcher(name, problem(), seed), baselines, tell=True)
+    evaluator = evaluator or FakeEvaluator()
+    return [t for batch in run(searcher, evaluator, funnel(**changes), budget) for t in batch]
+
+
+def told(searcher, rounds=5, count=8):
+    """Ask and tell through the fake evaluator; return all that was asked."""
+    fake, asked = FakeEvaluator(), []
+    for _ in range(rounds):
+        batch = searcher.ask(count)
+        found = fake.measure(batch, "model")
+        trials = [
+            Trial(c, m, "failed" if m.failure else "measured") for c, m in zip(batch, found, strict=True)
+        ]
+        searcher.tell(trials)
+        asked += [c.key for c in batch]
+    return asked
+
+
+@pytest.mark.parametrize("name", SEARCHERS)
+class TestEverySearcher:
+    def test_proposes_complete_candidates_of_the_space(self, name):
+        searcher = build_searcher(name, problem(leaves="WX"), 0)
+        for candidate in searcher.ask(30):
+            assert len(candidate.ratios) == len(LAYERS)
+            assert candidate.metric.leaves <= set("WX")
+            assert parse_metric(str(candidate.metric)) == candidate.metric
+
+    def test_one_seed_gives_one_search(self, name):
+        assert told(build_searcher(name, problem(), 3)) == told(build_searcher(name, problem(), 3))
+        assert told(build_searcher(name, problem(), 3)) != told(build_searcher(name, problem(), 4))
+
+    def test_neither_reads_nor_changes_the_global_generators(self, name):
+        expected = told(build_searcher(name, problem(), 5))
+        random.seed(99)
+        np.random.seed(99)
+        before = random.getstate(), np.random.get_state()[1].tolist()
+        assert told(build_searcher(name, problem(), 5)) == expected
+        assert (random.getstate(), np.random.get_state()[1].tolist()) == before
+
+    def test_survives_batches_of_failures_and_rejects(self, name):
+        searcher = build_searcher(name, problem(), 0)
+        for status in ("failed", "rejected"):
+            asked = searcher.ask(6)
+            failure = "broken" if status == "failed" else ""
+            searcher.tell([Trial(c, Measurement("screen", failure=failure), status) for c in asked])
+        assert searcher.ask(3)
+
+    def test_works_with_one_objective_and_with_three(self, name):
+        for objectives in ("kl", "kl,size,perplexity"):
+            assert told(build_searcher(name, problem(objectives), 0))
+
+
+class Hidden(FakeEvaluator):
+    """The better a metric orders a random layer's weights as a hidden metric does, the lower its kl."""
+
+
+    def __init__(self):
+        super().__init__()
+        draw = torch.Generator().manual_seed(0)
+        self.layer = {
+            name: torch.rand((16, 1)[not leaf.shape.rows], (64, 1)[not leaf.shape.columns], generator=draw)
+            for name, leaf in LEAVES.items()
+        }
+
+    def ranks(self, metric):
+        return score(metric, self.layer).expand(16, 64).argsort(1).argsort(1).float()
+
+    def _one(self, c, stage):
+        distance = (self.ranks(c.metric) - self.ranks(parse("abs(W) * X**1.5 * sqrt(V)"))).abs().mean().item()
+        values = {"layer_error": distance, "kl": distance, "sparsity": 0.5}
+        return Measurement(stage, (), values, 0.01, fingerprint=c.key)
+
+
+def test_gp_finds_a_hidden_metric_better_than_random_search_does():
+    best = {}
+    for name in ("gp", "random"):
+        runs = [search(name, seed, 200, Hidden(), objectives=look_up_objectives(["kl"])) for seed in range(3)]
+        best[name] = [min(t.measurement.values["kl"] for t in r if t.status == "measured") for r in runs]
+    assert max(best["gp"]) < min(best["random"])
+
+
+def test_gp_proposes_the_simplest_form_of_an_order_and_hardly_repeats():
+    searcher = build_searcher("gp", problem(), 1)
+    metrics = []
+    for _ in range(6):
+        batch = searcher.ask(20)
+        metrics += [c.metric for c in batch]
+        found = FakeEvaluator().measure(batch, "model")
+        searcher.tell([Trial(c, m, "measured") for c, m in zip(batch, found, strict=True) if not m.failure])
+    assert all(order_form(m, "row") == m for m in metrics)
+    assert len(set(metrics)) > 0.9 * len(metrics)
+
+
+class TestTheLoop:
+    def test_measures_each_candidate_once_and_tells_every_one_asked(self):
+        fake, told_keys = FakeEvaluator(), []
+        repeat = [complete(parse("abs(W)")), complete(parse("abs(W) * X"))]
+
+        class Repeating:
+            def ask(self, _count):
+                return repeat
+
+            def tell(self, trials):
+                told_keys.extend(t.candidate.key for t in trials)
+
+        trials = [t for batch in run(Repeating(), fake, funnel(), 10) for t in batch]
+        assert [t.candidate for t in trials] == repeat
+        assert len(fake.measured) == len(set(fake.measured))
+        assert told_keys == [c.key for c in repeat] * (PATIENCE + 1)
+
+    def test_budget_counts_distinct_candidates(self):
+        trials = search("gp", budget=50)
+        spent = [t for t in trials if t.status != "alias"]
+        assert 50 <= len(spent) < 50 + 10
+        assert len({t.candidate.key for t in trials}) == len(trials)
+
+    def test_promotes_the_share_with_the_least_error_and_all_baselines(self):
+        keys = frozenset(complete(p.expression).key for p in PUBLISHED.values())
+        fake = FakeEvaluator()
+        trials = search("random", evaluator=fake, always=keys, promote=0.25)
+        for trial in trials:
+            if trial.candidate.key in keys:
+                assert trial.status in ("measured", "alias")
+        rest = [t for t in trials if t.candidate.key not in keys and t.status in ("measured", "rejected")]
+        measured = [t for t in rest if t.status == "measured"]
+        assert 0.2 < len(measured) / len(rest) < 0.5
+        assert all(t.measurement.stage == "screen" for t in rest if t.status == "rejected")
+
+    def test_a_failure_is_a_row_with_a_reason(self):
+        failed = [t for t in search("random", budget=150) if t.status == "failed"]
+        assert failed
+        for trial in failed:
+            assert trial.measurement.failure
+            assert point(trial, look_up_objectives(["kl"])) is None
+
+    def test_candidates_of_one_order_are_aliases(self):
+        fake = FakeEvaluator()
+        asked = [complete(parse(t)) for t in ("abs(W) * X", "square(W) * square(X)", "2 * abs(X * W)")]
+
+        class Once:
+            def ask(self, _count):
+                return asked
+
+            def tell(self, _trials):
+                pass
+
+        trials = next(run(Once(), fake, funnel(promote=1.0), 3))
+        assert [t.status for t in trials] == ["measured", "alias", "alias"]
+        assert {t.alias_of for t in trials[1:]} == {asked[0].key}
+        assert trials[2].measurement == trials[0].measurement
+        assert {key for key, _, _ in fake.measured} == {asked[0].key}
+
+    def test_equal_masks_are_aliases_too(self):
+        class SameMasks(FakeEvaluator):
+            def _one(self, c, stage):
+                m = super()._one(c, stage)
+                return Measurement(m.stage, m.layer_errors, m.values, m.seconds, m.failure, "same")
+
+        fake = SameMasks()
+        trials = search("random", budget=3, evaluator=fake, batch=16)
+        assert [t.status for t in trials if t.status != "failed"].count("measured") == 1
+        assert sum(stage == "model" for _, stage, _ in fake.measured) == 1
+
+    def test_a_search_with_nothing_new_ends(self):
+        class Empty:
+            def ask(self, _count):
+                return []
+
+        assert list(run(Empty(), FakeEvaluator(), funnel(), 5)) == []
+
+    def test_screening_alone_can_decide(self):
+        trials = search("gp", last="screen", objectives=look_up_objectives(["layer_error", "size"]))
+        assert {t.status for t in trials} <= {"measured", "alias", "failed"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"batch": 0}, "batch of at least 1"),
+        ({"promote": 0.0}, "promoted share in (0, 1]"),
+        ({"promote": 1.5}, "promoted share in (0, 1]"),
+        ({"last": "full"}, "last stage among screen, layer, model"),
+        ({"last": "layer"}, "'kl', which needs the stage 'model'"),
+    ],
+)
+def test_a_wrong_funnel_is_refused(changes, says):
+    with pytest.raises(ValueError, match="expected") as caught:
+        funnel(**changes)
+    assert says in str(caught.value)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_every_objective_reads_a_measured_trial_and_no_failed_one(name):
+    candidate = complete(parse("abs(W)"))
+    (found,) = FakeEvaluator().measure([candidate], "model")
+    assert point(Trial(candidate, found, "measured"), [OBJECTIVES[name]]) is not None
+    failed = Trial(candidate, Measurement("screen", failure="no"), "failed")
+    assert point(failed, [OBJECTIVES[name]]) is None
+
+
+@pytest.mark.parametrize("names", [["kll"], [], ["kl", "kl"]])
+def test_wrong_objectives_are_refused(names):
+    with pytest.raises(ValueError, match="expected"):
+        look_up_objectives(names)
+
+
+@pytest.mark.parametrize("ratios", [(1.0, 0.5), (-0.1, 0.5), (float("nan"), 0.5)])
+def test_a_candidate_has_ratios_in_range(ratios):
+    with pytest.raises(ValueError, match=r"\[0, 1\)"):
+        Candidate(parse("abs(W)"), ratios)
+
+
+def test_a_key_is_the_same_in_every_process():
+    assert complete(parse("abs(W) * X")).key == "a6420fb272925e52"
