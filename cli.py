@@ -310,6 +310,17 @@ def _note(text: str) -> None:
     typer.echo(text, err=True)
 
 
+def _reason(error: Exception) -> str:
+    import sqlite3
+
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"cannot use {error.filename}: {error.strerror.lower()}; choose another place or make room"
+    text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, sqlite3.Error):
+        return f"the archive cannot be used: {text}; what it holds is safe, make room and resume the run"
+    return text
+
+
 def main() -> NoReturn:
     """Run the command line; a user's mistake is one line on standard error and exit code 2."""
     import sqlite3
@@ -324,8 +335,7 @@ def main() -> NoReturn:
     except (ValueError, OSError, sqlite3.Error) as error:
         if os.environ.get("SECATEUR_TRACEBACK"):
             raise
-        reason = " ".join(str(error).split()) or type(error).__name__
-        typer.echo(f"secateur: {reason}", err=True)
+        typer.echo(f"secateur: {_reason(error)}", err=True)
         sys.exit(2)
     except KeyboardInterrupt:
         typer.echo("secateur: interrupted", err=True)

@@ -19,7 +19,6 @@ from .search.searchers import Opening, Problem, build_searcher
 from .search.settings import SearchSettings, SettingsError
 from .search.space import MetricSpace
 from .workers.local import Device, LocalEvaluator
-from .workers.masks import parse_pattern
 from .workers.statistics import Calibration
 
 
@@ -55,12 +54,16 @@ def search(settings: SearchSettings, out: str | Path, listener: Listener | None 
     listener = listener or Listener()
     folder = Path(out)
     calibration = Calibration(settings.calibration)
-    _check(settings)
+    _funnel(settings, [])  # checks that the stages know the objectives
     _check_folder(settings, folder)
-    evaluator = _evaluator(settings, calibration, listener)
+    evaluator = _evaluator(settings, calibration)
     try:
         with Archive(folder, write=True) as archive:
             _claim(archive, settings, calibration)
+            weights = sum(layer.size for layer in evaluator.layers)
+            listener.line(
+                f"searching on {calibration.folder}: {len(evaluator.layers)} layers, {weights:,} weights"
+            )
             _search(settings, evaluator, archive, listener)
     finally:
         evaluator.close()
@@ -79,13 +82,7 @@ def resume(folder: str | Path, listener: Listener | None = None) -> Archive:
     return search(SearchSettings.load(path), folder, listener)
 
 
-def _check(settings: SearchSettings) -> None:
-    parse_pattern(settings.pattern)
-    _funnel(settings, [])
-
-
-def _evaluator(settings: SearchSettings, calibration: Calibration, listener: Listener) -> Evaluator:
-    listener.line(f"loading the model of {calibration.folder}")
+def _evaluator(settings: SearchSettings, calibration: Calibration) -> Evaluator:
     return LocalEvaluator(
         calibration,
         pattern=settings.pattern,
@@ -144,8 +141,10 @@ def _measure_holdout(
 
 
 def _check_folder(settings: SearchSettings, folder: Path) -> None:
-    """Refuse a folder that holds something else than this very run."""
+    """Refuse a folder that holds something else than this very run, or that is being written."""
     path = folder / "run.toml"
+    if (folder / "archive.sqlite").is_file():
+        Archive(folder, write=True).close()
     if path.is_file():
         there = SearchSettings.load(path)
         mine = settings.model_dump(mode="json")

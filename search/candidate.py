@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -101,6 +102,22 @@ class Trial:
     measurement: Measurement
     status: Status
     alias_of: str = ""
+
+
+def parse_pattern(pattern: str) -> tuple[int, int] | None:
+    """Return (N, M) of a pattern ``N:M``, N removed of M consecutive inputs; None if unstructured.
+
+    Raises:
+        ValueError: For anything else.
+    """
+    if pattern == "unstructured":
+        return None
+    found = re.fullmatch(r"(\d{1,4}):(\d{1,4})", pattern)
+    if not found or not 0 < int(found[1]) < int(found[2]):
+        raise ValueError(
+            f"expected the pattern unstructured or N:M with 0 < N < M such as 2:4, got {pattern!r}"
+        )
+    return int(found[1]), int(found[2])
 
 
 def uniform(metric: Expression, layers: Sequence[Layer], sparsity: float, group: str = "row") -> Candidate:

@@ -23,21 +23,9 @@ from .candidate import Candidate, Trial
 from .objectives import Objective, point
 from .space import EXPONENTS, MetricSpace, replace_at, walk
 
-
-class _Full: ...
-
-
-class _Column: ...
-
-
-class _Row: ...
-
-
-class _Scalar: ...
-
-
-# DEAP tells types apart by class.
-_TYPES: dict[Shape, type] = {FULL: _Full, COLUMN: _Column, ROW: _Row, SCALAR: _Scalar}
+# DEAP chooses among types in the order of a set, which for classes differs between processes: numbers
+# are types that hash alike everywhere.
+_TYPES: dict[Shape, int] = {FULL: 0, COLUMN: 1, ROW: 2, SCALAR: 3}
 _CROSSOVER, _SUBTREE, _NODE = 0.35, 0.15, 0.15  # the rest moves a number
 
 
@@ -172,8 +160,8 @@ class GeneticProgramming:
 
         return replace_at(metric, self._rng.choice(numbers), move)
 
-    def _subtree(self, pset: Any, type_: type) -> list[Any]:
-        shape = next(s for s, t in _TYPES.items() if t is type_)
+    def _subtree(self, pset: Any, type_: int) -> list[Any]:
+        shape = next(s for s, t in _TYPES.items() if t == type_)
         return _nodes(self._space.tree(self._rng, shape, self._rng.randint(1, 3)))
 
     @contextmanager
@@ -217,12 +205,12 @@ def _expression(nodes: Iterator[Any]) -> Expression:
 
 def _primitive_set(space: MetricSpace) -> Any:
     """Return DEAP's table of nodes by type, from which node replacement draws."""
-    primitives = gp.PrimitiveSetTyped("metric", [], _Full)
+    primitives = gp.PrimitiveSetTyped("metric", [], _TYPES[FULL])
     for shape, type_ in _TYPES.items():
         for leaf in (n for n in LEAVES if n in space.leaves and LEAVES[n].shape == shape):
             primitives.terminals[type_].append(gp.Terminal(leaf, True, type_))
     for value in (0.1, 0.5, 1.0, 2.0, 10.0):
-        primitives.terminals[_Scalar].append(_node(constant(value)))
+        primitives.terminals[_TYPES[SCALAR]].append(_node(constant(value)))
     for operator in OPERATORS.values():
         for shapes in product(_TYPES, repeat=operator.arity):
             try:

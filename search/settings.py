@@ -11,7 +11,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ..metrics_dsl.parser import did_you_mean
-from .candidate import Stage
+from .candidate import Stage, parse_pattern
 from .objectives import look_up, look_up_objectives
 from .searchers import SEARCHERS
 
@@ -59,16 +59,16 @@ class SearchSettings(BaseModel):
     @classmethod
     def _sparsity_of_pattern(cls, values: dict[str, Any]) -> dict[str, Any]:
         """Take the sparsity from a pattern N:M, and refuse another one beside it."""
-        numbers = str(values.get("pattern", "")).split(":")
-        if len(numbers) == 2 and all(n.isdigit() for n in numbers) and int(numbers[1]):
-            share = int(numbers[0]) / int(numbers[1])
-            if values.get("sparsity") not in (None, share):
-                raise ValueError(
-                    f"expected the sparsity {share:g}, which the pattern {values['pattern']} has, got "
-                    f"{values['sparsity']}; leave it out"
-                )
-            return {**values, "sparsity": share}
-        return values
+        counts = parse_pattern(str(values.get("pattern", "unstructured")))
+        if counts is None:
+            return values
+        share = counts[0] / counts[1]
+        if values.get("sparsity") not in (None, share):
+            raise ValueError(
+                f"expected the sparsity {share:g}, which the pattern {values['pattern']} has, got "
+                f"{values['sparsity']}; leave it out"
+            )
+        return {**values, "sparsity": share}
 
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> Self:

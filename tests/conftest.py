@@ -44,7 +44,7 @@ def tiny_evaluator(tiny_calibration):
 
 @pytest.fixture(scope="session")
 def real_model() -> Path:
-    """SmolLM2-135M-Instruct; fails where it cannot be had, unless SECATEUR_OFFLINE=1 says it may be missing."""
+    """SmolLM2-135M-Instruct; fails if it cannot be had, unless SECATEUR_OFFLINE=1 is set."""
     if not GGUF.is_file():
         if os.environ.get("SECATEUR_OFFLINE") == "1":
             pytest.skip("SECATEUR_OFFLINE=1, and `make model` has not fetched the model")
@@ -56,7 +56,12 @@ def real_model() -> Path:
 def real_calibration(real_model, tmp_path_factory) -> Calibration:
     """The real model on text of its own, with fewer tokens than the demonstration."""
     request = Request(
-        str(real_model), tokens=2048, selection_tokens=512, holdout_tokens=512, sequence_length=128, device="cpu"
+        str(real_model),
+        tokens=2048,
+        selection_tokens=512,
+        holdout_tokens=512,
+        sequence_length=128,
+        device="cpu",
     )
     return calibrate(request, tmp_path_factory.mktemp("real") / "calibration")
 

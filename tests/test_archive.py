@@ -31,7 +31,12 @@ def run(tmp_path):
     failed = uniform(parse("exp(W)"), FakeEvaluator.layers, 0.5)
     rejected = uniform(parse("W"), FakeEvaluator.layers, 0.5)
     first = trial("abs(W) * X", 0.5)
-    alias = Trial(uniform(parse("2 * abs(W) * X"), FakeEvaluator.layers, 0.5), first.measurement, "alias", first.candidate.key)
+    alias = Trial(
+        uniform(parse("2 * abs(W) * X"), FakeEvaluator.layers, 0.5),
+        first.measurement,
+        "alias",
+        first.candidate.key,
+    )
     trials = [
         first,
         trial("abs(W)", 2.0),
@@ -113,7 +118,9 @@ def test_readers_work_while_it_is_written_and_see_whole_batches(run):
         archive.add([trial("W * G", 0.125)])
         archive._db.execute("BEGIN IMMEDIATE")  # a batch that is not committed yet
         archive._db.execute("DELETE FROM trials")
-        read = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True)
+        read = subprocess.run(
+            [sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True
+        )
         archive._db.execute("ROLLBACK")
     assert read.stdout.split() == ["7", "0.125"]
 

@@ -1,5 +1,6 @@
 """The language: what texts mean, and what mistakes are told."""
 
+import contextlib
 import inspect
 import math
 import random
@@ -171,10 +172,8 @@ def test_a_mistake_is_told_with_its_place_and_a_way_out(text, says):
 
 @given(st.text(alphabet="WXGabs()*+-/^., 01e", max_size=40))
 def test_no_text_raises_anything_else(text):
-    try:
+    with contextlib.suppress(MetricError):
         assert parse(str(parse(text))) == parse(text)
-    except MetricError as error:
-        assert str(error)
 
 
 def test_nothing_is_evaluated_as_python():
@@ -204,9 +203,7 @@ def test_a_common_subexpression_is_computed_once(monkeypatch):
     calls = []
     operator = OPERATORS["abs"]
     counted = lambda x: (calls.append(1), x.abs())[1]  # noqa: E731
-    monkeypatch.setitem(
-        OPERATORS, "abs", type(operator)(**{**vars(operator), "compute": counted})
-    )
+    monkeypatch.setitem(OPERATORS, "abs", type(operator)(**{**vars(operator), "compute": counted}))
     scorer = Scorer(LEAVES_OF_A_LAYER)
     scorer.score(parse("abs(W) * X + abs(W) / row_sum(abs(W))"))
     scorer.score(parse("abs(W) * Y"))

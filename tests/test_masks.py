@@ -4,7 +4,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from secateur.workers.masks import _kth_smallest, parse_pattern, removed
+from secateur.search.candidate import parse_pattern
+from secateur.workers.masks import _kth_smallest, removed
 
 
 def by_sorting(scores, ratio, group, pattern="unstructured"):
@@ -42,7 +43,12 @@ def test_masks_equal_a_stable_sort(seed, rows, columns, ratio, group, levels):
 
 
 @settings(deadline=None)
-@given(st.integers(0, 2**32), st.integers(1, 5), st.integers(1, 50), st.sampled_from(["2:4", "1:4", "5:8", "3:7", "20:40"]))
+@given(
+    st.integers(0, 2**32),
+    st.integers(1, 5),
+    st.integers(1, 50),
+    st.sampled_from(["2:4", "1:4", "5:8", "3:7", "20:40"]),
+)
 def test_patterns_equal_a_stable_sort(seed, rows, columns, pattern):
     draw = torch.Generator().manual_seed(seed)
     scores = torch.randint(0, 6, (rows, columns), generator=draw).float()

@@ -21,7 +21,9 @@ def inputs_of(decoder, ids):
     """What each layer is fed, (tokens, columns) in double precision, by an ordinary forward pass."""
     found = {}
     hooks = [
-        module.register_forward_pre_hook(lambda _m, a, i=i: found.__setitem__(i, a[0].flatten(0, -2).double()))
+        module.register_forward_pre_hook(
+            lambda _m, a, i=i: found.__setitem__(i, a[0].flatten(0, -2).double())
+        )
         for i, module in enumerate(decoder.modules)
     ]
     with torch.no_grad():
@@ -42,7 +44,11 @@ def inputs(tiny_calibration, dense):
 
 
 def statistics(calibration):
-    return {i: s for block in range(len({x.block for x in calibration.layers})) for i, s in calibration.block(block).items()}
+    return {
+        i: s
+        for block in range(len({x.block for x in calibration.layers}))
+        for i, s in calibration.block(block).items()
+    }
 
 
 class TestStatistics:
@@ -60,7 +66,9 @@ class TestStatistics:
             }
             assert torch.allclose(found.gram.double(), gram, rtol=1e-5, atol=1e-6)
             for name, value in expected.items():
-                assert torch.allclose(found.leaves[name].flatten().double(), value, rtol=1e-4, atol=1e-5), name
+                assert torch.allclose(found.leaves[name].flatten().double(), value, rtol=1e-4, atol=1e-5), (
+                    name
+                )
 
     def test_gradients_are_the_root_mean_square_over_sequences(self, tiny_calibration, dense):
         ids = tiny_calibration.tokens("statistics")
@@ -85,7 +93,11 @@ class TestStatistics:
         assert len(set(grams)) == 4
 
     def test_parts_are_disjoint_and_described(self, tiny_calibration):
-        windows = [tuple(row.tolist()) for part in ("statistics", "selection", "holdout") for row in tiny_calibration.tokens(part)]
+        windows = [
+            tuple(row.tolist())
+            for part in ("statistics", "selection", "holdout")
+            for row in tiny_calibration.tokens(part)
+        ]
         assert len(set(windows)) == len(windows) == 8 + 2 + 2
         described = tiny_calibration.manifest["parts"]["holdout"]
         assert described["sequences"] == 2
@@ -101,7 +113,9 @@ class TestErrors:
         for i, held in enumerate(tiny_evaluator._shard.held):
             weights = weight_matrix(dense.modules[i]).double()
             pruned = weights * ~held.mask(candidate, "unstructured")
-            direct = ((weights - pruned) @ inputs[i].T).square().sum() / (weights @ inputs[i].T).square().sum()
+            direct = ((weights - pruned) @ inputs[i].T).square().sum() / (
+                weights @ inputs[i].T
+            ).square().sum()
             assert found.layer_errors[i] == pytest.approx(float(direct), rel=1e-5)
 
     def test_screening_all_rows_is_the_layer_stage(self, tiny_calibration):
@@ -159,7 +173,9 @@ class TestTheModelStage:
         }
 
     @pytest.mark.parametrize("part", ["selection", "holdout"])
-    def test_figures_equal_those_of_a_model_pruned_for_real(self, tiny_evaluator, tiny_calibration, dense, part):
+    def test_figures_equal_those_of_a_model_pruned_for_real(
+        self, tiny_evaluator, tiny_calibration, dense, part
+    ):
         candidate = uniform(parse_metric("abs(W) * X"), tiny_evaluator.layers, 0.5)
         (found,) = tiny_evaluator.measure([candidate], "model", part)
         expected = self.reference(dense, tiny_calibration.tokens(part), candidate, tiny_evaluator)
@@ -177,7 +193,9 @@ class TestTheModelStage:
         tiny_evaluator.measure([uniform(parse_metric("W"), tiny_evaluator.layers, 0.9)], "model")
         assert tiny_evaluator._decoder.fingerprint() == before
 
-    def test_probabilities_that_are_not_kept_give_the_same(self, tiny_calibration, tiny_evaluator, monkeypatch):
+    def test_probabilities_that_are_not_kept_give_the_same(
+        self, tiny_calibration, tiny_evaluator, monkeypatch
+    ):
         monkeypatch.setattr("secateur.workers.local._KEPT_BYTES", 0)
         evaluator = LocalEvaluator(tiny_calibration)
         candidate = uniform(parse_metric("abs(W)"), evaluator.layers, 0.5)
@@ -224,7 +242,9 @@ def architectures():
     wide = {**sizes, "intermediate_size": 48, "num_key_value_heads": 2}
     return {
         "gpt2": GPT2Config(vocab_size=260, n_embd=32, n_layer=2, n_head=4, n_positions=256),
-        "opt": OPTConfig(**sizes, ffn_dim=48, word_embed_proj_dim=32, max_position_embeddings=256, dropout=0.1),
+        "opt": OPTConfig(
+            **sizes, ffn_dim=48, word_embed_proj_dim=32, max_position_embeddings=256, dropout=0.1
+        ),
         "neox": GPTNeoXConfig(**sizes, intermediate_size=48),
         "qwen2": Qwen2Config(**wide),
         "gemma": GemmaConfig(**wide, head_dim=8),
@@ -245,7 +265,9 @@ def test_every_decoder_is_measured_alike(name, tmp_path, text_file):
     for i, s in statistics(calibration).items():
         with torch.no_grad():
             outputs = dense.modules[i](found[i].float()).double()
-        assert torch.allclose(s.leaves["Y"].flatten().double(), outputs.square().mean(0).sqrt(), rtol=1e-3, atol=1e-5)
+        assert torch.allclose(
+            s.leaves["Y"].flatten().double(), outputs.square().mean(0).sqrt(), rtol=1e-3, atol=1e-5
+        )
     candidate = uniform(parse_metric("abs(W) * X + G"), evaluator.layers, 0.5)
     (measured,) = evaluator.measure([candidate], "model")
     ids = calibration.tokens("selection")
@@ -327,7 +349,7 @@ class TestText:
     )
     def test_a_text_that_cannot_serve_is_refused(self, model, tmp_path, name, content, says):
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(TextError, match="expected|cannot") as caught:
+        with pytest.raises(TextError, match=r"expected|cannot") as caught:
             draw_sequences(str(tmp_path / name), *model, 10, 32, seed=0)
         assert says in str(caught.value)
 
@@ -337,7 +359,7 @@ class TestText:
 
 
 class TestFolders:
-    def test_without_gradients_there_is_no_G(self, tiny_model, text_file, tmp_path):  # noqa: N802
+    def test_without_gradients_there_is_no_G(self, tiny_model, text_file, tmp_path):
         calibration = calibrate(small_request(tiny_model, text_file, gradients=False), tmp_path / "c")
         assert "G" not in calibration.leaves
         evaluator = LocalEvaluator(calibration)

@@ -90,7 +90,6 @@ class TestEverySearcher:
 class Hidden(FakeEvaluator):
     """The better a metric orders a random layer's weights as a hidden metric does, the lower its kl."""
 
-
     def __init__(self):
         super().__init__()
         draw = torch.Generator().manual_seed(0)

@@ -121,22 +121,23 @@ def calibrate(request: Request, out: str | Path, tell: Callable[[str], None] = l
 
 def _calibrate(request: Request, folder: Path, tell: Callable[[str], None]) -> None:
     device = choose_device(request.device)
-    tell(f"loading {request.model}")
     model, tokenizer = load_model(
         request.model, dtype=choose_dtype(request.dtype), device=device,
         trust_remote_code=request.trust_remote_code,
     )  # fmt: skip
     decoder = Decoder(model)
+    counts = request.sequences()
+    total = sum(counts.values())
+    if request.text == "self":
+        tell(f"the model writes {total} sequences of {request.sequence_length} tokens")
+    sequences = draw_sequences(request.text, model, tokenizer, total, request.sequence_length, request.seed)
+    if request.text != "self":
+        tell(f"read {total} sequences of {request.sequence_length} tokens from {request.text}")
+    parts = dict(zip(counts, sequences.split(list(counts.values())), strict=True))
+    write_tokens(folder, parts)
     if request.model.endswith(".gguf"):
         tell("keeping a dense copy of the quantised weights")
         save_dense_copy(model, tokenizer, folder / "model")
-    counts = request.sequences()
-    total = sum(counts.values())
-    how = "the model writes" if request.text == "self" else "reading"
-    tell(f"{how} {total} sequences of {request.sequence_length} tokens")
-    sequences = draw_sequences(request.text, model, tokenizer, total, request.sequence_length, request.seed)
-    parts = dict(zip(counts, sequences.split(list(counts.values())), strict=True))
-    write_tokens(folder, parts)
     gradients: dict[int, Tensor] = {}
     if request.gradients:
         tell(f"gradients of {counts['statistics']} sequences")

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..search.candidate import Candidate, Layer, Measurement, Part, Stage
-from .masks import parse_pattern
+from ..search.candidate import Candidate, Layer, Measurement, Part, Stage, parse_pattern
 from .model import Batch, Decoder, choose_device, choose_dtype, load_model
 from .shard import SCREEN_ROWS, LayerResult, ScoreError, Shard
 from .statistics import Calibration, CalibrationError

@@ -2,27 +2,11 @@
 
 from __future__ import annotations
 
-import re
-
 import numpy as np
 import torch
 from torch import Tensor
 
-
-def parse_pattern(pattern: str) -> tuple[int, int] | None:
-    """Return (N, M) of a pattern ``N:M``, N removed of M consecutive inputs; None if unstructured.
-
-    Raises:
-        ValueError: For anything else.
-    """
-    if pattern == "unstructured":
-        return None
-    found = re.fullmatch(r"(\d{1,4}):(\d{1,4})", pattern)
-    if not found or not 0 < int(found[1]) < int(found[2]):
-        raise ValueError(
-            f"expected the pattern unstructured or N:M with 0 < N < M such as 2:4, got {pattern!r}"
-        )
-    return int(found[1]), int(found[2])
+from ..search.candidate import parse_pattern
 
 
 def removed(scores: Tensor, ratio: float, group: str, pattern: str = "unstructured") -> Tensor:

@@ -1,0 +1,286 @@
+"""The command line as a person meets it: results, help, and one line for every mistake."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+
+import pytest
+from secateur import cli
+from secateur.results.archive import Archive
+from secateur.results.front import COLUMNS
+from secateur.search.settings import SearchSettings
+from support import ROOT, save_model, secateur, tiny_config
+
+COMMANDS = ("calibrate", "measure", "search", "resume", "front", "metrics")
+SEARCH = ("--sparsity", 0.5, "--budget", 14, "--batch", 4, "--seed", 3)
+
+
+@pytest.fixture(scope="module")
+def run_folder(tiny_calibration, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "a"
+    done = secateur("search", tiny_calibration.folder, *SEARCH, "--out", folder)
+    assert done.returncode == 0, done.stderr
+    return folder, done
+
+
+def refused(*arguments, **options):
+    """Run a command that has to fail in one line on standard error; return the line."""
+    done = secateur(*arguments, **options)
+    assert done.returncode == 2, done
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    return done.stderr
+
+
+class TestHelp:
+    @pytest.mark.parametrize("command", COMMANDS)
+    def test_every_command_ends_its_help_with_an_example(self, command):
+        done = secateur(command, "--help")
+        assert done.returncode == 0
+        assert f"Example: secateur {command}" in done.stdout
+
+    def test_help_imports_no_heavy_library(self):
+        code = (
+            "import sys; sys.argv = ['secateur', '--help']\n"
+            "from secateur.cli import main\n"
+            "try: main()\n"
+            "except SystemExit: pass\n"
+            "heavy = {'torch', 'transformers', 'deap', 'pymoo', 'optuna', 'ray', 'pandas', 'numpy'}\n"
+            "print(sorted(heavy & set(sys.modules)))"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert done.stdout.splitlines()[-1] == "[]"
+
+    def test_options_of_search_are_the_settings(self):
+        """One name and one default, on the command line, in TOML and in Python."""
+        import inspect
+
+        parameters = inspect.signature(cli.search).parameters
+        assert set(SearchSettings.model_fields) == set(parameters) - {"out", "config", "as_json"}
+        for name, field in SearchSettings.model_fields.items():
+            default = parameters[name].default
+            if name not in ("calibration", "sparsity"):  # 0.5, unless a pattern says otherwise
+                expected = ",".join(field.default) if isinstance(field.default, tuple) else field.default
+                assert default == expected, name
+
+
+class TestResults:
+    def test_a_search_prints_progress_front_baselines_and_a_verdict(self, run_folder):
+        _, done = run_folder
+        assert re.search(r"\d+/14 candidates  best kl [\d.]+  front \d+  .*left .*failed 0", done.stderr)
+        assert "front of" in done.stdout
+        assert "wanda" in done.stdout
+        assert "kl holdout" in done.stdout
+        assert re.search(r"beats? the best published one|Nothing was found", done.stdout)
+
+    def test_its_archive_has_one_row_a_candidate(self, run_folder):
+        frame = Archive(run_folder[0]).frame()
+        assert list(frame.columns) == list(COLUMNS)
+        assert frame["baseline"].notna().sum() == 10
+        assert (frame["status"] != "alias").sum() >= 14
+        assert frame.loc[frame["baseline"].notna(), "kl_holdout"].notna().all()
+        assert Archive(run_folder[0]).front()["kl_holdout"].notna().all()
+
+    def test_front_prints_json(self, run_folder):
+        folder, _ = run_folder
+        result = json.loads(secateur("front", folder, "--objectives", "perplexity", "--json").stdout)
+        assert result["objectives"] == ["perplexity"]
+        assert len(result["front"]) == 1
+        assert len(result["baselines"]) == 10
+        assert result["verdict"]
+
+    def test_an_ended_run_resumes_to_the_same_and_measures_nothing(self, run_folder):
+        folder, done = run_folder
+        before = Archive(folder).trials()
+        again = secateur("resume", folder)
+        assert again.stdout == done.stdout
+        assert Archive(folder).trials() == before
+
+    def test_a_missing_holdout_is_measured_on_resume(self, run_folder):
+        folder, done = run_folder
+        with Archive(folder, write=True) as archive:
+            archive._db.execute("DELETE FROM measurements WHERE part = 'holdout'")
+        assert Archive(folder).frame()["kl_holdout"].isna().all()
+        assert secateur("resume", folder).stdout == done.stdout
+
+    def test_measure_prints_what_the_archive_holds(self, run_folder, tiny_calibration):
+        done = secateur("measure", tiny_calibration.folder, "wanda", "--sparsity", 0.5, "--json")
+        measured = json.loads(done.stdout)
+        row = Archive(run_folder[0]).frame().set_index("baseline").loc["wanda"]
+        assert measured["kl"] == row["kl"]
+        assert measured["key"] == row["key"]
+
+    def test_calibrate_prints_what_it_wrote(self, tiny_model, text_file, tmp_path):
+        sizes = ("--tokens", 64, "--selection-tokens", 32, "--holdout-tokens", 32, "--sequence-length", 32)
+        done = secateur(
+            "calibrate", tiny_model, "--text", text_file, *sizes, "--out", tmp_path / "c", "--json"
+        )
+        assert json.loads(done.stdout)["parts"]["statistics"]["sequences"] == 2
+
+    def test_metrics_are_listed_with_their_sources(self):
+        rows = json.loads(secateur("metrics", "--json").stdout)
+        assert {row["name"] for row in rows} >= {"magnitude", "wanda", "ria", "pruner-zero"}
+        assert all(row["metric"] and row["source"] for row in rows)
+        assert (
+            "protected" in secateur("metrics", "--language").stdout
+            or "0 where y = 0" in secateur("metrics", "--language").stdout
+        )
+
+    def test_settings_come_from_a_file_and_the_command_line_wins(self, tiny_calibration, tmp_path):
+        file = tmp_path / "a.toml"
+        file.write_text(
+            '[search]\nsparsity = 0.25\nbudget = 11\nobjectives = ["layer_error", "size"]\nstage = "screen"\n'
+        )
+        done = secateur(
+            "search", tiny_calibration.folder, "--config", file, "--budget", 12, "--out", tmp_path / "run"
+        )
+        assert done.returncode == 0, done.stderr
+        saved = SearchSettings.load(tmp_path / "run" / "run.toml")
+        assert (saved.sparsity, saved.budget, saved.objectives) == (0.25, 12, ("layer_error", "size"))
+
+    def test_a_pattern_brings_its_sparsity(self, tiny_calibration, tmp_path):
+        run = tmp_path / "run"
+        done = secateur(
+            "search", tiny_calibration.folder, "--pattern", "2:4", "--budget", 12, "--batch", 4, "--out", run
+        )
+        assert done.returncode == 0, done.stderr
+        assert (Archive(run).frame()["sparsity"].dropna() == 0.5).all()
+
+    def test_seeding_can_be_turned_off(self, tiny_calibration, tmp_path):
+        texts = []
+        for flag in ("--seeding", "--no-seeding"):
+            run = tmp_path / flag
+            assert (
+                secateur(
+                    "search", tiny_calibration.folder, *SEARCH[:-1], 3, "--budget", 24, flag, "--out", run
+                ).returncode
+                == 0
+            )
+            texts.append(Archive(run).frame()["metric"].tolist())
+        assert texts[0] != texts[1]
+
+
+class TestMistakes:
+    @pytest.mark.parametrize(
+        ("arguments", "says"),
+        [
+            (("measure", "CAL", "abs(W) * sqr(X)"), "unknown operator 'sqr'; did you mean 'sqrt'?"),
+            (("measure", "CAL", "abs(Q)"), "unknown leaf 'Q'"),
+            (("measure", "CAL", "(abs(W)"), "never closed"),
+            (("measure", "CAL", "(" * 10_000 + "W"), "at most 2000 characters"),
+            (("measure", "CAL", "row_sum(W)"), "expected a score of shape (rows, columns), got (rows, 1)"),
+            (("measure", "CAL", "1e999 * W"), "expected a finite number"),
+            (("measure", "CAL", "W", "--sparsity", "1"), "sparsity: input should be less than 1, got 1"),
+            (
+                ("measure", "CAL", "W", "--sparsity=-0.1"),
+                "sparsity: input should be greater than or equal to 0",
+            ),
+            (("measure", "CAL", "W", "--sparsity", "nan"), "sparsity"),
+            (("measure", "CAL", "W", "--stage", "full"), "expected a stage among screen, layer, model"),
+            (("measure", "CAL", "W", "--group", "block"), "group: input should be 'row' or 'layer'"),
+            (("measure", "CAL", "W", "--pattern", "4:2"), "expected the pattern unstructured or N:M"),
+            (("measure", "CAL", "W", "--pattern", "2:4", "--sparsity", "0.6"), "expected the sparsity 0.5"),
+            (("measure", "CAL", "W", "--device", "cuda:7"), "expected a device of this machine"),
+            (("measure", "CAL", "exp(80 + W) * exp(80 + G) + W"), "not finite in the layer"),
+            (("measure", "/nowhere", "W"), "expected a calibration folder, got /nowhere"),
+            (("search", "CAL", "--objectives", "kll", "--out", "OUT"), "did you mean 'kl'"),
+            (("search", "CAL", "--objectives", "kl,kl", "--out", "OUT"), "expected different objectives"),
+            (("search", "CAL", "--searcher", "gpp", "--out", "OUT"), "did you mean 'gp'"),
+            (("search", "CAL", "--stage", "layer", "--out", "OUT"), "'kl', which needs the stage 'model'"),
+            (
+                ("search", "CAL", "--budget", "0", "--out", "OUT"),
+                "budget: input should be greater than or equal to 1",
+            ),
+            (("search", "CAL", "--max-size", "1", "--out", "OUT"), "max_size"),
+            (("search", "CAL", "--model", "/nowhere", "--out", "OUT"), "got /nowhere: not found"),
+            (("calibrate", "/nowhere", "--out", "OUT"), "got /nowhere: not found"),
+            (("calibrate", "MODEL", "--text", "SHORT", "--out", "OUT"), "tokens for the three parts"),
+            (("calibrate", "MODEL", "--tokens", "0", "--out", "OUT"), "expected at least 1 token"),
+            (("resume", "/nowhere"), "expected a run folder"),
+            (("front", "/nowhere"), "expected a run folder"),
+        ],
+    )
+    def test_is_one_line_and_writes_nothing(self, arguments, says, tiny_calibration, tiny_model, tmp_path):
+        (tmp_path / "short.txt").write_text("too short")
+        places = {
+            "CAL": tiny_calibration.folder, "MODEL": tiny_model,
+            "OUT": tmp_path / "out", "SHORT": tmp_path / "short.txt",
+        }  # fmt: skip
+        line = refused(*(places.get(a, a) for a in arguments))
+        assert says.lower() in line.lower()
+        assert [p.name for p in tmp_path.iterdir()] == ["short.txt"]
+
+    @pytest.mark.parametrize(
+        ("content", "says"),
+        [
+            ("[search]\nbudgett = 3\n", "unknown setting 'budgett' in"),
+            ("[search]\nsparsity = 2\n", "sparsity"),
+            ("[serach]\nbudget = 3\n", "expected a section [search]"),
+            ("[search\n", "is not valid TOML"),
+        ],
+    )
+    def test_in_a_settings_file_is_told_too(self, content, says, tiny_calibration, tmp_path):
+        (tmp_path / "a.toml").write_text(content)
+        line = refused(
+            "search", tiny_calibration.folder, "--config", tmp_path / "a.toml", "--out", tmp_path / "run"
+        )
+        assert says in line
+        assert not (tmp_path / "run").exists()
+
+    def test_a_missing_settings_file_is_named(self, tiny_calibration, tmp_path):
+        line = refused(
+            "search", tiny_calibration.folder, "--config", tmp_path / "no.toml", "--out", tmp_path / "run"
+        )
+        assert "expected a TOML file" in line
+
+    def test_a_run_folder_of_another_configuration_is_left_alone(self, run_folder, tiny_calibration):
+        folder, _ = run_folder
+        line = refused("search", tiny_calibration.folder, "--sparsity", 0.25, "--out", folder)
+        assert "holds a run with another configuration" in line
+        assert "sparsity = 0.5 there, 0.25 here" in line
+
+    def test_a_folder_with_other_files_is_left_alone(self, tiny_calibration, tmp_path):
+        (tmp_path / "thesis.tex").write_text("precious")
+        assert "with other files in it" in refused("search", tiny_calibration.folder, "--out", tmp_path)
+
+    def test_a_run_that_is_being_written_is_left_alone(self, run_folder):
+        folder, _ = run_folder
+        with Archive(folder, write=True):
+            assert "is being written by process" in refused("resume", folder)
+
+    def test_a_model_that_lost_its_blocks_is_told(self, tmp_path):
+        from transformers import BertConfig, BertLMHeadModel
+
+        BertLMHeadModel(
+            BertConfig(
+                num_hidden_layers=0, hidden_size=8, num_attention_heads=2, is_decoder=True, vocab_size=260
+            )
+        ).save_pretrained(tmp_path / "m")
+        save_model(tiny_config(), tmp_path / "t")
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            (tmp_path / "t" / name).rename(tmp_path / "m" / name)
+        line = refused("calibrate", tmp_path / "m", "--out", tmp_path / "out")
+        assert "expected a decoder with a list of blocks" in line
+
+    @pytest.mark.skipif(os.geteuid() == 0 and not os.path.exists("/proc/self"), reason="needs Linux")
+    def test_a_read_only_or_full_disk_is_told(self, tiny_calibration, tmp_path):
+        line = refused(
+            "search", tiny_calibration.folder, *SEARCH, "--out", "/proc/secateur-cannot-write-here"
+        )
+        assert "/proc/secateur-cannot-write-here" in line
+        if os.path.exists("/dev/full"):
+            (tmp_path / "run").mkdir()
+            (tmp_path / "run" / "writer.lock").symlink_to("/dev/full")
+            done = secateur("search", tiny_calibration.folder, *SEARCH, "--out", tmp_path / "run")
+            assert done.returncode == 2
+
+
+def test_the_demonstration_has_valid_settings():
+    sections = tomllib.loads((ROOT / "examples" / "smollm2.toml").read_text())
+    SearchSettings.read({**sections["search"], "calibration": "x"})
+    from secateur.workers.calibration import Request
+
+    Request("x", **sections["calibrate"])

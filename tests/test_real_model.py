@@ -1,0 +1,146 @@
+"""The real model, SmolLM2-135M-Instruct, once from end to end."""
+
+import json
+import math
+
+import pytest
+import torch
+from secateur.metrics_dsl.parser import parse_metric
+from secateur.metrics_dsl.published import PUBLISHED
+from secateur.results.archive import Archive
+from secateur.search.candidate import uniform
+from secateur.workers.local import LocalEvaluator
+from secateur.workers.masks import removed
+from secateur.workers.model import Decoder, load_model, weight_matrix
+from support import secateur
+
+pytestmark = pytest.mark.model
+
+
+def by_formula(name, leaf):
+    """Scores as the papers' formulas give them, in plain torch and in this project's units."""
+    w, x, v, d, g = (leaf[n] for n in "WXVDG")
+    a = w.abs()
+    relative = a / a.sum(0, keepdim=True) + a / a.sum(1, keepdim=True)
+    norms = (w * w).sum(0, keepdim=True).sqrt(), (w * w).sum(1, keepdim=True).sqrt()
+    return {
+        "magnitude": lambda: a,
+        "wanda": lambda: a * x,
+        "ria-1": lambda: relative * x,
+        "ria": lambda: relative * x.sqrt(),
+        "stade": lambda: w * w * v,
+        "gblm": lambda: a * (x + 25 * g),
+        "pruner-zero": lambda: w * w * ((g - g.min()) / (g.max() - g.min())),
+        "sparsegpt": lambda: w * w / d,
+        "lognorm": lambda: torch.log1p(a / norms[1] + a / norms[0]) * x.sqrt(),
+        "wanda++": lambda: a * (x + 2.21 * g),
+    }[name]()
+
+
+def by_sorting(scores, ratio, group):
+    """Remove the first of a stable sort."""
+    flat = scores if group == "row" else scores.reshape(1, -1)
+    order = flat.sort(dim=1, stable=True).indices[:, : int(flat.shape[1] * ratio)]
+    return torch.zeros_like(flat, dtype=torch.bool).scatter_(1, order, True).reshape(scores.shape)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_masks_of_published_metrics_equal_their_formulas_bit_for_bit(real_evaluator, name):
+    metric = PUBLISHED[name].expression
+    for group in ("row", "layer"):
+        candidate = uniform(metric, real_evaluator.layers, 0.6, group)
+        for held in real_evaluator._shard.held[:: 7 * 5 + 1] + real_evaluator._shard.held[-7:]:
+            expected = by_sorting(by_formula(name, held.leaves), 0.6, group)
+            assert torch.equal(held.mask(candidate, "unstructured"), expected), held.layer.name
+
+
+def test_the_gram_error_is_the_output_error_in_double_precision(real_evaluator, real_calibration):
+    """On the statistics tokens themselves, for every layer of some blocks."""
+    decoder: Decoder = real_evaluator._decoder
+    layers = {i: h for i, h in enumerate(real_evaluator._shard.held) if h.layer.block in (0, 13, 29)}
+    fed = {i: [] for i in layers}
+    hooks = [
+        decoder.modules[i].register_forward_pre_hook(lambda _m, a, i=i: fed[i].append(a[0].flatten(0, -2).double()))
+        for i in layers
+    ]
+    with torch.no_grad():
+        for sequence in real_calibration.tokens("statistics").split(4):
+            decoder.model(input_ids=sequence)
+    for hook in hooks:
+        hook.remove()
+    candidates = [uniform(parse_metric(t), real_evaluator.layers, 0.6) for t in ("abs(W) * X", "abs(W)")]
+    for candidate, found in zip(candidates, real_evaluator.measure(candidates, "layer"), strict=True):
+        for i, held in layers.items():
+            x, weights = torch.cat(fed[i]), held.weights.double()
+            difference = weights * held.mask(candidate, "unstructured")
+            direct = (x @ difference.T).square().sum() / (x @ weights.T).square().sum()
+            assert found.layer_errors[i] == pytest.approx(float(direct), rel=1e-5), held.layer.name
+
+
+def test_screening_all_rows_is_the_layer_stage(real_calibration, real_evaluator):
+    evaluator = LocalEvaluator(real_calibration, rows=1 << 20)
+    candidate = uniform(parse_metric("abs(W) * X"), evaluator.layers, 0.6)
+    (screen,) = evaluator.measure([candidate], "screen")
+    (layer,) = real_evaluator.measure([candidate], "layer")
+    assert screen.layer_errors == layer.layer_errors
+    assert screen.fingerprint == layer.fingerprint
+    evaluator.close()
+
+
+def test_figures_are_those_of_a_model_pruned_for_real(real_evaluator, real_calibration):
+    model, _ = load_model(real_calibration.model_source)
+    dense = Decoder(model)
+    ids = real_calibration.tokens("holdout")
+    candidate = uniform(parse_metric("abs(W) * X"), real_evaluator.layers, 0.6)
+    (found,) = real_evaluator.measure([candidate], "model", "holdout")
+    with torch.no_grad():
+        before = model(input_ids=ids).logits.double().log_softmax(-1)
+        for held, module in zip(real_evaluator._shard.held, dense.modules, strict=True):
+            scores = by_formula("wanda", held.leaves)
+            weight_matrix(module)[removed(scores, 0.6, "row")] = 0
+        after = model(input_ids=ids).logits.double().log_softmax(-1)
+    kl = float((before.exp() * (before - after)).sum(-1).mean())
+    nll = float(-after[:, :-1].gather(-1, ids[:, 1:, None]).mean())
+    zeros = sum(int((weight_matrix(m) == 0).sum()) for m in dense.modules) / sum(x.size for x in dense.layers)
+    assert found.values["kl"] == pytest.approx(kl, rel=1e-4)
+    assert found.values["perplexity"] == pytest.approx(math.exp(nll), rel=1e-4)
+    assert found.values["sparsity"] == pytest.approx(zeros, abs=1e-3)  # some weights were 0 before
+
+
+def test_the_calibration_describes_itself(real_calibration):
+    manifest = real_calibration.manifest
+    assert len(real_calibration.layers) == 210
+    assert sum(layer.size for layer in real_calibration.layers) == 106_168_320
+    assert manifest["text"] == "self"
+    assert (real_calibration.folder / "model" / "model.safetensors").is_file()  # GGUF is read once
+
+
+def test_a_search_from_the_command_line_beats_magnitude_and_resumes(real_calibration, tmp_path):
+    run = tmp_path / "run"
+    done = secateur(
+        "search", real_calibration.folder, "--sparsity", 0.6, "--budget", 22, "--batch", 6, "--out", run
+    )
+    assert done.returncode == 0, done.stderr
+    frame = Archive(run).frame()
+    front = Archive(run).front()
+    kl = frame.set_index("baseline")["kl_holdout"]
+    assert front["kl_holdout"].min() <= kl["wanda"] < kl["magnitude"]
+    assert (frame["sparsity"].dropna() - 0.5991).abs().max() < 1e-3
+    again = secateur("resume", run, "--json")
+    assert len(json.loads(again.stdout)["front"]) == len(front)
+
+
+def test_patterns_work_the_same_way(real_calibration):
+    done = secateur("measure", real_calibration.folder, "wanda", "--pattern", "2:4", "--json")
+    assert json.loads(done.stdout)["sparsity"] == 0.5
+
+
+def test_text_files_work_the_same_way(real_calibration, text_file, tmp_path):
+    sizes = ("--tokens", 256, "--selection-tokens", 128, "--holdout-tokens", 128, "--sequence-length", 128)
+    model = real_calibration.folder / "model"
+    done = secateur(
+        "calibrate", model, "--text", text_file, *sizes, "--no-gradients", "--out", tmp_path / "c", "--json"
+    )
+    assert done.returncode == 0, done.stderr
+    found = secateur("measure", tmp_path / "c", "wanda", "--sparsity", 0.5, "--json")
+    assert json.loads(found.stdout)["kl"] > 0
