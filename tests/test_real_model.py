@@ -60,7 +60,9 @@ def test_the_gram_error_is_the_output_error_in_double_precision(real_evaluator, 
     layers = {i: h for i, h in enumerate(real_evaluator._shard.held) if h.layer.block in (0, 13, 29)}
     fed = {i: [] for i in layers}
     hooks = [
-        decoder.modules[i].register_forward_pre_hook(lambda _m, a, i=i: fed[i].append(a[0].flatten(0, -2).double()))
+        decoder.modules[i].register_forward_pre_hook(
+            lambda _m, a, i=i: fed[i].append(a[0].flatten(0, -2).double())
+        )
         for i in layers
     ]
     with torch.no_grad():

@@ -46,6 +46,8 @@ def quadratic_form(rows: Tensor, gram: Tensor) -> Tensor:
     """
     columns = rows.shape[1]
     width = _COLUMNS.get(rows.device.type, 192)
+    if len(rows) <= 64 and columns <= 4 * width:
+        width = columns  # so small that calls would cost more than the arithmetic they save
     total = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
     for start in range(0, columns, width):
         end = min(start + width, columns)

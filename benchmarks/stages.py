@@ -1,0 +1,145 @@
+"""What a candidate costs at each stage, beside the usual way and the machine's own limit.
+
+    python benchmarks/stages.py runs/smollm2-calibration
+
+The usual way, once a candidate: all calibration tokens through the model for the activation norms, a
+full sort of every row, then the perplexity. Both ways prune by Wanda and read the same tokens.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+from secateur.metrics_dsl.published import PUBLISHED
+from secateur.search.candidate import uniform
+from secateur.workers.local import LocalEvaluator
+from secateur.workers.model import Decoder, weight_matrix
+from secateur.workers.statistics import Calibration
+
+
+def best_of(times: int, work: Callable[[], object]) -> float:
+    """Return the least seconds of some runs after one that warms up."""
+    work()
+    found = []
+    for _ in range(times):
+        start = time.perf_counter()
+        work()
+        found.append(time.perf_counter() - start)
+    return min(found)
+
+
+def machine() -> tuple[float, float]:
+    """Return the measured limit: matrix product in FLOP/s, copying in bytes/s."""
+    a, b = torch.randn(2048, 1536), torch.randn(1536, 1536)
+    product = best_of(5, lambda: [a @ b for _ in range(10)]) / 10
+    source, target = torch.randn(1 << 26), torch.empty(1 << 26)
+    copy = best_of(5, lambda: target.copy_(source))
+    return 2 * 2048 * 1536 * 1536 / product, 2 * 4 * (1 << 26) / copy
+
+
+@torch.no_grad()
+def usual_way(decoder: Decoder, statistics: torch.Tensor, selection: torch.Tensor, ratio: float) -> float:
+    """Prune by Wanda and return the perplexity, as published search code does for every trial."""
+    norms = [torch.zeros(layer.columns) for layer in decoder.layers]
+
+    def add(i: int, x: torch.Tensor) -> None:
+        norms[i] += x.flatten(0, -2).square().sum(0)
+
+    hooks = [
+        m.register_forward_pre_hook(lambda _m, a, i=i: add(i, a[0])) for i, m in enumerate(decoder.modules)
+    ]
+    for sequence in statistics.split(1):
+        decoder.model(input_ids=sequence)
+    for hook in hooks:
+        hook.remove()
+    dense = [weight_matrix(module).clone() for module in decoder.modules]
+    for norm, module in zip(norms, decoder.modules, strict=True):
+        weights = weight_matrix(module)
+        order = (weights.abs() * norm.sqrt()).sort(dim=1, stable=True).indices
+        weights.scatter_(1, order[:, : int(weights.shape[1] * ratio)], 0.0)
+    nll, count = 0.0, 0
+    for sequence in selection.split(1):
+        logits = decoder.model(input_ids=sequence).logits.log_softmax(-1)
+        nll -= float(logits[:, :-1].gather(-1, sequence[:, 1:, None]).sum())
+        count += sequence.numel() - 1
+    for weights, module in zip(dense, decoder.modules, strict=True):
+        weight_matrix(module).copy_(weights)
+    return float(torch.tensor(nll / count).exp())
+
+
+def _output(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:
+        names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
+        return names[0] if names else platform.machine()
+    return platform.machine()
+
+
+def main() -> None:
+    """Measure and print the table."""
+    calibration = Calibration(sys.argv[1])
+    evaluator = LocalEvaluator(calibration)
+    layers = evaluator.layers
+    flops, copying = machine()
+    candidates = [uniform(p.expression, layers, 0.6) for p in PUBLISHED.values()]
+    wanda = uniform(PUBLISHED["wanda"].expression, layers, 0.6)
+    selection = calibration.tokens("selection")
+    vocabulary = evaluator._decoder.model.get_output_embeddings().weight
+    # Arithmetic that cannot be avoided: half a Gram product (H is symmetric), a forward pass.
+    gram = [x.rows * x.columns * (x.columns + 192) for x in layers]
+    screen_gram = [min(32, x.rows) * x.columns * (x.columns + 192) for x in layers]
+    forward = 2 * selection.numel() * (sum(x.size for x in layers) + vocabulary.numel())
+    stages = {
+        "screen": (
+            best_of(3, lambda: evaluator.measure(candidates, "screen")) / len(candidates),
+            sum(screen_gram),
+        ),
+        "layer": (best_of(3, lambda: evaluator.measure([wanda], "layer")), sum(gram)),
+        "model": (best_of(3, lambda: evaluator.measure([wanda], "model")), forward),
+    }
+    searching = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    start = time.perf_counter()
+    perplexity = usual_way(evaluator._decoder, calibration.tokens("statistics"), selection, 0.6)
+    usual = time.perf_counter() - start
+    (measured,) = evaluator.measure([wanda], "model")
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True
+    ).stdout.strip()
+    print(
+        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, commit {commit}"
+    )
+    print(
+        f"limit of the machine: {flops / 1e9:.0f} GFLOP/s in matrix products, {copying / 1e9:.1f} GB/s copied"
+    )
+    print(
+        f"{len(layers)} layers, {sum(x.size for x in layers):,} weights, {selection.numel()} selection tokens, float32\n"
+    )
+    print(f"{'stage':8} {'s/candidate':>12} {'per second':>11} {'share of limit':>15} {'x usual way':>12}")
+    for name, (seconds, work) in stages.items():
+        share = work / flops / seconds
+        print(f"{name:8} {seconds:12.3f} {1 / seconds:11.2f} {share:15.0%} {usual / seconds:11.1f}x")
+    print(f"{'usual':8} {usual:12.3f} {1 / usual:11.2f}")
+    print(
+        f"\nperplexity of Wanda at 60 %: {perplexity:.3f} the usual way, {measured.values['perplexity']:.3f} here"
+    )
+    print(f"peak memory while searching: {searching:.2f} GiB")
+    help_seconds = best_of(
+        5, lambda: subprocess.run([sys.executable, "-m", "secateur", "--help"], capture_output=True)
+    )
+    print(f"secateur --help: {help_seconds:.2f} s")
+    evaluator.close()
+
+
+if __name__ == "__main__":
+    main()
