@@ -113,17 +113,16 @@ def main() -> None:
     perplexity = usual_way(evaluator._decoder, calibration.tokens("statistics"), selection, 0.6)
     usual = time.perf_counter() - start
     (measured,) = evaluator.measure([wanda], "model")
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True
-    ).stdout.strip()
     print(
-        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, commit {commit}"
+        f"{_processor()}, {os.cpu_count()} cores, torch {torch.__version__}, "
+        f"commit {_output('git', 'rev-parse', '--short', 'HEAD')}"
     )
     print(
         f"limit of the machine: {flops / 1e9:.0f} GFLOP/s in matrix products, {copying / 1e9:.1f} GB/s copied"
     )
     print(
-        f"{len(layers)} layers, {sum(x.size for x in layers):,} weights, {selection.numel()} selection tokens, float32\n"
+        f"{len(layers)} layers, {sum(x.size for x in layers):,} weights, "
+        f"{selection.numel()} selection tokens, float32\n"
     )
     print(f"{'stage':8} {'s/candidate':>12} {'per second':>11} {'share of limit':>15} {'x usual way':>12}")
     for name, (seconds, work) in stages.items():
@@ -131,12 +130,11 @@ def main() -> None:
         print(f"{name:8} {seconds:12.3f} {1 / seconds:11.2f} {share:15.0%} {usual / seconds:11.1f}x")
     print(f"{'usual':8} {usual:12.3f} {1 / usual:11.2f}")
     print(
-        f"\nperplexity of Wanda at 60 %: {perplexity:.3f} the usual way, {measured.values['perplexity']:.3f} here"
+        f"\nperplexity of Wanda at 60 %: {perplexity:.3f} the usual way, "
+        f"{measured.values['perplexity']:.3f} here"
     )
     print(f"peak memory while searching: {searching:.2f} GiB")
-    help_seconds = best_of(
-        5, lambda: subprocess.run([sys.executable, "-m", "secateur", "--help"], capture_output=True)
-    )
+    help_seconds = best_of(5, lambda: _output(sys.executable, "-m", "secateur", "--help"))
     print(f"secateur --help: {help_seconds:.2f} s")
     evaluator.close()
 
