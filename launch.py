@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 from .metrics_dsl.published import PUBLISHED
@@ -58,6 +59,7 @@ def search(settings: SearchSettings, out: str | Path, listener: Listener | None 
     _check_folder(settings, folder)
     evaluator = _evaluator(settings, calibration)
     try:
+        _save(settings, folder)
         with Archive(folder, write=True) as archive:
             _claim(archive, settings, calibration)
             weights = sum(layer.size for layer in evaluator.layers)
@@ -159,7 +161,7 @@ def _check_folder(settings: SearchSettings, folder: Path) -> None:
                 f"{folder} holds a run with another configuration ({'; '.join(changed)}); choose "
                 f"another --out, or continue that run with `secateur resume {folder}`"
             )
-    elif folder.exists() and any(folder.iterdir()):
+    elif folder.exists() and any(p.name != "run.partial" for p in folder.iterdir()):
         raise SettingsError(f"expected a new or empty run folder, got {folder} with other files in it")
 
 
@@ -176,10 +178,15 @@ def _claim(archive: Archive, settings: SearchSettings, calibration: Calibration)
     archive.note(
         calibration=identity,
         objectives=list(settings.objectives),
-        versions=calibration.manifest["versions"],
+        versions={name: version(name) for name in ("secateur", "torch", "deap", "transformers")},
     )
-    path = archive.folder / "run.toml"
+
+
+def _save(settings: SearchSettings, folder: Path) -> None:
+    """Write the settings before anything else: a folder that has them can be resumed."""
+    path = folder / "run.toml"
     if not path.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial")
         partial.write_text(settings.to_toml())
-        partial.rename(path)
+        partial.replace(path)

@@ -104,6 +104,7 @@ def _simplify(e: Expression) -> Expression:
 # Products ---------------------------------------------------------------------------------------
 
 
+@lru_cache(maxsize=65536)  # callers copy what they change
 def _factors(e: Expression) -> tuple[float, _Factors]:
     """Take a canonical expression, or an operation on canonical ones, apart as a product."""
     if e.op == "const":
@@ -237,6 +238,7 @@ def _chain(op: str, operands: Iterable[Expression]) -> Expression:
 # Sums -------------------------------------------------------------------------------------------
 
 
+@lru_cache(maxsize=65536)  # callers copy what they change
 def _terms(e: Expression) -> tuple[float, dict[Expression, float]]:
     """Take a canonical expression, or an operation on canonical ones, apart as a sum."""
     if e.op in ("add", "sub"):
@@ -345,8 +347,11 @@ def order_form(expression: Expression, group: str) -> Expression:
         group: The weights that compete: ``row``, ``layer``, ``block`` or ``model``.
     """
     form = canonical(expression)
-    while (simpler := _peel(form, group)) != form:
-        form = simpler
+    try:
+        while (simpler := _peel(form, group)) != form:
+            form = simpler
+    except (_NotFiniteError, MetricError, OverflowError):
+        pass  # a constant or exponent would leave its range: the form so far is as good
     return form
 
 

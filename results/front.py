@@ -59,10 +59,14 @@ def frame(archive: Archive) -> pd.DataFrame:
                 "kl_holdout": holdout.get(alias_of or key), "baseline": baselines.get(key),
             }
         )  # fmt: skip
+    undecided = {key for key, status, *_ in rows if status in ("rejected", "failed")}
+    aliases = {key for key, *_, alias_of in rows if alias_of in undecided}
     result = pd.DataFrame.from_records(records, columns=list(COLUMNS))
     types = {name: "str" if name in _TEXT else "float64" for name in COLUMNS} | {"size": "int64"}
     result = result.astype(types)
     result.attrs = {"run": str(archive.folder), "objectives": archive.fact("objectives", [])}
+    # An alias of a rejected candidate shares its screen's figures, which do not decide.
+    result.attrs["undecided"] = sorted(aliases)
     return result
 
 
@@ -82,6 +86,7 @@ def front(rows: pd.DataFrame, objectives: Sequence[str]) -> pd.DataFrame:
 
     names = [objective.name for objective in look_up_objectives(objectives)]
     measured = rows[rows["status"].isin(["measured", "alias"])]
+    measured = measured[~measured["key"].isin(rows.attrs.get("undecided", []))]
     points = measured[names].to_numpy(dtype=float)
     finite = np.isfinite(points).all(axis=1)  # moocore ranks NaN as if it were a number
     result: pd.DataFrame = measured.loc[finite]

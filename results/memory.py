@@ -19,7 +19,7 @@ class RememberingEvaluator:
     Args:
         evaluator: Measures what is new.
         archive: Open for writing.
-        tell: Called with (stage, done, total) as a call to ``measure`` goes on.
+        tell: Called with (stage, done, total) after what was new in a chunk has been measured.
     """
 
     def __init__(
@@ -57,8 +57,8 @@ class RememberingEvaluator:
                 pairs = list(zip(new, measured, strict=True))
                 self._archive.record(pairs, part)
                 known.update((c.key, m) for c, m in pairs)
+                self._tell(stage, start + len(chunk), len(candidates))
             found += [m for c in chunk if (m := known[c.key]) is not None]
-            self._tell(stage, start + len(chunk), len(candidates))
         return found
 
     def close(self) -> None:

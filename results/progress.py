@@ -24,6 +24,8 @@ class Progress:
         self._budget = budget
         self._line = line
         self._start = time.monotonic()
+        self._is_replay = True
+        self._replayed = 0
         self._counts: Counter[str] = Counter()
         self._text = ""
         self._status: Any = None
@@ -41,7 +43,8 @@ class Progress:
             self._status.update(text)
 
     def step(self, stage: Stage, done: int, total: int) -> None:
-        """Show how far a batch is; only on a terminal, where it replaces the line before."""
+        """Show how far a batch is, on a terminal; called for what is measured, not for what is replayed."""
+        self._is_replay = False
         if self._status is not None:
             self._status.update(f"{self._text}  [{stage} {done}/{total}]".strip())
 
@@ -49,8 +52,10 @@ class Progress:
         """Show the state of the run after a batch."""
         self._counts.update(trial.status for trial in trials)
         done = sum(self._counts.values()) - self._counts["alias"]
+        if self._is_replay:
+            self._start, self._replayed = time.monotonic(), done
         seconds = time.monotonic() - self._start
-        rate = done / seconds if seconds else 0.0
+        rate = (done - self._replayed) / seconds if seconds else 0.0
         front = archive.front()
         first = front.attrs["objectives"][0]
         best = f"best {first} {front[first].min():.4g}" if len(front) else "nothing measured"

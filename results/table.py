@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
@@ -16,6 +16,15 @@ TABLE: Mapping[str, tuple[str, str]] = {
     "baseline": ("published as", "{}"),
     "metric": ("metric", "{}"),
 }
+
+
+_MORE = {"layer_error": "{:.5f}", "model_error": "{:.4f}", "seconds": "{:.2f}"}
+
+
+def columns_for(objectives: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Return the columns of a table, the objectives that are not among them first."""
+    more = {name: (name.replace("_", " "), _MORE[name]) for name in objectives if name not in TABLE}
+    return {**more, **TABLE}
 
 
 def table(rows: pd.DataFrame, columns: Mapping[str, tuple[str, str]] = TABLE) -> str:
@@ -43,7 +52,7 @@ def verdict(rows: pd.DataFrame, front: pd.DataFrame) -> str:
     best = published.nsmallest(1, "kl_holdout").iloc[0]
     if found.empty:
         return f"Nothing was found that is not published; the best of those is {best['baseline']}."
-    mine = found.nsmallest(1, "kl_holdout").iloc[0]
+    mine = found.nsmallest(1, "kl").iloc[0]  # chosen before the holdout is looked at
     change = mine["kl_holdout"] / best["kl_holdout"] - 1
     word = "beats" if change < 0 else "does not beat"
     return (

@@ -68,6 +68,7 @@ class GeneticProgramming:
         self._population_size = population
         self._population: list[_Tree] = []
         self._known: set[str] = set()
+        self._rejected: set[str] = set()
         self._primitives = _primitive_set(space)
         weights = (-1.0,) * len(self._objectives)  # DEAP maximises
         self._fitness = type("Fitness", (base.Fitness,), {"weights": weights})
@@ -87,6 +88,10 @@ class GeneticProgramming:
             members = {tree.metric: tree for tree in self._population}
             for trial in trials:
                 self._known.add(str(trial.candidate.metric))
+                if trial.status == "rejected":
+                    self._rejected.add(trial.candidate.key)
+                if trial.alias_of in self._rejected:
+                    continue
                 values = point(trial, self._objectives)
                 metric = self._space.simplest(trial.candidate.metric)
                 if values is None or metric is None or metric in members:
@@ -94,10 +99,11 @@ class GeneticProgramming:
                 self._known.add(str(metric))
                 members[metric] = _Tree(metric, self._fitness(values))
             trees = list(members.values())
-            if len(self._objectives) == 1:
-                self._population = tools.selBest(trees, self._population_size)
-            else:
-                self._population = tools.selNSGA2(trees, min(self._population_size, len(trees)))
+            fronts = tools.sortNondominated(trees, self._population_size) if trees else []
+            for front in fronts:
+                tools.emo.assignCrowdingDist(front)
+                front.sort(key=lambda tree: -tree.fitness.crowding_dist)
+            self._population = [tree for front in fronts for tree in front][: self._population_size]
 
     def _new_metric(self, asked: Sequence[Expression]) -> Expression:
         """Return a metric not proposed before if a few attempts find one."""
@@ -117,6 +123,12 @@ class GeneticProgramming:
     def _vary(self) -> Expression | None:
         first, second = (self._parent() for _ in range(2))
         kind = self._rng.random()
+        try:
+            return self._space.simplest(self._child(first, second, kind))
+        except MetricError:  # too deep, or a number left its range
+            return None
+
+    def _child(self, first: _Tree, second: _Tree, kind: float) -> Expression:
         if kind < _CROSSOVER:
             child, _ = gp.cxOnePoint(gp.PrimitiveTree(first), gp.PrimitiveTree(second))
         elif (kind := kind - _CROSSOVER) < _SUBTREE:
@@ -124,11 +136,8 @@ class GeneticProgramming:
         elif kind - _SUBTREE < _NODE:
             (child,) = gp.mutNodeReplacement(gp.PrimitiveTree(first), self._primitives)
         else:
-            return self._space.simplest(self._move_number(first.metric))
-        try:
-            return self._space.simplest(_expression(iter(child)))
-        except MetricError:
-            return None
+            return self._move_number(first.metric)
+        return _expression(iter(child))
 
     def _parent(self) -> _Tree:
         """Return the winner of a tournament of four.

@@ -73,8 +73,8 @@ def look_up_objectives(names: Iterable[str]) -> list[Objective]:
 
 
 def point(trial: Trial, objectives: Sequence[Objective]) -> tuple[float, ...] | None:
-    """Return the trial's objective values, or None unless it has them all."""
-    if trial.measurement.failure:
+    """Return the trial's objective values, or None if it was rejected or lacks one."""
+    if trial.measurement.failure or trial.status == "rejected":
         return None
     values = [objective.value(trial) for objective in objectives]
     if any(value is None for value in values):

@@ -37,11 +37,23 @@ class SearchSettings(BaseModel):
     promote: float = Field(default=0.25, gt=0, le=1)
     stage: Stage = "model"
     seeding: bool = True
-    max_size: int = Field(default=20, ge=3)
+    max_size: int = Field(default=20, ge=3, le=100)
     model: str | None = None
     device: str = "auto"
     dtype: Literal["float32", "bfloat16"] = "float32"
     threads: int = Field(default=0, ge=0)
+
+    @field_validator("calibration")
+    @classmethod
+    def _absolute(cls, path: Path) -> Path:
+        """Keep a place that is the same from everywhere, for a run may be resumed from elsewhere."""
+        return path.expanduser().absolute()
+
+    @field_validator("model")
+    @classmethod
+    def _absolute_if_local(cls, source: str | None) -> str | None:
+        local = source is not None and Path(source).expanduser().exists()
+        return str(Path(source).expanduser().absolute()) if source and local else source
 
     @field_validator("searcher")
     @classmethod

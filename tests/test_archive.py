@@ -81,6 +81,14 @@ def test_the_front_is_non_dominated_and_finite(run):
         Archive(run[0]).front(["sizes"])
 
 
+def test_an_alias_of_a_rejected_candidate_is_not_on_the_front(run):
+    folder, trials = run
+    alias = uniform(parse("3 * W"), FakeEvaluator.layers, 0.5)
+    with Archive(folder, write=True) as archive:
+        archive.add([Trial(alias, trials[-1].measurement, "alias", trials[-1].candidate.key)])
+    assert Archive(folder).front(["layer_error", "size"]).empty
+
+
 def test_adding_again_changes_nothing(run):
     folder, trials = run
     with Archive(folder, write=True) as archive:

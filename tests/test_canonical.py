@@ -192,6 +192,18 @@ def test_published_metrics_are_scored_as_written(name):
         assert torch.equal(score(metric, leaves), score(order_form(metric, group), leaves))
 
 
+@pytest.mark.parametrize("text", ["W**16 * W**16 * X", "abs(W) * (1e200 * 1e200)", "1e308 * W + 1e308 * W"])
+def test_numbers_that_would_leave_their_range_are_left_as_they_are(text):
+    assert order_form(parse(text), "row") == parse(text)
+
+
+def test_deep_nesting_takes_no_time():
+    text = "W - X"
+    for _ in range(30):
+        text = f"abs({text}) - X"
+    assert order_form(parse(text), "row") == parse(text)
+
+
 def test_dividing_by_zero_gives_zero():
     leaves = {"W": torch.tensor([[1.0, -2.0]]), "X": torch.tensor([[0.0, 4.0]])}
     assert score(parse("W / X"), leaves).tolist() == [[0.0, -0.5]]

@@ -201,6 +201,9 @@ class TestMistakes:
             (("calibrate", "MODEL", "--tokens", "0", "--out", "OUT"), "expected at least 1 token"),
             (("resume", "/nowhere"), "expected a run folder"),
             (("front", "/nowhere"), "expected a run folder"),
+            (("measure", "CAL", "W", "--sparsity", "abc"), "'--sparsity': Input should be a valid number"),
+            (("measure", "CAL"), "Missing argument 'metric'"),
+            (("unknown",), "No such command 'unknown'"),
         ],
     )
     def test_is_one_line_and_writes_nothing(self, arguments, says, tiny_calibration, tiny_model, tmp_path):

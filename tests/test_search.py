@@ -127,6 +127,14 @@ def test_gp_proposes_the_simplest_form_of_an_order_and_hardly_repeats():
     assert len(set(metrics)) > 0.9 * len(metrics)
 
 
+def test_gp_takes_no_parents_from_what_was_rejected():
+    searcher = build_searcher("gp", problem("layer_error,size"), 1)
+    asked = [complete(parse(t)) for t in ("abs(W) * X", "square(W) * square(X)")]
+    found = Measurement("screen", (), {"layer_error": 0.1})
+    searcher.tell([Trial(asked[0], found, "rejected"), Trial(asked[1], found, "alias", asked[0].key)])
+    assert searcher._population == []
+
+
 class TestTheLoop:
     def test_measures_each_candidate_once_and_tells_every_one_asked(self):
         fake, told_keys = FakeEvaluator(), []

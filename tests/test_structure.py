@@ -107,7 +107,7 @@ def test_code_of_the_readme_runs_on_a_run(tiny_calibration, tmp_path, monkeypatc
     (code,) = re.findall(r"```python\n(.+?)```", readme, re.DOTALL)
     code = code.replace("runs/smollm2-calibration", str(tiny_calibration.folder))
     monkeypatch.chdir(tmp_path)
-    exec(code.replace("budget=160", "budget=12"), {})  # noqa: S102 (the README is ours)
+    exec(code.replace("budget=128", "budget=12"), {})  # noqa: S102 (the README is ours)
 
 
 def test_extras_and_versions_agree_with_the_project_file():

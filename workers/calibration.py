@@ -108,24 +108,39 @@ def calibrate(request: Request, out: str | Path, tell: Callable[[str], None] = l
     target = Path(out)
     if target.exists():
         raise CalibrationError(f"expected a new folder, got {target}, which exists; choose another --out")
+    decoder, tokenizer = _load(request)
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
-    partial.mkdir(mode=0o700)
+    partial.mkdir()
     try:
-        _calibrate(request, partial, tell)
+        _calibrate(request, decoder, tokenizer, partial, tell)
         partial.rename(target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return Calibration(target)
 
 
-def _calibrate(request: Request, folder: Path, tell: Callable[[str], None]) -> None:
-    device = choose_device(request.device)
+def _load(request: Request) -> tuple[Decoder, Any]:
     model, tokenizer = load_model(
-        request.model, dtype=choose_dtype(request.dtype), device=device,
+        request.model,
+        dtype=choose_dtype(request.dtype),
+        device=choose_device(request.device),
         trust_remote_code=request.trust_remote_code,
-    )  # fmt: skip
+    )
     decoder = Decoder(model)
+    longest = getattr(decoder.model.config, "max_position_embeddings", None)
+    if isinstance(longest, int) and request.sequence_length > longest:
+        raise ModelError(
+            f"expected sequences of at most {longest} tokens, which the model can read, got "
+            f"{request.sequence_length}"
+        )
+    return decoder, tokenizer
+
+
+def _calibrate(
+    request: Request, decoder: Decoder, tokenizer: Any, folder: Path, tell: Callable[[str], None]
+) -> None:
+    model = decoder.model
     counts = request.sequences()
     total = sum(counts.values())
     if request.text == "self":
@@ -235,6 +250,8 @@ class _InputSums:
 
 def damped_inverse_diagonal(gram: Tensor) -> Tensor:
     """Return the diagonal of the inverse of (gram + DAMPING * mean diagonal), (columns,), 64-bit."""
+    if not bool(gram.isfinite().all()):
+        return torch.full((len(gram),), torch.nan, dtype=torch.float64)  # refused by name, with its block
     damped = gram.double()
     diagonal = damped.diagonal()
     mean = diagonal.mean()

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..metrics_dsl.expression import MetricError
 from ..search.candidate import Candidate, Layer, Measurement, Part, Stage, parse_pattern
 from .model import Batch, Decoder, choose_device, choose_dtype, load_model
 from .shard import SCREEN_ROWS, LayerResult, ScoreError, Shard
@@ -69,7 +70,7 @@ class LocalEvaluator:
             trust_remote_code=bool(calibration.manifest["model"].get("trust_remote_code")),
         )
         self._decoder = Decoder(loaded)
-        _check_same_model(self._decoder, calibration, device.dtype)
+        _check_same_model(self._decoder, calibration)
         self._calibration = calibration
         self._pattern = pattern
         self._shard = Shard(
@@ -145,7 +146,7 @@ class LocalEvaluator:
                         for batch, states in zip(reference.batches, hidden, strict=True)
                     ]
             values = reference.compare(self._decoder, hidden)
-        except ScoreError as error:
+        except (ScoreError, MetricError) as error:
             return Measurement("model", seconds=time.perf_counter() - start, failure=str(error))
         seconds = time.perf_counter() - start
         if not all(map(math.isfinite, values.values())):
@@ -160,12 +161,10 @@ class LocalEvaluator:
         return self._references[part]
 
 
-def _check_same_model(decoder: Decoder, calibration: Calibration, dtype: str) -> None:
+def _check_same_model(decoder: Decoder, calibration: Calibration) -> None:
     expected = [(layer.name, layer.rows, layer.columns) for layer in calibration.layers]
     got = [(layer.name, layer.rows, layer.columns) for layer in decoder.layers]
-    same_dtype = dtype == calibration.manifest["model"]["dtype"]
-    weights = calibration.manifest["model"]["weights"]
-    if expected != got or (same_dtype and weights != decoder.fingerprint()):
+    if expected != got or calibration.manifest["model"]["weights"] != decoder.fingerprint():
         raise CalibrationError(
             f"expected the model that {calibration.folder} was calibrated on, got one with other "
             f"{'layers' if expected != got else 'weights'}; calibrate this model, or name the right "

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ..search.candidate import Layer
@@ -87,7 +88,7 @@ def load_model(
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, **options)
         model = AutoModelForCausalLM.from_pretrained(place, dtype=dtype, **options)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ModelError(f"transformers cannot load the model {source!r}: {reason}") from error
     model.requires_grad_(False)
@@ -224,7 +225,7 @@ class Decoder:
         for layer, module in zip(self.layers, self.modules, strict=True):
             digest.update(f"{layer.name} {layer.rows} {layer.columns}".encode())
             flat = weight_of(module).detach().reshape(-1)
-            some = flat[:: max(1, flat.numel() // 64)].float().cpu()
+            some = flat[:: max(1, flat.numel() // 64)].bfloat16().float().cpu()  # alike in both types
             digest.update(some.numpy().tobytes())
         return digest.hexdigest()
 

@@ -156,17 +156,12 @@ class Shard:
         self.pattern = pattern
         self.held: list[HeldLayer] = []
         for block in range(len(decoder.blocks)):
-            for index, statistics in calibration.block(block).items():
-                moved = LayerStatistics(
-                    statistics.gram.to(device),
-                    statistics.energy.to(device),
-                    {name: leaf.to(device) for name, leaf in statistics.leaves.items()},
-                )
+            for index, statistics in calibration.block(block, device).items():
                 weights = weight_matrix(decoder.modules[index])
-                self.held.append(HeldLayer(index, decoder.layers[index], weights, moved, rows))
+                self.held.append(HeldLayer(index, decoder.layers[index], weights, statistics, rows))
         # A GPU is kept busy by one thread; cores are used best by a layer each, for most steps
         # are too small to share.
-        count = 1 if device.type == "cuda" else threads or os.cpu_count() or 1
+        count = 1 if device.type == "cuda" else threads or len(os.sched_getaffinity(0))
         self._pool = ThreadPoolExecutor(count, initializer=_one_thread)
 
     def errors(self, candidates: Sequence[Candidate], *, all_rows: bool) -> list[list[LayerResult] | str]:

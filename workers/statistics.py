@@ -135,7 +135,7 @@ class Calibration:
         with self._open("tokens.safetensors") as file:
             return file.get_tensor(part).long()  # type: ignore[no-any-return]
 
-    def block(self, index: int) -> dict[int, LayerStatistics]:
+    def block(self, index: int, device: torch.device | str = "cpu") -> dict[int, LayerStatistics]:
         """Return the statistics of a block's layers by position of the layer in the model."""
         wanted = [i for i, layer in enumerate(self.layers) if layer.block == index]
         result: dict[int, LayerStatistics] = {}
@@ -143,7 +143,9 @@ class Calibration:
             shared: dict[str, Tensor] = {}
 
             def read(name: str) -> Tensor:
-                return shared.setdefault(name, file.get_tensor(name))
+                if name not in shared:  # layers that share a Gram matrix share its memory
+                    shared[name] = file.get_tensor(name).to(device)
+                return shared[name]
 
             for i in wanted:
                 gram, layer = f"gram{self._grams[i]}", self.layers[i].name

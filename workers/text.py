@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -130,7 +131,7 @@ def _json_lines(path: Path) -> Iterator[str]:
                             f'expected a JSON object with "text" on each line, got another in line '
                             f"{number} of {path}"
                         ) from None
-        except (UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
+        except (UnicodeDecodeError, gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise TextError(f"{path} cannot be read as JSON lines: {error}") from None
 
 
