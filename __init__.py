@@ -7,7 +7,8 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-# Public name -> module that defines it. Nothing is imported before it is asked for, so that
+# Public name -> module that defines it; no name is that of a folder, which would hide it once the folder
+# has been imported. Nothing is imported before it is asked for, so that
 # `import secateur` and `secateur --help` stay fast on a machine where torch takes seconds.
 _HOMES = {
     "Archive": "results.archive",
@@ -28,8 +29,8 @@ _HOMES = {
     "parse_metric": "metrics_dsl.parser",
     "resume": "launch",
     "run": "search.loop",
+    "run_search": "launch",
     "score": "metrics_dsl.score",
-    "search": "launch",
     "uniform": "search.candidate",
 }
 

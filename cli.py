@@ -199,7 +199,7 @@ def search(
     settings = SearchSettings.read({name: given[name] for name in SearchSettings.model_fields})
     from . import launch
 
-    _run(lambda listener: launch.search(settings, out, listener), out, settings.budget, as_json)
+    _run(lambda listener: launch.run_search(settings, out, listener), out, settings.budget, as_json)
 
 
 @app.command(epilog="Example: secateur resume runs/a")

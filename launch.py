@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -38,7 +39,7 @@ class Listener:
     batch: Callable[[Archive, list[Trial]], None] = lambda _archive, _trials: None
 
 
-def search(settings: SearchSettings, out: str | Path, listener: Listener | None = None) -> Archive:
+def run_search(settings: SearchSettings, out: str | Path, listener: Listener | None = None) -> Archive:
     """Run a search to its end and return its archive, open for reading.
 
     A run folder that holds the same run is continued: what it has measured is not measured again.
@@ -81,7 +82,7 @@ def resume(folder: str | Path, listener: Listener | None = None) -> Archive:
     path = Path(folder) / "run.toml"
     if not path.is_file():
         raise ArchiveError(f"expected a run folder, got {folder} without run.toml")
-    return search(SearchSettings.load(path), folder, listener)
+    return run_search(SearchSettings.load(path), folder, listener)
 
 
 def _evaluator(settings: SearchSettings, calibration: Calibration) -> Evaluator:
@@ -161,7 +162,10 @@ def _check_folder(settings: SearchSettings, folder: Path) -> None:
                 f"{folder} holds a run with another configuration ({'; '.join(changed)}); choose "
                 f"another --out, or continue that run with `secateur resume {folder}`"
             )
-    elif folder.exists() and any(p.name != "run.partial" for p in folder.iterdir()):
+    place = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    if not os.access(place, os.W_OK):
+        raise SettingsError(f"expected a folder that can be written for --out, got {folder}")
+    if not path.is_file() and folder.exists() and any(p.name != "run.partial" for p in folder.iterdir()):
         raise SettingsError(f"expected a new or empty run folder, got {folder} with other files in it")
 
 

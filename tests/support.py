@@ -1,5 +1,8 @@
 """What several test files use: the command line in a process, small models, a fake evaluator."""
 
+import contextlib
+import io
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +18,26 @@ def secateur(*arguments: object, **options) -> subprocess.CompletedProcess:
     """Run the command line in a process of its own."""
     command = [sys.executable, "-m", "secateur", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=600, **options)
+
+
+def in_process(*arguments: object) -> subprocess.CompletedProcess:
+    """Run the command line in this process: the same result without the seconds of a new one."""
+    from secateur import cli
+
+    out, err, before = io.StringIO(), io.StringIO(), sys.argv
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    sys.argv = ["secateur", *map(str, arguments)]
+    code = 0
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            cli.main()
+    except SystemExit as stop:
+        code = stop.code
+    finally:
+        sys.argv = before
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    return subprocess.CompletedProcess(sys.argv, code, out.getvalue(), err.getvalue())
 
 
 def tiny_config(**changes):

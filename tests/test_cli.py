@@ -12,7 +12,7 @@ from secateur import cli
 from secateur.results.archive import Archive
 from secateur.results.front import COLUMNS
 from secateur.search.settings import SearchSettings
-from support import ROOT, save_model, secateur, tiny_config
+from support import ROOT, in_process, save_model, tiny_config
 
 COMMANDS = ("calibrate", "measure", "search", "resume", "front", "metrics")
 SEARCH = ("--sparsity", 0.5, "--budget", 14, "--batch", 4, "--seed", 3)
@@ -21,14 +21,14 @@ SEARCH = ("--sparsity", 0.5, "--budget", 14, "--batch", 4, "--seed", 3)
 @pytest.fixture(scope="module")
 def run_folder(tiny_calibration, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "a"
-    done = secateur("search", tiny_calibration.folder, *SEARCH, "--out", folder)
+    done = in_process("search", tiny_calibration.folder, *SEARCH, "--out", folder)
     assert done.returncode == 0, done.stderr
     return folder, done
 
 
-def refused(*arguments, **options):
+def refused(*arguments):
     """Run a command that has to fail in one line on standard error; return the line."""
-    done = secateur(*arguments, **options)
+    done = in_process(*arguments)
     assert done.returncode == 2, done
     assert done.stdout == ""
     assert len(done.stderr.splitlines()) == 1, done.stderr
@@ -38,7 +38,7 @@ def refused(*arguments, **options):
 class TestHelp:
     @pytest.mark.parametrize("command", COMMANDS)
     def test_every_command_ends_its_help_with_an_example(self, command):
-        done = secateur(command, "--help")
+        done = in_process(command, "--help")
         assert done.returncode == 0
         assert f"Example: secateur {command}" in done.stdout
 
@@ -86,7 +86,7 @@ class TestResults:
 
     def test_front_prints_json(self, run_folder):
         folder, _ = run_folder
-        result = json.loads(secateur("front", folder, "--objectives", "perplexity", "--json").stdout)
+        result = json.loads(in_process("front", folder, "--objectives", "perplexity", "--json").stdout)
         assert result["objectives"] == ["perplexity"]
         assert len(result["front"]) == 1
         assert len(result["baselines"]) == 10
@@ -95,7 +95,7 @@ class TestResults:
     def test_an_ended_run_resumes_to_the_same_and_measures_nothing(self, run_folder):
         folder, done = run_folder
         before = Archive(folder).trials()
-        again = secateur("resume", folder)
+        again = in_process("resume", folder)
         assert again.stdout == done.stdout
         assert Archive(folder).trials() == before
 
@@ -104,10 +104,10 @@ class TestResults:
         with Archive(folder, write=True) as archive:
             archive._db.execute("DELETE FROM measurements WHERE part = 'holdout'")
         assert Archive(folder).frame()["kl_holdout"].isna().all()
-        assert secateur("resume", folder).stdout == done.stdout
+        assert in_process("resume", folder).stdout == done.stdout
 
     def test_measure_prints_what_the_archive_holds(self, run_folder, tiny_calibration):
-        done = secateur("measure", tiny_calibration.folder, "wanda", "--sparsity", 0.5, "--json")
+        done = in_process("measure", tiny_calibration.folder, "wanda", "--sparsity", 0.5, "--json")
         measured = json.loads(done.stdout)
         row = Archive(run_folder[0]).frame().set_index("baseline").loc["wanda"]
         assert measured["kl"] == row["kl"]
@@ -115,18 +115,18 @@ class TestResults:
 
     def test_calibrate_prints_what_it_wrote(self, tiny_model, text_file, tmp_path):
         sizes = ("--tokens", 64, "--selection-tokens", 32, "--holdout-tokens", 32, "--sequence-length", 32)
-        done = secateur(
+        done = in_process(
             "calibrate", tiny_model, "--text", text_file, *sizes, "--out", tmp_path / "c", "--json"
         )
         assert json.loads(done.stdout)["parts"]["statistics"]["sequences"] == 2
 
     def test_metrics_are_listed_with_their_sources(self):
-        rows = json.loads(secateur("metrics", "--json").stdout)
+        rows = json.loads(in_process("metrics", "--json").stdout)
         assert {row["name"] for row in rows} >= {"magnitude", "wanda", "ria", "pruner-zero"}
         assert all(row["metric"] and row["source"] for row in rows)
         assert (
-            "protected" in secateur("metrics", "--language").stdout
-            or "0 where y = 0" in secateur("metrics", "--language").stdout
+            "protected" in in_process("metrics", "--language").stdout
+            or "0 where y = 0" in in_process("metrics", "--language").stdout
         )
 
     def test_settings_come_from_a_file_and_the_command_line_wins(self, tiny_calibration, tmp_path):
@@ -134,7 +134,7 @@ class TestResults:
         file.write_text(
             '[search]\nsparsity = 0.25\nbudget = 11\nobjectives = ["layer_error", "size"]\nstage = "screen"\n'
         )
-        done = secateur(
+        done = in_process(
             "search", tiny_calibration.folder, "--config", file, "--budget", 12, "--out", tmp_path / "run"
         )
         assert done.returncode == 0, done.stderr
@@ -143,7 +143,7 @@ class TestResults:
 
     def test_a_pattern_brings_its_sparsity(self, tiny_calibration, tmp_path):
         run = tmp_path / "run"
-        done = secateur(
+        done = in_process(
             "search", tiny_calibration.folder, "--pattern", "2:4", "--budget", 12, "--batch", 4, "--out", run
         )
         assert done.returncode == 0, done.stderr
@@ -154,7 +154,7 @@ class TestResults:
         for flag in ("--seeding", "--no-seeding"):
             run = tmp_path / flag
             assert (
-                secateur(
+                in_process(
                     "search", tiny_calibration.folder, *SEARCH[:-1], 3, "--budget", 24, flag, "--out", run
                 ).returncode
                 == 0
@@ -202,6 +202,7 @@ class TestMistakes:
             (("resume", "/nowhere"), "expected a run folder"),
             (("front", "/nowhere"), "expected a run folder"),
             (("measure", "CAL", "W", "--sparsity", "abc"), "'--sparsity': Input should be a valid number"),
+            (("measure", "CAL", "W", "--pattern", "2:5000"), "inputs divide by 5000"),
             (("measure", "CAL"), "Missing argument 'metric'"),
             (("unknown",), "No such command 'unknown'"),
         ],
@@ -277,7 +278,7 @@ class TestMistakes:
         if os.path.exists("/dev/full"):
             (tmp_path / "run").mkdir()
             (tmp_path / "run" / "writer.lock").symlink_to("/dev/full")
-            done = secateur("search", tiny_calibration.folder, *SEARCH, "--out", tmp_path / "run")
+            done = in_process("search", tiny_calibration.folder, *SEARCH, "--out", tmp_path / "run")
             assert done.returncode == 2
 
 

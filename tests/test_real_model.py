@@ -12,7 +12,7 @@ from secateur.search.candidate import uniform
 from secateur.workers.local import LocalEvaluator
 from secateur.workers.masks import removed
 from secateur.workers.model import Decoder, load_model, weight_matrix
-from support import secateur
+from support import in_process
 
 pytestmark = pytest.mark.model
 
@@ -119,8 +119,8 @@ def test_the_calibration_describes_itself(real_calibration):
 
 def test_a_search_from_the_command_line_beats_magnitude_and_resumes(real_calibration, tmp_path):
     run = tmp_path / "run"
-    done = secateur(
-        "search", real_calibration.folder, "--sparsity", 0.6, "--budget", 22, "--batch", 6, "--out", run
+    done = in_process(
+        "search", real_calibration.folder, "--sparsity", 0.6, "--budget", 16, "--batch", 6, "--out", run
     )
     assert done.returncode == 0, done.stderr
     frame = Archive(run).frame()
@@ -128,21 +128,21 @@ def test_a_search_from_the_command_line_beats_magnitude_and_resumes(real_calibra
     kl = frame.set_index("baseline")["kl_holdout"]
     assert front["kl_holdout"].min() <= kl["wanda"] < kl["magnitude"]
     assert (frame["sparsity"].dropna() - 0.5991).abs().max() < 1e-3
-    again = secateur("resume", run, "--json")
+    again = in_process("resume", run, "--json")
     assert len(json.loads(again.stdout)["front"]) == len(front)
 
 
 def test_patterns_work_the_same_way(real_calibration):
-    done = secateur("measure", real_calibration.folder, "wanda", "--pattern", "2:4", "--json")
+    done = in_process("measure", real_calibration.folder, "wanda", "--pattern", "2:4", "--json")
     assert json.loads(done.stdout)["sparsity"] == 0.5
 
 
 def test_text_files_work_the_same_way(real_calibration, text_file, tmp_path):
     sizes = ("--tokens", 256, "--selection-tokens", 128, "--holdout-tokens", 128, "--sequence-length", 128)
     model = real_calibration.folder / "model"
-    done = secateur(
+    done = in_process(
         "calibrate", model, "--text", text_file, *sizes, "--no-gradients", "--out", tmp_path / "c", "--json"
     )
     assert done.returncode == 0, done.stderr
-    found = secateur("measure", tmp_path / "c", "wanda", "--sparsity", 0.5, "--json")
+    found = in_process("measure", tmp_path / "c", "wanda", "--sparsity", 0.5, "--json")
     assert json.loads(found.stdout)["kl"] > 0

@@ -66,6 +66,7 @@ def test_a_file_holds_one_noun(path):
 def test_every_public_name_is_there():
     for name in secateur.__all__:
         assert getattr(secateur, name) is not None
+        assert name not in FOLDERS  # a folder that is imported would hide it
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = secateur.nothing
 

@@ -60,7 +60,7 @@ class LocalEvaluator:
         rows: int = SCREEN_ROWS,
     ) -> None:
         device = device or Device()
-        parse_pattern(pattern)
+        counts = parse_pattern(pattern)
         if device.threads:
             torch.set_num_threads(device.threads)
         loaded, _ = load_model(
@@ -71,6 +71,12 @@ class LocalEvaluator:
         )
         self._decoder = Decoder(loaded)
         _check_same_model(self._decoder, calibration)
+        for layer in self._decoder.layers:
+            if counts and layer.columns % counts[1]:
+                raise ValueError(
+                    f"expected layers whose inputs divide by {counts[1]} for the pattern {pattern}, got "
+                    f"{layer.columns} inputs in {layer.name}; choose another pattern"
+                )
         self._calibration = calibration
         self._pattern = pattern
         self._shard = Shard(
