@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 
 from .expression import Expression, MetricError, constant
-from .operators import FULL, OPERATORS, SCALAR, is_even_power, power_of_number
+from .operators import OPERATORS, SCALAR, is_even_power, power_of_number
 
 GROUPS = ("row", "layer", "block", "model")
 _RANK = {name: rank for rank, name in enumerate("WGXMVYD")}
@@ -398,8 +398,3 @@ def _increasing(e: Expression, group: str) -> Expression:
     if e.op in ("log", "log1p"):
         return canonical(Expression("abs", e.args))
     return e
-
-
-def is_full(e: Expression) -> bool:
-    """Whether an expression gives each weight a score of its own, also once simplified."""
-    return e.shape == FULL and canonical(e).shape == FULL

@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from ..metrics_dsl.canonical import is_full, order_form
+from ..metrics_dsl.canonical import canonical, order_form
 from ..metrics_dsl.expression import Expression, constant
 from ..metrics_dsl.operators import COLUMN, FULL, LEAVES, OPERATORS, ROW, SCALAR, Shape
 
@@ -63,7 +63,8 @@ class MetricSpace:
 
     def fits(self, metric: Expression) -> bool:
         """Whether an expression is a metric of this space."""
-        return metric.size <= self.max_size and is_full(metric) and metric.leaves <= self.leaves
+        is_full = metric.shape == canonical(metric).shape == FULL
+        return is_full and metric.size <= self.max_size and metric.leaves <= self.leaves
 
     def tree(self, rng: random.Random, shape: Shape, depth: int) -> Expression:
         """Return a random expression of a shape and at most a depth, not simplified."""
