@@ -92,7 +92,7 @@ def test_commands_of_the_readme_exist():
 
     names = {command.callback.__name__: command.callback for command in cli.app.registered_commands}
     readme = (ROOT / "README.md").read_text()
-    commands = re.findall(r"^\$? ?secateur (.+)$", readme, re.MULTILINE)
+    commands = re.findall(r"^\$ secateur (.+)$", readme, re.MULTILINE)
     assert len(commands) >= 5
     for command in commands:
         name, *arguments = shlex.split(command, comments=True)
