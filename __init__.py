@@ -24,7 +24,7 @@ _HOMES = {
     "Trial": "search.candidate",
     "calibrate": "workers.calibration",
     "canonical": "metrics_dsl.canonical",
-    "order_form": "metrics_dsl.canonical",
+    "order_form": "metrics_dsl.order",
     "parse": "metrics_dsl.parser",
     "parse_metric": "metrics_dsl.parser",
     "resume": "launch",

@@ -20,8 +20,8 @@ from collections.abc import Callable
 import torch
 from secateur.metrics_dsl.published import PUBLISHED
 from secateur.search.candidate import uniform
+from secateur.workers.decoder import Decoder, weight_matrix
 from secateur.workers.local import LocalEvaluator
-from secateur.workers.model import Decoder, weight_matrix
 from secateur.workers.statistics import Calibration
 
 

@@ -1,8 +1,4 @@
-"""Canonical forms: one expression for all those that mean the same.
-
-``canonical(e)`` has the same value as ``e`` in real arithmetic. ``order_form(e, group)`` gives the weights
-of one comparison group the same order, which is all that a mask depends on: what changes no order
-falls away, such as an increasing function or a positive factor at the root.
+"""Canonical forms: one expression for all those that have the same value in real arithmetic.
 
 Sums are kept as ``{term: coefficient}`` and products as ``{base: exponent}``. A base of known sign may
 have any exponent; the sign of any other base is kept as that base to the power 1, its magnitude
@@ -19,25 +15,22 @@ from functools import lru_cache
 from .expression import Expression, MetricError, constant
 from .operators import OPERATORS, SCALAR, is_even_power, power_of_number
 
-GROUPS = ("row", "layer", "block", "model")
 _RANK = {name: rank for rank, name in enumerate("WGXMVYD")}
 _Factors = dict[Expression, float]
 
 
-class _NotFiniteError(ArithmeticError):
+class NotFiniteError(ArithmeticError):
     """A constant left the range of floats while being folded; the operation is kept as written."""
 
 
 def _tidy(value: float) -> float:
     """Round off the noise of folding (0.1 + 0.2), so that equal constants are equal."""
     if not math.isfinite(value):
-        raise _NotFiniteError
+        raise NotFiniteError
     return float(f"{value:.12g}")
 
 
-def _unit_sum(
-    number: float, terms: dict[Expression, float], *, turn: bool = True
-) -> tuple[float, Expression]:
+def unit_sum(number: float, terms: dict[Expression, float], *, turn: bool = True) -> tuple[float, Expression]:
     """Return (unit, sum / unit) such that the smallest coefficient is 1 or -1.
 
     With ``turn`` the leading term's coefficient is made positive. Ratios keep two digits less than
@@ -70,7 +63,7 @@ def canonical(expression: Expression) -> Expression:
     )
     try:
         return _simplify(rebuilt)
-    except (_NotFiniteError, MetricError, OverflowError):
+    except (NotFiniteError, MetricError, OverflowError):
         return rebuilt
 
 
@@ -84,9 +77,9 @@ def _shapes_kept(expression: Expression, args: tuple[Expression, ...]) -> bool:
 def _simplify(e: Expression) -> Expression:
     kind = OPERATORS[e.op].kind
     if e.op in ("add", "sub"):
-        return _sum(*_terms(e))
+        return _sum(*terms_of(e))
     if e.op in ("mul", "div", "neg", "pow", "square", "sqrt", "abs"):
-        return _product(*_factors(e))
+        return product_of(*factors_of(e))
     (arg,) = e.args
     if kind == "reduction":
         return _reduction(e, arg)
@@ -105,28 +98,28 @@ def _simplify(e: Expression) -> Expression:
 
 
 @lru_cache(maxsize=65536)  # callers copy what they change
-def _factors(e: Expression) -> tuple[float, _Factors]:
+def factors_of(e: Expression) -> tuple[float, _Factors]:
     """Take a canonical expression, or an operation on canonical ones, apart as a product."""
     if e.op == "const":
         assert e.value is not None
         return e.value, {}
     if e.op == "neg":
-        coefficient, factors = _factors(e.args[0])
+        coefficient, factors = factors_of(e.args[0])
         return -coefficient, factors
     if e.op in ("add", "sub"):
-        number, terms = _terms(e)
+        number, terms = terms_of(e)
         if not terms:
             return number, {}
-        unit, whole = _unit_sum(number, terms)
-        return (unit, {whole: 1.0}) if whole.op in ("add", "sub") else _scale(_factors(whole), unit)
+        unit, whole = unit_sum(number, terms)
+        return (unit, {whole: 1.0}) if whole.op in ("add", "sub") else _scale(factors_of(whole), unit)
     if e.op == "mul":
-        return _multiply(_factors(e.args[0]), _factors(e.args[1]))
+        return _multiply(factors_of(e.args[0]), factors_of(e.args[1]))
     if e.op == "div":
-        return _multiply(_factors(e.args[0]), _raise(_factors(e.args[1]), -1.0))
+        return _multiply(factors_of(e.args[0]), _raise(factors_of(e.args[1]), -1.0))
     exponent = {"abs": 1.0, "square": 2.0, "sqrt": 0.5, "pow": e.value}.get(e.op)
     if exponent is None or (e.op == "abs" and _is_atom(e.args[0])):
         return 1.0, {e: 1.0}
-    coefficient, factors = _factors(e.args[0])
+    coefficient, factors = factors_of(e.args[0])
     if e.op in ("abs", "sqrt") or is_even_power(exponent):
         factors = _magnitudes(factors)
         coefficient = abs(coefficient)
@@ -135,7 +128,7 @@ def _factors(e: Expression) -> tuple[float, _Factors]:
 
 def _is_atom(e: Expression) -> bool:
     """Whether abs(e) is a base of its own: e is no product and of no known sign."""
-    return not e.nonnegative and _factors(e) == (1.0, {e: 1.0})
+    return not e.nonnegative and factors_of(e) == (1.0, {e: 1.0})
 
 
 def _magnitude_base(base: Expression) -> Expression:
@@ -192,14 +185,15 @@ def _power(base: Expression, exponent: float) -> Expression:
     return Expression("pow", (inner,), exponent)
 
 
-def _product(coefficient: float, factors: _Factors) -> Expression:
+def product_of(coefficient: float, factors: _Factors) -> Expression:
+    """Return a coefficient times powers, as one expression."""
     coefficient = _tidy(coefficient)
     if coefficient == 0 or not factors:
         return constant(coefficient)
     if len(factors) == 1:
         ((base, exponent),) = factors.items()
         if exponent == 1 and base.op in ("add", "sub", "neg"):
-            number, terms = _terms(base)
+            number, terms = terms_of(base)
             if coefficient == 1:
                 return base
             return _sum(number * coefficient, {t: c * coefficient for t, c in terms.items()})
@@ -239,22 +233,22 @@ def _chain(op: str, operands: Iterable[Expression]) -> Expression:
 
 
 @lru_cache(maxsize=65536)  # callers copy what they change
-def _terms(e: Expression) -> tuple[float, dict[Expression, float]]:
+def terms_of(e: Expression) -> tuple[float, dict[Expression, float]]:
     """Take a canonical expression, or an operation on canonical ones, apart as a sum."""
     if e.op in ("add", "sub"):
-        number, terms = _terms(e.args[0])
+        number, terms = terms_of(e.args[0])
         terms = dict(terms)
         sign = 1.0 if e.op == "add" else -1.0
-        other, others = _terms(e.args[1])
+        other, others = terms_of(e.args[1])
         for term, coefficient in others.items():
             terms[term] = _tidy(terms.get(term, 0.0) + sign * coefficient)
         return _tidy(number + sign * other), {t: c for t, c in terms.items() if c}
-    coefficient, factors = _factors(e)
+    coefficient, factors = factors_of(e)
     if not factors or coefficient == 0:
         return coefficient, {}
-    term = _product(1.0, factors)
+    term = product_of(1.0, factors)
     if term.op in ("add", "sub"):
-        number, terms = _terms(term)
+        number, terms = terms_of(term)
         return _tidy(number * coefficient), {t: _tidy(c * coefficient) for t, c in terms.items()}
     return 0.0, {term: coefficient}
 
@@ -265,24 +259,25 @@ def _sum(number: float, terms: dict[Expression, float]) -> Expression:
     if not kept:
         return constant(number)
     order = sorted(kept, key=_sort_key)
-    plus = [_scaled(t, kept[t]) for t in order if kept[t] > 0]
-    minus = [_scaled(t, -kept[t]) for t in order if kept[t] < 0]
+    plus = [scaled(t, kept[t]) for t in order if kept[t] > 0]
+    minus = [scaled(t, -kept[t]) for t in order if kept[t] < 0]
     if number > 0:
         plus.append(constant(number))
     elif number < 0:
         minus.append(constant(-number))
     if not plus:  # all terms are negative: the first carries its own sign
         first = next(t for t in order)
-        plus, minus = [_scaled(first, kept[first])], minus[1:]
+        plus, minus = [scaled(first, kept[first])], minus[1:]
     result = _chain("add", plus)
     for term in minus:
         result = Expression("sub", (result, term))
     return result
 
 
-def _scaled(e: Expression, coefficient: float) -> Expression:
-    own, factors = _factors(e)
-    return _product(own * coefficient, factors)
+def scaled(e: Expression, coefficient: float) -> Expression:
+    """Return an expression times a number."""
+    own, factors = factors_of(e)
+    return product_of(own * coefficient, factors)
 
 
 # Functions of one operand -----------------------------------------------------------------------
@@ -290,15 +285,15 @@ def _scaled(e: Expression, coefficient: float) -> Expression:
 
 def _magnitude(e: Expression) -> Expression:
     """Return the simplest expression with the absolute value of e."""
-    coefficient, factors = _factors(e)
-    result = _product(abs(coefficient), _magnitudes(factors))
+    coefficient, factors = factors_of(e)
+    result = product_of(abs(coefficient), _magnitudes(factors))
     return result.args[0] if result.op == "abs" else result
 
 
 def _reduction(e: Expression, arg: Expression) -> Expression:
     """Pull a constant factor out: sums, means and norms scale with it, a maximum if it is positive."""
     what = e.op.partition("_")[2]
-    outside, factors = _factors(arg)
+    outside, factors = factors_of(arg)
     if outside == 0:
         return constant(0.0)
     if not factors:
@@ -308,93 +303,24 @@ def _reduction(e: Expression, arg: Expression) -> Expression:
         outside, factors = abs(outside), _magnitudes(factors)
     elif what == "max" and outside < 0:
         outside, sign = -outside, -1.0
-    inside = _product(sign, factors)
+    inside = product_of(sign, factors)
     if what == "norm" and inside.op == "abs":
         inside = inside.args[0]
     if inside.shape != arg.shape:
         return e
-    return _product(outside, {Expression(e.op, (inside,)): 1.0})
+    return product_of(outside, {Expression(e.op, (inside,)): 1.0})
 
 
 def _normalisation(e: Expression, arg: Expression) -> Expression:
     """Drop what normalising undoes: another normalisation, a shift, a positive factor."""
     while arg.op in ("minmax", "zscore"):
         arg = arg.args[0]
-    _, terms = _terms(arg)
+    _, terms = terms_of(arg)
     if not terms:
         return constant(0.0)
-    _, inner = _unit_sum(0.0, terms, turn=False)
+    _, inner = unit_sum(0.0, terms, turn=False)
     if inner.shape == SCALAR:
         return constant(0.0)
     if inner.op in ("minmax", "zscore"):
         return _normalisation(e, inner)
     return Expression(e.op, (inner,))
-
-
-# Order ------------------------------------------------------------------------------------------
-
-
-@lru_cache(maxsize=65536)
-def order_form(expression: Expression, group: str) -> Expression:
-    """Return the simplest form that orders the weights of each group as the expression does.
-
-    Two metrics with one order form have one mask at every ratio; the evaluator scores the order form.
-    A factor that is constant within a group and never negative is taken for positive: where it is
-    0 the expression orders nothing and the form decides.
-
-    Args:
-        expression: A metric.
-        group: The weights that compete: ``row``, ``layer``, ``block`` or ``model``.
-    """
-    form = canonical(expression)
-    try:
-        while (simpler := _peel(form, group)) != form:
-            form = simpler
-    except (_NotFiniteError, MetricError, OverflowError):
-        pass  # a constant or exponent would leave its range: the form so far is as good
-    return form
-
-
-def _constant_in(e: Expression, group: str) -> bool:
-    """Whether all weights of a group share the value of e."""
-    if group == "row":
-        return not e.shape.columns
-    return e.shape == SCALAR if group == "layer" else e.op == "const"
-
-
-def _peel(e: Expression, group: str) -> Expression:
-    if e.op in ("add", "sub"):
-        _, terms = _terms(e)
-        kept = {t: c for t, c in terms.items() if not _constant_in(t, group)}
-        if not kept:
-            return constant(0.0)
-        return canonical(_unit_sum(0.0, kept, turn=False)[1])
-    coefficient, factors = _factors(e)
-    if not factors or coefficient == 0:
-        return constant(0.0)
-    kept = {b: p for b, p in factors.items() if not (b.nonnegative and _constant_in(b, group))}
-    sign = math.copysign(1.0, coefficient)
-    if not kept:
-        return constant(0.0)
-    if len(set(kept.values())) == 1 and all(b.nonnegative for b in kept):
-        exponent = next(iter(kept.values()))  # |a|**p * |b|**p orders as |a| * |b| does
-        kept = dict.fromkeys(kept, 1.0) if exponent > 0 else kept
-    if len(kept) == 1:
-        ((base, exponent),) = kept.items()
-        if exponent == 1:
-            return canonical(_scaled(_increasing(base, group), sign))
-    return canonical(_product(sign, kept))
-
-
-def _increasing(e: Expression, group: str) -> Expression:
-    """Strip one function that keeps the order within a group."""
-    if not e.args:
-        return e
-    operator = OPERATORS[e.op]
-    if operator.kind == "normalisation" and group not in ("row", "layer"):
-        return e  # every layer has a scale of its own, which matters between layers
-    if operator.order == "increasing":
-        return e.args[0]
-    if e.op in ("log", "log1p"):
-        return canonical(Expression("abs", e.args))
-    return e

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
-from ..metrics_dsl.canonical import GROUPS, order_form
 from ..metrics_dsl.expression import Expression, check_metric
+from ..metrics_dsl.order import GROUPS, order_form
 
 Stage = Literal["screen", "layer", "model"]
 Part = Literal["selection", "holdout"]

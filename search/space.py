@@ -6,9 +6,10 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from ..metrics_dsl.canonical import canonical, order_form
+from ..metrics_dsl.canonical import canonical
 from ..metrics_dsl.expression import Expression, constant
 from ..metrics_dsl.operators import COLUMN, FULL, LEAVES, OPERATORS, ROW, SCALAR, Shape
+from ..metrics_dsl.order import order_form
 
 # Exponents that papers and hand-tuning use; mutation moves on from them.
 EXPONENTS = (0.25, 0.75, 1.2, 1.5, 3.0, -1.0)

@@ -4,9 +4,10 @@ import random
 
 import pytest
 import torch
-from secateur.metrics_dsl.canonical import canonical, order_form
+from secateur.metrics_dsl.canonical import canonical
 from secateur.metrics_dsl.expression import Expression, constant
 from secateur.metrics_dsl.operators import FULL, LEAVES, ROW, SCALAR
+from secateur.metrics_dsl.order import order_form
 from secateur.metrics_dsl.parser import parse
 from secateur.metrics_dsl.published import PUBLISHED
 from secateur.metrics_dsl.score import score

@@ -10,8 +10,9 @@ from secateur.metrics_dsl.parser import parse_metric
 from secateur.metrics_dsl.published import PUBLISHED
 from secateur.search.candidate import Candidate, uniform
 from secateur.workers.calibration import Request, calibrate
+from secateur.workers.decoder import Decoder, weight_matrix
 from secateur.workers.local import Device, LocalEvaluator
-from secateur.workers.model import Decoder, ModelError, load_model, weight_matrix
+from secateur.workers.model import ModelError, load_model
 from secateur.workers.statistics import Calibration, CalibrationError
 from secateur.workers.text import TextError, draw_sequences
 from support import save_model, small_request, tiny_config

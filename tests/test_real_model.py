@@ -9,9 +9,10 @@ from secateur.metrics_dsl.parser import parse_metric
 from secateur.metrics_dsl.published import PUBLISHED
 from secateur.results.archive import Archive
 from secateur.search.candidate import uniform
+from secateur.workers.decoder import Decoder, weight_matrix
 from secateur.workers.local import LocalEvaluator
 from secateur.workers.masks import removed
-from secateur.workers.model import Decoder, load_model, weight_matrix
+from secateur.workers.model import load_model
 from support import in_process
 
 pytestmark = pytest.mark.model

@@ -5,8 +5,8 @@ import random
 import numpy as np
 import pytest
 import torch
-from secateur.metrics_dsl.canonical import order_form
 from secateur.metrics_dsl.operators import LEAVES
+from secateur.metrics_dsl.order import order_form
 from secateur.metrics_dsl.parser import parse, parse_metric
 from secateur.metrics_dsl.published import PUBLISHED
 from secateur.metrics_dsl.score import score

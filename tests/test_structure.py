@@ -25,7 +25,7 @@ VOCABULARY = {"candidate", "objectives", "protocols"}
 HOMES = {
     "deap": {"search/gp.py"},
     "pandas": {"results/front.py", "results/table.py", "results/archive.py", "cli.py"},
-    "transformers": {"workers/model.py", "workers/calibration.py"},
+    "transformers": {"workers/model.py"},
     "moocore": {"results/front.py"},
 }
 
@@ -59,8 +59,7 @@ def test_heavy_libraries_have_one_home(library):
 
 @pytest.mark.parametrize("path", [*FILES, ROOT / "launch.py"], ids=lambda p: f"{p.parent.name}/{p.name}")
 def test_a_file_holds_one_noun(path):
-    limit = 400 if path.name in ("canonical.py", "model.py", "calibration.py") else 300
-    assert len(path.read_text().splitlines()) <= limit
+    assert len(path.read_text().splitlines()) <= 330
 
 
 def test_every_public_name_is_there():

@@ -9,8 +9,7 @@ from __future__ import annotations
 import platform
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -18,21 +17,18 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
+from .decoder import Batch, Decoder, weight_matrix
 from .model import (
-    Batch,
-    Decoder,
     ModelError,
     choose_device,
     choose_dtype,
     load_model,
     model_reference,
-    oriented,
     save_dense_copy,
-    weight_matrix,
-    weight_of,
 )
+from .observation import Observer, root_mean_square_gradients
 from .reconstruction import output_energy
 from .statistics import (
     PARTS,
@@ -45,7 +41,6 @@ from .statistics import (
 )
 from .text import draw_sequences
 
-DAMPING = 0.01  # of the mean diagonal, as in SparseGPT
 _TOKENS_A_CALL = 2048
 
 
@@ -190,130 +185,6 @@ def _describe(request: Request, decoder: Decoder, parts: dict[str, Tensor]) -> d
     }  # fmt: skip
 
 
-def root_mean_square_gradients(decoder: Decoder, ids: Tensor) -> dict[int, Tensor]:
-    """Return G of every layer, (rows, columns) in 32-bit floats, by position of the layer.
-
-    The loss of a sequence is its mean next-token loss, the model is in evaluation mode (dropout would
-    make G random), and squares are summed over sequences in 32-bit floats (16-bit ones overflow).
-    """
-    model: Any = decoder.model
-    weights = [weight_of(module) for module in decoder.modules]
-    sums = [torch.zeros_like(weight_matrix(m), dtype=torch.float32) for m in decoder.modules]
-    try:
-        for weight in weights:
-            weight.requires_grad_(True)
-        for sequence in ids.split(1):
-            on_device = sequence.to(decoder.device)
-            model(input_ids=on_device, labels=on_device, use_cache=False).loss.backward()
-            for total, weight, module in zip(sums, weights, decoder.modules, strict=True):
-                if weight.grad is not None:  # an expert that no token reached has none
-                    gradient = oriented(module, weight.grad).float()
-                    total.addcmul_(gradient, gradient)
-                weight.grad = None
-    finally:
-        for weight in weights:
-            weight.requires_grad_(False)
-    return {i: total.div_(len(ids)).sqrt_().contiguous() for i, total in enumerate(sums)}
-
-
-class _InputSums:
-    """Sums over the tokens of one input tensor that feeds some layers of a block."""
-
-    def __init__(self, columns: int, device: torch.device) -> None:
-        self.tokens = 0
-        self.gram = torch.zeros(columns, columns, device=device)
-        self.first = torch.zeros(columns, dtype=torch.float64, device=device)
-        self.second = torch.zeros_like(self.first)
-
-    def add(self, inputs: Tensor) -> None:
-        x = inputs.detach().reshape(-1, inputs.shape[-1]).float()
-        self.tokens += len(x)
-        self.gram.addmm_(x.T, x)
-        self.first += x.sum(0, dtype=torch.float64)
-        self.second += x.double().square_().sum(0)
-
-    def merge(self, other: _InputSums) -> None:
-        self.tokens += other.tokens
-        self.gram += other.gram
-        self.first += other.first
-        self.second += other.second
-
-    def finish(self) -> dict[str, Tensor]:
-        """Return H (columns, columns) and X, M, V, D (columns,), in 32-bit floats."""
-        count = max(self.tokens, 1)
-        mean, square = self.first / count, self.second / count
-        variance = (square - mean.square()).clamp(min=0) * (count / max(count - 1, 1))
-        gram = self.gram / count
-        leaves = {"X": square.sqrt(), "M": mean, "V": variance, "D": damped_inverse_diagonal(gram)}
-        return {"H": gram, **{name: value.float() for name, value in leaves.items()}}
-
-
-def damped_inverse_diagonal(gram: Tensor) -> Tensor:
-    """Return the diagonal of the inverse of (gram + DAMPING * mean diagonal), (columns,), 64-bit."""
-    if not bool(gram.isfinite().all()):
-        return torch.full((len(gram),), torch.nan, dtype=torch.float64)  # refused by name, with its block
-    damped = gram.double()
-    diagonal = damped.diagonal()
-    mean = diagonal.mean()
-    diagonal.add_(DAMPING * mean if mean > 0 else 1.0)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
-    return inverse.diagonal().clone()
-
-
-class _Observer:
-    """Adds up the inputs of a block's layers; layers fed by one tensor share their sums.
-
-    What one tensor feeds is known when the block has run, so tensors are kept until then. A layer that
-    shares its input at one time and not at another gets the total of all that it was fed.
-    """
-
-    def __init__(self, modules: dict[int, nn.Module]) -> None:
-        self._modules = modules
-        self._fed: list[tuple[Tensor, set[int]]] = []
-        self._sums: dict[frozenset[int], _InputSums] = {}
-
-    @contextmanager
-    def watching(self) -> Iterator[None]:
-        """Observe the layers for one run of the block."""
-        hooks = [
-            module.register_forward_pre_hook(lambda _m, args, i=index: self._feed(i, args[0]))
-            for index, module in self._modules.items()
-        ]
-        try:
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
-        for tensor, users in self._fed:
-            key = frozenset(users)
-            if key not in self._sums:
-                self._sums[key] = _InputSums(tensor.shape[-1], tensor.device)
-            self._sums[key].add(tensor)
-        self._fed.clear()
-
-    def _feed(self, index: int, inputs: Tensor) -> None:
-        for tensor, users in self._fed:
-            if tensor is inputs:
-                users.add(index)
-                return
-        self._fed.append((inputs, {index}))
-
-    def finish(self) -> list[tuple[list[int], dict[str, Tensor]]]:
-        """Return the statistics of each set of layers that were fed the same."""
-        sharing: dict[tuple[frozenset[int], ...], list[int]] = {}
-        for index in self._modules:
-            keys = tuple(key for key in self._sums if index in key)
-            sharing.setdefault(keys, []).append(index)
-        result = []
-        for keys, members in sharing.items():
-            module = self._modules[members[0]]
-            total = _InputSums(weight_matrix(module).shape[1], weight_matrix(module).device)
-            for key in keys:
-                total.merge(self._sums[key])
-            result.append((members, total.finish()))
-        return result
-
-
 def _write_blocks(decoder: Decoder, ids: Tensor, gradients: dict[int, Tensor], folder: Path) -> list[int]:
     """Write each block's statistics; return for each layer the number of its Gram matrix."""
     size = max(1, _TOKENS_A_CALL // ids.shape[1])
@@ -322,7 +193,7 @@ def _write_blocks(decoder: Decoder, ids: Tensor, gradients: dict[int, Tensor], f
     grams = [0] * len(decoder.layers)
     for block in range(len(decoder.blocks)):
         indexes = [i for i, layer in enumerate(decoder.layers) if layer.block == block]
-        observer = _Observer({i: decoder.modules[i] for i in indexes})
+        observer = Observer({i: decoder.modules[i] for i in indexes})
         for number, batch in enumerate(batches):
             with observer.watching():
                 hidden[number] = decoder.run_block(block, batch, hidden[number])

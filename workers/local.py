@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ..metrics_dsl.expression import MetricError
 from ..search.candidate import Candidate, Layer, Measurement, Part, Stage, parse_pattern
-from .model import Batch, Decoder, choose_device, choose_dtype, load_model
+from .decoder import Batch, Decoder
+from .model import choose_device, choose_dtype, load_model
 from .shard import SCREEN_ROWS, LayerResult, ScoreError, Shard
 from .statistics import Calibration, CalibrationError
 

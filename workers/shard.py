@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..metrics_dsl.canonical import order_form
 from ..metrics_dsl.expression import Expression, MetricError
+from ..metrics_dsl.order import order_form
 from ..metrics_dsl.score import Scorer
 from ..search.candidate import Candidate, Layer
+from .decoder import Decoder, weight_matrix
 from .masks import removed
-from .model import Decoder, weight_matrix
 from .reconstruction import relative_error
 from .statistics import Calibration, LayerStatistics
 

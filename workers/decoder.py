@@ -1,0 +1,281 @@
+"""Decoders: finding a model's blocks and linear layers, and running it block by block.
+
+Nothing here knows the names of an architecture. Blocks are the module list that holds most linear
+weights; what a block is called with is recorded and passed on as it came.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..search.candidate import Layer
+from .model import ModelError
+
+
+def weight_of(module: nn.Module) -> nn.Parameter:
+    """Return a linear layer's weight as the module stores it."""
+    weight = module.weight
+    assert isinstance(weight, nn.Parameter)
+    return weight
+
+
+def oriented(module: nn.Module, stored: Tensor) -> Tensor:
+    """Return a view (rows, columns) = (outputs, inputs) of what is stored like a module's weight.
+
+    The same view of such a view is the stored form again: GPT-2's Conv1D is a transposed linear layer.
+    """
+    return stored.T if type(module).__name__ == "Conv1D" else stored
+
+
+def weight_matrix(module: nn.Module) -> Tensor:
+    """Return a linear layer's weight as a view (rows, columns) = (outputs, inputs)."""
+    return oriented(module, weight_of(module).detach())
+
+
+def _is_linear(module: nn.Module) -> bool:
+    if not (isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"):
+        return False
+    weight = getattr(module, "weight", None)
+    return isinstance(weight, nn.Parameter) and weight.ndim == 2 and weight.is_floating_point()
+
+
+@dataclass
+class Call:
+    """What one block was called with; ``place`` says where the hidden states stand."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    place: int | str
+
+    def with_hidden(self, hidden: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the arguments with other hidden states."""
+        if isinstance(self.place, int):
+            args = (*self.args[: self.place], hidden, *self.args[self.place + 1 :])
+            return args, self.kwargs
+        return self.args, {**self.kwargs, self.place: hidden}
+
+
+@dataclass
+class Batch:
+    """Some sequences on their way through the blocks.
+
+    Attributes:
+        ids: Token ids (sequences, tokens).
+        hidden: Hidden states before the first block (sequences, tokens, width).
+        calls: What each block is called with.
+    """
+
+    ids: Tensor
+    hidden: Tensor
+    calls: list[Call]
+
+
+class _ReachedError(Exception):
+    """Raised to leave a forward pass once the blocks' arguments are known."""
+
+
+class Decoder:
+    """A causal language model seen as embedding, blocks and head.
+
+    Attributes:
+        model: The transformers model.
+        blocks: Its decoder blocks.
+        layers: The prunable layers in model order.
+        modules: The layers' modules, in the same order.
+        passed_over: Parameters inside blocks, of two or more dimensions, that are no prunable layer.
+
+    Raises:
+        ModelError: When there are no decoder blocks with linear layers.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        prefix, self.blocks = _find_blocks(model)
+        self.layers: list[Layer] = []
+        self.modules: list[nn.Module] = []
+        owners: dict[int, int] = {}
+        for module in model.modules():
+            for parameter in module._parameters.values():
+                if parameter is not None:
+                    owners[id(parameter)] = owners.get(id(parameter), 0) + 1
+        pruned: set[int] = set()
+        for index, block in enumerate(self.blocks):
+            for name, module in block.named_modules():
+                # A tied weight belongs to several modules: pruning it here would prune it there.
+                if _is_linear(module) and owners[id(weight_of(module))] == 1:
+                    rows, columns = weight_matrix(module).shape
+                    kind = name.rpartition(".")[2] or "linear"
+                    full = f"{prefix}.{index}.{name}".rstrip(".")
+                    self.layers.append(Layer(full, index, kind, rows, columns))
+                    self.modules.append(module)
+                    pruned.add(id(weight_of(module)))
+        if not self.layers:
+            raise ModelError("expected linear layers of their own in the decoder blocks, found none")
+        self.passed_over = [
+            f"{prefix}.{name}"
+            for name, p in self.blocks.named_parameters()
+            if p.ndim >= 2 and id(p) not in pruned
+        ]
+        self._tuples: list[int] | None = None  # length of each block's output tuple, 0 for a tensor
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return weight_of(self.modules[0]).device
+
+    def fingerprint(self) -> str:
+        """Return a hash of names, shapes and some weights of every layer, to tell models apart."""
+        digest = hashlib.sha256()
+        for layer, module in zip(self.layers, self.modules, strict=True):
+            digest.update(f"{layer.name} {layer.rows} {layer.columns}".encode())
+            flat = weight_of(module).detach().reshape(-1)
+            some = flat[:: max(1, flat.numel() // 64)].bfloat16().float().cpu()  # alike in both types
+            digest.update(some.numpy().tobytes())
+        return digest.hexdigest()
+
+    @torch.no_grad()
+    def enter(self, ids: Tensor) -> Batch:
+        """Return sequences (sequences, tokens) ready to run through the blocks one by one."""
+        ids = ids.to(self.device)
+        calls: list[Call] = []
+
+        def record(index: int) -> Callable[..., Any]:
+            def forward(*args: Any, **kwargs: Any) -> Any:
+                calls.append(Call(args, kwargs, _find_hidden(args, kwargs)))
+                if index + 1 == len(self.blocks):
+                    raise _ReachedError
+                return self._wrap(index, _hidden_of(calls[-1]))
+
+            return forward
+
+        self._learn_outputs(ids)
+        with self._patched(record), suppress(_ReachedError):
+            self.model(input_ids=ids, use_cache=False)
+        return Batch(ids, _hidden_of(calls[0]), calls)
+
+    @torch.no_grad()
+    def run_block(self, index: int, batch: Batch, hidden: Tensor) -> Tensor:
+        """Return the hidden states (sequences, tokens, width) after a block."""
+        args, kwargs = batch.calls[index].with_hidden(hidden)
+        output = self.blocks[index](*args, **kwargs)
+        states: Tensor = output[0] if isinstance(output, tuple) else output
+        return states
+
+    @torch.no_grad()
+    def leave(self, ids: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what follows the last block: (final hidden states, logits), in 32-bit floats.
+
+        The model's own forward runs with its blocks replaced, so that norms, scaling and capping of
+        logits are the model's. Final hidden states are what the output embedding is given.
+        """
+        last = len(self.blocks) - 1
+
+        def skip(index: int) -> Callable[..., Any]:
+            def forward(*args: Any, **kwargs: Any) -> Any:
+                own = hidden if index == last else _hidden_of(Call(args, kwargs, _find_hidden(args, kwargs)))
+                return self._wrap(index, own)
+
+            return forward
+
+        final: list[Tensor] = []
+        head = self.model.get_output_embeddings()  # type: ignore[operator]
+        hook = head.register_forward_pre_hook(lambda _module, args: final.append(args[0]))
+        try:
+            with self._patched(skip):
+                logits = self.model(input_ids=ids, use_cache=False).logits
+        finally:
+            hook.remove()
+        return final[0].float(), logits.float()
+
+    @contextmanager
+    def with_weights(self, weights: dict[int, Tensor]) -> Iterator[None]:
+        """Run with other weights (rows, columns) for some layers, by index; the dense ones return."""
+        dense = {index: weight_of(self.modules[index]).data for index in weights}
+        try:
+            for index, weight in weights.items():
+                module = self.modules[index]
+                weight_of(module).data = oriented(module, weight)
+            yield
+        finally:
+            for index, weight in dense.items():
+                weight_of(self.modules[index]).data = weight
+
+    def _wrap(self, index: int, hidden: Tensor) -> Any:
+        """Return hidden states in the form in which a block returns them."""
+        assert self._tuples is not None
+        length = self._tuples[index]
+        return (hidden, *(None,) * (length - 1)) if length else hidden
+
+    def _learn_outputs(self, ids: Tensor) -> None:
+        if self._tuples is not None:
+            return
+        lengths: list[int] = []
+        hooks = [
+            block.register_forward_hook(
+                lambda _m, _a, out: lengths.append(len(out) if isinstance(out, tuple) else 0)
+            )
+            for block in self.blocks
+        ]
+        try:
+            self.model(input_ids=ids[:1, :8], use_cache=False)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        if len(lengths) != len(self.blocks):
+            raise ModelError(
+                f"expected each of the {len(self.blocks)} blocks to run once a pass, got "
+                f"{len(lengths)} runs; this architecture cannot be measured block by block"
+            )
+        self._tuples = lengths
+
+    @contextmanager
+    def _patched(self, make: Callable[[int], Callable[..., Any]]) -> Iterator[None]:
+        """Replace the blocks' forward functions for a while."""
+        before = [block.__dict__.get("forward") for block in self.blocks]
+        try:
+            for index, block in enumerate(self.blocks):
+                block.forward = make(index)
+            yield
+        finally:
+            for block, forward in zip(self.blocks, before, strict=True):
+                if forward is None:
+                    block.__dict__.pop("forward", None)
+                else:
+                    block.forward = forward
+
+
+def _find_hidden(args: Sequence[Any], kwargs: dict[str, Any]) -> int | str:
+    """Return where the hidden states are: the first three-dimensional floating tensor."""
+    places: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
+    for place, value in places:
+        if isinstance(value, Tensor) and value.ndim == 3 and value.is_floating_point():
+            return place
+    raise ModelError("expected the blocks to be called with hidden states (sequences, tokens, width)")
+
+
+def _hidden_of(call: Call) -> Tensor:
+    hidden: Tensor = call.args[call.place] if isinstance(call.place, int) else call.kwargs[call.place]
+    return hidden
+
+
+def _find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
+    """Return the name and the module list that holds the most linear weights."""
+    best: tuple[int, str, nn.ModuleList] | None = None
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList):
+            size = sum(weight_matrix(m).numel() for m in module.modules() if _is_linear(m))
+            if size and (best is None or size > best[0]):  # an outer list comes before inner ones
+                best = (size, name, module)
+    if best is None:
+        raise ModelError(
+            f"expected a decoder with a list of blocks of linear layers, got {type(model).__name__} "
+            "without one"
+        )
+    return best[1], best[2]
