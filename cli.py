@@ -48,7 +48,8 @@ def _from_file(context: typer.Context, path: Path | None) -> Path | None:
             if name not in known:
                 raise SettingsError(f"unknown setting {name!r} in {path}{did_you_mean(name, known)}")
         context.default_map = {
-            name: ",".join(value) if isinstance(value, list) else value for name, value in section.items()
+            name: ",".join(map(str, value)) if isinstance(value, list) else value
+            for name, value in section.items()
         }
     return path
 
@@ -133,16 +134,18 @@ def measure(
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Measure one metric."""
-    from .metrics_dsl.parser import parse_metric
-    from .metrics_dsl.published import PUBLISHED
     from .search.candidate import STAGES, uniform
-    from .search.settings import SearchSettings
+    from .search.settings import SearchSettings, read_metric
 
     if stage not in STAGES:
         raise ValueError(f"expected a stage among {', '.join(STAGES)}, got {stage!r}")
     if part not in ("selection", "holdout"):
         raise ValueError(f"expected the part selection or holdout, got {part!r}")
-    expression = PUBLISHED[metric].expression if metric in PUBLISHED else parse_metric(metric)
+    if part == "holdout" and stage != "model":
+        raise ValueError(
+            f"expected the part holdout with the stage model, got {stage!r}, which runs no tokens"
+        )
+    expression = read_metric(metric)
     settings = SearchSettings.read(
         {"calibration": folder, "sparsity": sparsity, "pattern": pattern, "group": group,
          "model": model, "device": device, "dtype": dtype, "threads": threads}
@@ -153,6 +156,7 @@ def measure(
     evaluator = LocalEvaluator(
         Calibration(folder), pattern=pattern, device=Device(device, dtype, threads), model=model
     )
+    assert isinstance(settings.sparsity, float)
     candidate = uniform(expression, evaluator.layers, settings.sparsity, group)
     (found,) = evaluator.measure([candidate], stage, part)  # type: ignore[arg-type]
     evaluator.close()
@@ -173,18 +177,46 @@ def measure(
 def search(
     calibration: Annotated[Path, DIR],
     out: Annotated[Path, typer.Option(help="The run folder to write.", show_default=False)],
-    searcher: Annotated[str, typer.Option(help="gp or random.")] = "gp",
-    sparsity: Annotated[float | None, SPARSITY] = None,
+    searcher: Annotated[str, typer.Option(help="gp, nsga3, tpe, evolution, random or grid.")] = "gp",
+    space: Annotated[
+        str,
+        typer.Option(
+            help="Metrics: tree or meta. Ratios: curve, block, layer, feature, ramp, owl, dlp, dsa or alpha. "
+            "Both: tree+curve."
+        ),
+    ] = "tree",
+    metric: Annotated[
+        str | None, typer.Option(help="The metric whose ratios are searched; wanda if left out.")
+    ] = None,
+    allocation: Annotated[
+        str | None, typer.Option(help="The published ratios whose metric is searched; uniform if left out.")
+    ] = None,
+    sparsity: Annotated[
+        str | None, typer.Option(help="Fraction of weights to remove, or an interval such as 0.3:0.75.")
+    ] = None,
     pattern: Annotated[str, PATTERN] = "unstructured",
     group: Annotated[str, GROUP] = "row",
     objectives: Annotated[str, typer.Option(help="What to minimise, separated by commas.")] = "kl,size",
-    budget: Annotated[int, typer.Option(help="Distinct candidates to measure.")] = 200,
+    budget: Annotated[
+        str, typer.Option(help="Candidates (400), tokens (2Mtokens) or seconds of measuring (1800s).")
+    ] = "200",
     seed: Annotated[int, typer.Option(help="Seed of the searcher.")] = 0,
+    seeds: Annotated[int, typer.Option(help="Runs with seeds from --seed on, in folders of their own.")] = 1,
     batch: Annotated[int, typer.Option(help="Candidates asked for at a time.")] = 16,
-    promote: Annotated[float, typer.Option(help="Share of a batch that passes the screen.")] = 0.25,
+    promote: Annotated[
+        float, typer.Option(help="Share of a batch that passes the screen, and each rung.")
+    ] = 0.25,
+    rungs: Annotated[
+        str | None,
+        typer.Option(help="Tokens to race on before all, such as 256,1024, or none; chosen if left out."),
+    ] = None,
+    phase: Annotated[
+        int, typer.Option(help="Vary metrics and ratios in turn for so many batches; 0: both.")
+    ] = 0,
     stage: Annotated[str, typer.Option(help="The stage that decides: screen, layer or model.")] = "model",
-    seeding: Annotated[bool, typer.Option(help="Start the population from the published metrics.")] = True,
+    seeding: Annotated[bool, typer.Option(help="Start the searcher from published rules.")] = True,
     max_size: Annotated[int, typer.Option(help="Most nodes of a metric.")] = 20,
+    reuse: Annotated[bool, typer.Option(help="Keep hidden states for candidates that begin alike.")] = True,
     model: Annotated[str | None, MODEL] = None,
     device: Annotated[str, DEVICE] = "auto",
     dtype: Annotated[str, DTYPE] = "float32",
@@ -192,14 +224,17 @@ def search(
     config: Annotated[Path | None, CONFIG] = None,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
-    """Search pruning metrics on a calibrated model."""
+    """Search pruning metrics, layerwise ratios or both on a calibrated model."""
     from .search.settings import SearchSettings
 
     given = dict(locals())
     settings = SearchSettings.read({name: given[name] for name in SearchSettings.model_fields})
     from . import launch
 
-    _run(lambda listener: launch.run_search(settings, out, listener), out, settings.budget, as_json)
+    if seeds == 1:
+        _run(lambda listener: launch.run_search(settings, out, listener), out, settings.budget, as_json)
+        return
+    _run(lambda listener: launch.run_seeds(settings, out, seeds, listener), out, settings.budget, as_json)
 
 
 @app.command(epilog="Example: secateur resume runs/a")
@@ -260,11 +295,12 @@ def metrics(
 # Running and reporting ---------------------------------------------------------------------------
 
 
-def _run(start: Callable[[Any], Any], out: Path, budget: int, as_json: bool) -> None:
+def _run(start: Callable[[Any], Any], out: Path, budget: int | str, as_json: bool) -> None:
     from .launch import Listener
     from .results.progress import Progress
+    from .search.budget import Budget
 
-    progress = Progress(budget, _note)
+    progress = Progress(Budget.parse(budget), _note)
     try:
         archive = start(Listener(progress.line, progress.step, progress.batch))
     except KeyboardInterrupt:

@@ -10,18 +10,21 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from .metrics_dsl.published import PUBLISHED
 from .results.archive import Archive, ArchiveError
 from .results.memory import RememberingEvaluator
-from .search.candidate import Candidate, Stage, Trial, uniform
-from .search.loop import Funnel, run
+from .search.budget import Budget
+from .search.candidate import Candidate, Stage, Trial
+from .search.loop import INDIFFERENCE, INDIFFERENCE_OF_RATIOS, Funnel, run
+from .search.meta import MetaSpace
 from .search.objectives import look_up_objectives
+from .search.opening import Opening, build_problem
 from .search.protocols import Evaluator
-from .search.searchers import Opening, Problem, build_searcher
+from .search.searchers import build_searcher
 from .search.settings import SearchSettings, SettingsError
-from .search.space import MetricSpace
 from .workers.local import Device, LocalEvaluator
 from .workers.statistics import Calibration
+
+_FEWEST_TO_RACE = 1024  # selection tokens from which a quarter of them tells candidates apart
 
 
 @dataclass
@@ -53,24 +56,54 @@ def run_search(settings: SearchSettings, out: str | Path, listener: Listener | N
         ValueError: When settings, calibration, model or run folder do not fit; nothing is written.
         KeyboardInterrupt: When interrupted; all that was measured is in the archive.
     """
-    listener = listener or Listener()
     folder = Path(out)
+    _run_all({folder: settings}, listener or Listener())
+    return Archive(folder)
+
+
+def run_seeds(
+    settings: SearchSettings, out: str | Path, seeds: int, listener: Listener | None = None
+) -> list[Archive]:
+    """Run a search once for each of some seeds, the model loaded once, and return their archives.
+
+    The seeds follow on the settings' own; the run folders are ``seed-0`` and so on in ``out``.
+
+    Raises:
+        ValueError: As ``run_search``.
+    """
+    if seeds < 1:
+        raise SettingsError(f"expected at least 1 seed, got {seeds}")
+    each = range(settings.seed, settings.seed + seeds)
+    runs = {Path(out) / f"seed-{seed}": settings.model_copy(update={"seed": seed}) for seed in each}
+    _run_all(runs, listener or Listener())
+    return [Archive(folder) for folder in runs]
+
+
+def _run_all(runs: dict[Path, SearchSettings], listener: Listener) -> None:
+    """Run searches that differ in folder and seed alone."""
+    settings = next(iter(runs.values()))
     calibration = Calibration(settings.calibration)
-    _funnel(settings, [])  # checks that the stages know the objectives
-    _check_folder(settings, folder)
+    parts = calibration.manifest["parts"]["selection"]
+    rungs = _rungs(settings, parts["sequences"] * parts["length"])
+    _funnel(settings, [], rungs)  # checks that the stages know the objectives
+    for folder, own in runs.items():
+        _check_folder(own, folder)
     evaluator = _evaluator(settings, calibration)
     try:
-        _save(settings, folder)
-        with Archive(folder, write=True) as archive:
-            _claim(archive, settings, calibration)
-            weights = sum(layer.size for layer in evaluator.layers)
-            listener.line(
-                f"searching on {calibration.folder}: {len(evaluator.layers)} layers, {weights:,} weights"
-            )
-            _search(settings, evaluator, archive, listener)
+        for folder, own in runs.items():
+            _save(own, folder)
+            with Archive(folder, write=True) as archive:
+                _claim(archive, own, calibration, listener)
+                weights = sum(layer.size for layer in evaluator.layers)
+                listener.line(
+                    f"searching on {calibration.folder}: {len(evaluator.layers)} layers, {weights:,} weights"
+                )
+                _search(own, evaluator, archive, rungs, listener)
+                if evaluator.prefixes and evaluator.prefixes.reused:
+                    share = evaluator.prefixes.reused / evaluator.prefixes.blocks
+                    listener.line(f"{share:.0%} of the blocks were not run again: their states were known")
     finally:
         evaluator.close()
-    return Archive(folder)
 
 
 def resume(folder: str | Path, listener: Listener | None = None) -> Archive:
@@ -85,44 +118,77 @@ def resume(folder: str | Path, listener: Listener | None = None) -> Archive:
     return run_search(SearchSettings.load(path), folder, listener)
 
 
-def _evaluator(settings: SearchSettings, calibration: Calibration) -> Evaluator:
+def _evaluator(settings: SearchSettings, calibration: Calibration) -> LocalEvaluator:
     return LocalEvaluator(
         calibration,
         pattern=settings.pattern,
         device=Device(settings.device, settings.dtype, settings.threads),
         model=settings.model,
+        reuse=settings.reuse,
     )
 
 
-def _search(settings: SearchSettings, evaluator: Evaluator, archive: Archive, listener: Listener) -> None:
+def _search(
+    settings: SearchSettings,
+    evaluator: Evaluator,
+    archive: Archive,
+    rungs: tuple[int, ...],
+    listener: Listener,
+) -> None:
     remembering = RememberingEvaluator(evaluator, archive, listener.step)
-
-    def complete(metric: object) -> Candidate:
-        return uniform(metric, evaluator.layers, settings.sparsity, settings.group)  # type: ignore[arg-type]
-
-    baselines = {
-        name: complete(published.expression)
-        for name, published in PUBLISHED.items()
-        if published.expression.leaves <= evaluator.leaves
-    }
-    archive.note(baselines={c.key: name for name, c in baselines.items()})
-    space = MetricSpace(evaluator.leaves, settings.group, settings.max_size)
-    problem = Problem(space, complete, look_up_objectives(settings.objectives))
+    problem, baselines = build_problem(settings, remembering)
+    if isinstance(problem.metrics, MetaSpace):
+        listener.line(
+            f"meta: {problem.metrics.names} names are {problem.metrics.distinct} different metrics; the "
+            "others are left out before anything is measured"
+        )
+    opening = {b.name: Candidate(b.metric, b.ratios, settings.group) for b in baselines}
+    archive.note(baselines={c.key: name for name, c in opening.items()})
     searcher = Opening(
-        build_searcher(settings.searcher, problem, settings.seed),
-        list(baselines.values()),
+        build_searcher(settings.searcher, problem, settings.seed, settings.batch),
+        list(opening.values()),
         tell=settings.seeding,
     )
-    funnel = _funnel(settings, [c.key for c in baselines.values()])
-    for trials in run(searcher, remembering, funnel, settings.budget):
+    always = [opening[b.name].key for b in baselines if b.is_one]
+    funnel = _funnel(settings, always, rungs)
+    for trials in run(searcher, remembering, funnel, Budget.parse(settings.budget)):
         archive.add(trials)
         listener.batch(archive, trials)
     _measure_holdout(settings, remembering, archive, listener)
 
 
-def _funnel(settings: SearchSettings, always: list[str]) -> Funnel:
+def _funnel(settings: SearchSettings, always: list[str], rungs: tuple[int, ...] = ()) -> Funnel:
+    """Return the funnel: layer errors screen metrics, and race on few tokens everything with ratios."""
+    screen: float | None = INDIFFERENCE
+    if isinstance(settings.sparsity, tuple) or not settings.metric_space:
+        screen = None  # a layer's error says nothing of how to share a budget between layers
+    elif settings.ratio_space:
+        screen = INDIFFERENCE_OF_RATIOS
+    if settings.stage == "screen":
+        screen = INDIFFERENCE
     objectives = look_up_objectives(settings.objectives)
-    return Funnel(objectives, settings.batch, settings.promote, settings.stage, frozenset(always))
+    return Funnel(
+        objectives, settings.batch, settings.promote, settings.stage, frozenset(always), screen, rungs
+    )
+
+
+def _rungs(settings: SearchSettings, tokens: int) -> tuple[int, ...]:
+    """Return the rungs to race on: the settings', or a quarter of the tokens where ratios are searched.
+
+    Raises:
+        SettingsError: For a rung that is not shorter than the selection tokens.
+    """
+    if settings.rungs is not None:
+        if settings.rungs and settings.rungs[-1] >= tokens:
+            raise SettingsError(
+                f"expected rungs of fewer tokens than the {tokens} selection tokens, got "
+                f"{settings.rungs[-1]}; calibrate with more --selection-tokens or leave --rungs out"
+            )
+        return settings.rungs
+    is_metric_alone = not settings.ratio_space and not isinstance(settings.sparsity, tuple)
+    if is_metric_alone or settings.stage != "model" or tokens < _FEWEST_TO_RACE:
+        return ()
+    return (tokens // 4,)
 
 
 def _measure_holdout(
@@ -132,7 +198,8 @@ def _measure_holdout(
     if settings.stage != "model":
         return
     rows = archive.frame()
-    wanted = {*archive.front()["key"], *rows.loc[rows["baseline"].notna(), "key"]}
+    decided = rows["baseline"].notna() & rows["kl"].notna()
+    wanted = {*archive.front()["key"], *rows.loc[decided, "key"]}
     trials = [t for t in archive.trials() if t.candidate.key in wanted and t.status != "failed"]
     originals = {t.alias_of or t.candidate.key for t in trials}
     chosen = [t.candidate for t in archive.trials() if t.candidate.key in originals]
@@ -169,7 +236,7 @@ def _check_folder(settings: SearchSettings, folder: Path) -> None:
         raise SettingsError(f"expected a new or empty run folder, got {folder} with other files in it")
 
 
-def _claim(archive: Archive, settings: SearchSettings, calibration: Calibration) -> None:
+def _claim(archive: Archive, settings: SearchSettings, calibration: Calibration, listener: Listener) -> None:
     """Bind the archive to settings and calibration."""
     facts = {name: calibration.manifest[name] for name in ("parts", "gradients", "layers")}
     facts["weights"] = calibration.manifest["model"]["weights"]
@@ -179,10 +246,19 @@ def _claim(archive: Archive, settings: SearchSettings, calibration: Calibration)
             f"{archive.folder} was measured on another calibration than {calibration.folder}; its "
             "figures cannot be continued: choose another --out"
         )
+    versions = {n: version(n) for n in ("secateur", "torch", "transformers", "deap", "pymoo", "optuna")}
+    began = archive.fact("versions", versions)
+    changed = [
+        f"{name} {began[name]}, now {versions[name]}"
+        for name in versions
+        if began.get(name) != versions[name]
+    ]
+    if changed:
+        listener.line(
+            f"the run was begun with other versions and may take another course: {'; '.join(changed)}"
+        )
     archive.note(
-        calibration=identity,
-        objectives=list(settings.objectives),
-        versions={name: version(name) for name in ("secateur", "torch", "deap", "transformers")},
+        calibration=identity, objectives=list(settings.objectives), pattern=settings.pattern, versions=began
     )
 
 

@@ -25,19 +25,21 @@ from ..search.candidate import Candidate, Measurement, Part, Stage, Trial
 if TYPE_CHECKING:
     import pandas
 
-SCHEMA = 1
+SCHEMA = 2
 _TABLES = """
 CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE measurements (
-    key TEXT NOT NULL, stage TEXT NOT NULL, part TEXT NOT NULL, layer_errors BLOB NOT NULL,
-    "values" TEXT NOT NULL, seconds REAL NOT NULL, failure TEXT NOT NULL, fingerprint TEXT NOT NULL,
-    PRIMARY KEY (key, stage, part));
+    key TEXT NOT NULL, stage TEXT NOT NULL, part TEXT NOT NULL, of_tokens INTEGER NOT NULL,
+    layer_errors BLOB NOT NULL, "values" TEXT NOT NULL, seconds REAL NOT NULL, failure TEXT NOT NULL,
+    fingerprint TEXT NOT NULL, tokens INTEGER NOT NULL, parts BLOB NOT NULL,
+    PRIMARY KEY (key, stage, part, of_tokens));
 CREATE TABLE trials (
     number INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE, status TEXT NOT NULL, alias_of TEXT NOT NULL,
     metric TEXT NOT NULL, "group" TEXT NOT NULL, ratios BLOB NOT NULL, size INTEGER NOT NULL,
     stage TEXT NOT NULL, layer_errors BLOB NOT NULL, "values" TEXT NOT NULL, seconds REAL NOT NULL,
-    failure TEXT NOT NULL, fingerprint TEXT NOT NULL);
+    failure TEXT NOT NULL, fingerprint TEXT NOT NULL, tokens INTEGER NOT NULL, parts BLOB NOT NULL);
 """
+_MEASURED = 'layer_errors, "values", seconds, failure, fingerprint, tokens, parts'
 
 
 class ArchiveError(ValueError):
@@ -105,16 +107,15 @@ class Archive:
         with self._transaction():
             self._db.executemany(
                 'INSERT OR IGNORE INTO trials (key, status, alias_of, metric, "group", ratios, size, '
-                'stage, layer_errors, "values", seconds, failure, fingerprint) '
-                f"VALUES ({', '.join('?' * 13)})",
+                f"stage, {_MEASURED}) VALUES ({', '.join('?' * 15)})",
                 rows,
             )
 
-    def record(self, measured: Iterable[tuple[Candidate, Measurement]], part: Part) -> None:
-        """Keep what was just measured, in one transaction."""
-        rows = [(c.key, m.stage, part, *_columns(m)) for c, m in measured]
+    def record(self, measured: Iterable[tuple[Candidate, Measurement]], part: Part, tokens: int = 0) -> None:
+        """Keep what was just measured on ``tokens`` tokens of a part, 0 being all, in one transaction."""
+        rows = [(c.key, m.stage, part, tokens, *_columns(m)) for c, m in measured]
         with self._transaction():
-            self._db.executemany(f"INSERT OR IGNORE INTO measurements VALUES ({', '.join('?' * 8)})", rows)
+            self._db.executemany(f"INSERT OR IGNORE INTO measurements VALUES ({', '.join('?' * 11)})", rows)
 
     def note(self, **facts: Any) -> None:
         """Keep facts about the run, as JSON, replacing those of the same name."""
@@ -129,20 +130,20 @@ class Archive:
         row = self._db.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
         return default if row is None else json.loads(row[0])
 
-    def recall(self, key: str, stage: Stage, part: Part) -> Measurement | None:
+    def recall(self, key: str, stage: Stage, part: Part, tokens: int = 0) -> Measurement | None:
         """Return what a stage found out about a candidate, if it has been measured."""
         row = self._db.execute(
-            'SELECT layer_errors, "values", seconds, failure, fingerprint FROM measurements '
-            "WHERE key = ? AND stage = ? AND part = ?",
-            (key, stage, part),
+            f"SELECT {_MEASURED} FROM measurements "
+            "WHERE key = ? AND stage = ? AND part = ? AND of_tokens = ?",
+            (key, stage, part, tokens),
         ).fetchone()
         return None if row is None else _measurement(stage, row)
 
     def trials(self) -> list[Trial]:
         """Return all trials in the order told."""
         rows = self._db.execute(
-            'SELECT metric, ratios, "group", status, alias_of, stage, layer_errors, "values", seconds, '
-            "failure, fingerprint FROM trials ORDER BY number"
+            f'SELECT metric, ratios, "group", status, alias_of, stage, {_MEASURED} '
+            "FROM trials ORDER BY number"
         )
         return [
             Trial(
@@ -160,7 +161,7 @@ class Archive:
 
         return frame(self)
 
-    def front(self, objectives: Sequence[str] | None = None) -> pandas.DataFrame:
+    def front(self, objectives: Sequence[str] | str | None = None) -> pandas.DataFrame:
         """Return the non-dominated rows of ``frame()``, by the first objective.
 
         Args:
@@ -248,10 +249,13 @@ def _floats(values: Sequence[float]) -> bytes:
 
 def _columns(m: Measurement) -> tuple[Any, ...]:
     values = json.dumps(dict(m.values), allow_nan=False)
-    return _floats(m.layer_errors), values, m.seconds, m.failure, m.fingerprint
+    return (
+        _floats(m.layer_errors), values, m.seconds, m.failure, m.fingerprint, m.tokens, _floats(m.parts)
+    )  # fmt: skip
 
 
 def _measurement(stage: Stage, row: Sequence[Any]) -> Measurement:
-    errors, text, seconds, failure, fingerprint = row
+    errors, text, seconds, failure, fingerprint, tokens, parts = row
     values: Mapping[str, float] = json.loads(text)
-    return Measurement(stage, tuple(array("d", errors)), values, seconds, failure, fingerprint)
+    own, of_parts = tuple(array("d", errors)), tuple(array("d", parts))
+    return Measurement(stage, own, values, seconds, failure, fingerprint, tokens, of_parts)

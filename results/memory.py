@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from ..search.candidate import Candidate, Layer, Measurement, Part, Stage
-from ..search.protocols import Evaluator
+from ..metrics_dsl.expression import Expression
+from ..search.candidate import Candidate, Layer, Measurement, Part, Reduction, Stage
+from ..search.protocols import Evaluator, Summaries
 from .archive import Archive
 
 # Candidates measured between two commits: a killed search loses no more than these. Cheap stages
@@ -43,23 +44,27 @@ class RememberingEvaluator:
         return self._evaluator.leaves
 
     def measure(
-        self, candidates: Sequence[Candidate], stage: Stage, part: Part = "selection"
+        self, candidates: Sequence[Candidate], stage: Stage, part: Part = "selection", tokens: int = 0
     ) -> list[Measurement]:
         """Return a measurement of each candidate, remembered or new."""
         found: list[Measurement] = []
         size = _CHUNK[stage]
         for start in range(0, len(candidates), size):
             chunk = candidates[start : start + size]
-            known = {c.key: self._archive.recall(c.key, stage, part) for c in chunk}
+            known = {c.key: self._archive.recall(c.key, stage, part, tokens) for c in chunk}
             new = [c for c in chunk if known[c.key] is None]
             if new:
-                measured = self._evaluator.measure(new, stage, part)
+                measured = self._evaluator.measure(new, stage, part, tokens)
                 pairs = list(zip(new, measured, strict=True))
-                self._archive.record(pairs, part)
+                self._archive.record(pairs, part, tokens)
                 known.update((c.key, m) for c, m in pairs)
                 self._tell(stage, start + len(chunk), len(candidates))
             found += [m for c in chunk if (m := known[c.key]) is not None]
         return found
+
+    def summarise(self, metric: Expression, reductions: Sequence[Reduction]) -> Summaries:
+        """Return reductions of a metric's scores on the dense model."""
+        return self._evaluator.summarise(metric, reductions)
 
     def close(self) -> None:
         """Close the other evaluator; the archive stays open."""

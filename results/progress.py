@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ..search.budget import Budget
 from ..search.candidate import Stage, Trial
 from .archive import Archive
 
@@ -16,16 +17,17 @@ class Progress:
     """Says how far a run is and how good its best candidate.
 
     Args:
-        budget: Candidates that the run may measure.
+        budget: What the run may measure.
         line: Prints a line.
     """
 
-    def __init__(self, budget: int, line: Callable[[str], None]) -> None:
+    def __init__(self, budget: Budget, line: Callable[[str], None]) -> None:
         self._budget = budget
         self._line = line
         self._start = time.monotonic()
         self._is_replay = True
-        self._replayed = 0
+        self._spent = self._replayed = 0.0
+        self._known = 0
         self._counts: Counter[str] = Counter()
         self._text = ""
         self._status: Any = None
@@ -51,21 +53,29 @@ class Progress:
     def batch(self, archive: Archive, trials: Sequence[Trial]) -> None:
         """Show the state of the run after a batch."""
         self._counts.update(trial.status for trial in trials)
+        self._spent += self._budget.cost(trials)
         done = sum(self._counts.values()) - self._counts["alias"]
         if self._is_replay:
-            self._start, self._replayed = time.monotonic(), done
+            self._start, self._replayed, self._known = time.monotonic(), self._spent, done
         seconds = time.monotonic() - self._start
-        rate = (done - self._replayed) / seconds if seconds else 0.0
+        rate = (self._spent - self._replayed) / seconds if seconds else 0.0
+        left = _duration((self._budget.amount - self._spent) / rate) if rate else "?"
         front = archive.front()
         first = front.attrs["objectives"][0]
         best = f"best {first} {front[first].min():.4g}" if len(front) else "nothing measured"
         self._text = (
-            f"{done}/{self._budget} candidates  {best}  front {len(front)}  {rate:.2g}/s  "
-            f"left {_duration((self._budget - done) / rate) if rate else '?'}  "
+            f"{self._amount(done)}  {best}  front {len(front)}  "
+            f"{(done - self._known) / seconds if seconds else 0.0:.2g}/s  left {left}  "
             f"rejected {self._counts['rejected']}  aliases {self._counts['alias']}  "
             f"failed {self._counts['failed']}"
         )
         self.line(self._text)
+
+    def _amount(self, done: int) -> str:
+        budget = self._budget
+        if budget.unit == "candidates":
+            return f"{done}/{budget.amount:.0f} candidates"
+        return f"{self._spent:,.0f}/{budget.amount:,.0f} {budget.unit}  {done} candidates"
 
     def stop(self) -> None:
         """Leave the terminal as it was."""

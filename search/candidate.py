@@ -16,6 +16,11 @@ from ..metrics_dsl.order import GROUPS, order_form
 Stage = Literal["screen", "layer", "model"]
 Part = Literal["selection", "holdout"]
 Status = Literal["measured", "rejected", "alias", "failed"]
+# How scores of a metric are summed up: one number a block, or for "quantiles" a row a layer.
+Reduction = Literal[
+    "mean", "variance", "log_variance", "maximum", "norm",
+    "outliers_3", "outliers_5", "outliers_7", "outliers_10", "tail", "quantiles",
+]  # fmt: skip
 STAGES: tuple[Stage, ...] = ("screen", "layer", "model")
 
 
@@ -82,6 +87,8 @@ class Measurement:
         layer_errors: Relative squared output error of each layer, in model order; may be empty.
         values: Finite numbers by name: ``sparsity``, ``layer_error``, ``kl`` and so on.
         seconds: Wall-clock time that measuring took.
+        tokens: Tokens that were run through the pruned model.
+        parts: KL of each sequence that the model stage ran on, nats per token; may be empty.
         failure: A sentence that says why there are no values; empty for a success.
         fingerprint: Hash of the masks on the sampled rows, made by the screen stage.
     """
@@ -92,6 +99,8 @@ class Measurement:
     seconds: float = 0.0
     failure: str = ""
     fingerprint: str = ""
+    tokens: int = 0
+    parts: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Genetic programming over metrics, with DEAP's typed trees, variation and selection.
+"""Genetic programming over metrics and ratios, with DEAP's typed trees and their variation.
 
 ``Expression`` stays the truth: expressions are turned into DEAP's prefix lists to be varied and back.
 The population keeps the best measured metrics in their order form; what the screen rejected or what
@@ -9,19 +9,22 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from deap import base, gp, tools
+from deap import gp
 
 from ..metrics_dsl.expression import MAX_EXPONENT, Expression, MetricError, constant
 from ..metrics_dsl.operators import COLUMN, FULL, LEAVES, OPERATORS, ROW, SCALAR, Shape
 from .candidate import Candidate, Trial
-from .objectives import Objective, point
+from .objectives import point
+from .pareto import best_first
+from .problem import Problem
 from .space import EXPONENTS, MetricSpace, replace_at, walk
+from .variables import Genome, blend, draw, mutate
 
 # DEAP chooses among types in the order of a set, which for classes differs between processes: numbers
 # are types that hash alike everywhere.
@@ -29,117 +32,153 @@ _TYPES: dict[Shape, int] = {FULL: 0, COLUMN: 1, ROW: 2, SCALAR: 3}
 _CROSSOVER, _SUBTREE, _NODE = 0.35, 0.15, 0.15  # the rest moves a number
 
 
-class _Tree(gp.PrimitiveTree):  # type: ignore[misc]  # DEAP has no types
-    """A DEAP tree with its fitness; a class of our own, for ``creator`` is global to the process."""
-
-    def __init__(self, metric: Expression, fitness: base.Fitness) -> None:
-        super().__init__(_nodes(metric))
-        self.metric = metric
-        self.fitness = fitness
+class _Member(NamedTuple):
+    genome: Genome
+    point: tuple[float, ...]
 
 
 class GeneticProgramming:
-    """Evolves metrics: parents win tournaments, children come from crossover or one mutation.
+    """Evolves metrics, and ratios beside them: children come from crossover or one mutation.
 
     The population is in order of selection: by value with one objective, by non-dominated rank and
     then crowding distance (NSGA-II) with several. Survivors are its head, parents win tournaments.
 
     Args:
-        space: The metrics that may be proposed.
-        complete: Turns a metric into a candidate.
-        objectives: What to minimise.
+        problem: What is searched: trees, numbers beside them, or numbers alone.
         seed: Seed of the searcher's own generators.
-        population: Most metrics that are kept as possible parents.
+        population: Most members that are kept as possible parents.
+
+    Raises:
+        ValueError: When there is nothing to search.
     """
 
-    def __init__(
-        self,
-        space: MetricSpace,
-        complete: Callable[[Expression], Candidate],
-        objectives: Sequence[Objective],
-        *,
-        seed: int,
-        population: int = 20,
-    ) -> None:
-        self._space = space
-        self._complete = complete
-        self._objectives = list(objectives)
+    def __init__(self, problem: Problem, *, seed: int, population: int = 20) -> None:
+        if not (problem.trees or problem.variables):
+            raise ValueError("expected metrics or ratios to search, got one given rule; choose a --space")
+        self._problem = problem
         self._rng = random.Random(seed)
         self._population_size = population
-        self._population: list[_Tree] = []
-        self._known: set[str] = set()
+        self._population: list[_Member] = []
+        self._waiting = list(problem.seeds)
+        self._asked: dict[str, Genome] = {}
+        self._known: set[Genome] = set()
         self._rejected: set[str] = set()
-        self._primitives = _primitive_set(space)
-        weights = (-1.0,) * len(self._objectives)  # DEAP maximises
-        self._fitness = type("Fitness", (base.Fitness,), {"weights": weights})
+        self._batches = 0
+        self._primitives = _primitive_set(problem.trees) if problem.trees else None
         self._states = (random.Random(seed).getstate(), np.random.RandomState(seed).get_state())
 
     def ask(self, count: int) -> list[Candidate]:
-        """Return ``count`` children of the population, or random metrics while it is too small."""
-        metrics: list[Expression] = []
+        """Return the seeds, then children of the population, or random ones while it is too small."""
+        candidates = []
         with self._deap_random():
             for _ in range(count):
-                metrics.append(self._new_metric(metrics))
-        return [self._complete(metric) for metric in metrics]
+                genome = self._waiting.pop(0) if self._waiting else self._new()
+                self._known.add(genome)
+                candidate = self._problem.candidate(genome)
+                self._asked[candidate.key] = genome
+                candidates.append(candidate)
+        self._batches += 1
+        return candidates
 
     def tell(self, trials: Sequence[Trial]) -> None:
         """Let the fully measured trials compete with the population."""
-        with self._deap_random():
-            members = {tree.metric: tree for tree in self._population}
-            for trial in trials:
-                self._known.add(str(trial.candidate.metric))
-                if trial.status == "rejected":
-                    self._rejected.add(trial.candidate.key)
-                if trial.alias_of in self._rejected:
-                    continue
-                values = point(trial, self._objectives)
-                metric = self._space.simplest(trial.candidate.metric)
-                if values is None or metric is None or metric in members:
-                    continue
-                self._known.add(str(metric))
-                members[metric] = _Tree(metric, self._fitness(values))
-            trees = list(members.values())
-            fronts = tools.sortNondominated(trees, self._population_size) if trees else []
-            for front in fronts:
-                tools.emo.assignCrowdingDist(front)
-                front.sort(key=lambda tree: -tree.fitness.crowding_dist)
-            self._population = [tree for front in fronts for tree in front][: self._population_size]
+        members = {member.genome: member for member in self._population}
+        for trial in trials:
+            if trial.status == "rejected":
+                self._rejected.add(trial.candidate.key)
+            if trial.alias_of in self._rejected:
+                continue
+            values = point(trial, self._problem.objectives)
+            genome = self._genome(trial.candidate)
+            if values is None or genome is None or genome in members:
+                continue
+            self._known.add(genome)
+            members[genome] = _Member(genome, values)
+        found = list(members.values())
+        order = best_first([member.point for member in found])
+        self._population = [found[i] for i in order[: self._population_size]]
 
-    def _new_metric(self, asked: Sequence[Expression]) -> Expression:
-        """Return a metric not proposed before if a few attempts find one."""
-        metric = self._space.draw(self._rng)
+    def _genome(self, candidate: Candidate) -> Genome | None:
+        """Return the genome of what was asked here, or of a rule that a genome stands for exactly."""
+        asked = self._asked.get(candidate.key)
+        if asked is None and self._problem.is_exact:
+            sparsity = self._problem.sparsity
+            assert isinstance(sparsity, float)
+            return self._problem.genome(candidate.metric, candidate.ratios, sparsity)
+        trees = self._problem.trees
+        if asked is None or asked.tree is None or trees is None:
+            return asked
+        tree = trees.simplest(asked.tree)
+        return None if tree is None else Genome(tree, asked.values)
+
+    def _new(self) -> Genome:
+        """Return a genome not proposed before if a few attempts find one."""
+        genome = self._draw()
         for _ in range(20):
             if len(self._population) >= 4 and self._rng.random() < 0.95:
-                child = self._vary()
+                child = self._child()
                 if child is None:
                     continue
-                metric = child
+                genome = child
             else:
-                metric = self._space.draw(self._rng)
-            if str(metric) not in self._known and metric not in asked:
+                genome = self._draw()
+            if genome not in self._known:
                 break
-        return metric
+        return genome
 
-    def _vary(self) -> Expression | None:
-        first, second = (self._parent() for _ in range(2))
+    def _draw(self) -> Genome:
+        trees = self._problem.trees
+        return Genome(trees.draw(self._rng) if trees else None, draw(self._problem.variables, self._rng))
+
+    def _child(self) -> Genome | None:
+        first, second = self._parent(), self._parent()
+        vary_tree, vary_values = self._turn()
+        tree, values = first.genome
+        if vary_tree:
+            tree = self._vary_tree(first.genome, second.genome)
+            if tree is None:
+                return None
+        if vary_values:
+            variables = self._problem.variables
+            if self._rng.random() < 0.5:
+                values = blend(variables, values, second.genome.values, self._rng)
+            else:
+                values = mutate(variables, values, self._rng, 10 ** self._rng.uniform(-2, -0.5))
+        return Genome(tree, values)
+
+    def _turn(self) -> tuple[bool, bool]:
+        """Return whether to vary the tree, and whether to vary the values."""
+        if not (self._problem.trees and self._problem.variables):
+            return self._problem.trees is not None, bool(self._problem.variables)
+        if self._problem.phase:
+            is_tree = self._batches // self._problem.phase % 2 == 0
+            return is_tree, not is_tree
         kind = self._rng.random()
+        return kind < 0.6, kind >= 0.4
+
+    def _vary_tree(self, first: Genome, second: Genome) -> Expression | None:
+        trees = self._problem.trees
+        assert trees is not None
+        assert first.tree is not None
+        assert second.tree is not None
         try:
-            return self._space.simplest(self._child(first, second, kind))
+            return trees.simplest(self._child_tree(first.tree, second.tree, self._rng.random()))
         except MetricError:  # too deep, or a number left its range
             return None
 
-    def _child(self, first: _Tree, second: _Tree, kind: float) -> Expression:
+    def _child_tree(self, first: Expression, second: Expression, kind: float) -> Expression:
+        tree = gp.PrimitiveTree(_nodes(first))
         if kind < _CROSSOVER:
-            child, _ = gp.cxOnePoint(gp.PrimitiveTree(first), gp.PrimitiveTree(second))
+            child, _ = gp.cxOnePoint(tree, gp.PrimitiveTree(_nodes(second)))
         elif (kind := kind - _CROSSOVER) < _SUBTREE:
-            (child,) = gp.mutUniform(gp.PrimitiveTree(first), self._subtree, self._primitives)
+            (child,) = gp.mutUniform(tree, self._subtree, self._primitives)
         elif kind - _SUBTREE < _NODE:
-            (child,) = gp.mutNodeReplacement(gp.PrimitiveTree(first), self._primitives)
+            (child,) = gp.mutNodeReplacement(tree, self._primitives)
         else:
-            return self._move_number(first.metric)
+            return self._move_number(first)
         return _expression(iter(child))
 
-    def _parent(self) -> _Tree:
+    def _parent(self) -> _Member:
         """Return the winner of a tournament of four.
 
         Half of them go by the order of selection, in which the population stands, half by the first
@@ -148,7 +187,7 @@ class GeneticProgramming:
         entrants = self._rng.sample(range(len(self._population)), 4)
         if self._rng.random() < 0.5:
             return self._population[min(entrants)]
-        return min((self._population[i] for i in entrants), key=lambda tree: tree.fitness.values)
+        return min((self._population[i] for i in entrants), key=lambda member: member.point)
 
     def _move_number(self, metric: Expression) -> Expression:
         """Scale one constant, shift one exponent, or raise one factor to a new exponent."""
@@ -171,7 +210,9 @@ class GeneticProgramming:
 
     def _subtree(self, pset: Any, type_: int) -> list[Any]:
         shape = next(s for s, t in _TYPES.items() if t == type_)
-        return _nodes(self._space.tree(self._rng, shape, self._rng.randint(1, 3)))
+        trees = self._problem.trees
+        assert trees is not None
+        return _nodes(trees.tree(self._rng, shape, self._rng.randint(1, 3)))
 
     @contextmanager
     def _deap_random(self) -> Iterator[None]:

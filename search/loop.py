@@ -6,26 +6,31 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
+from .budget import Budget
 from .candidate import STAGES, Candidate, Measurement, Stage, Trial
-from .objectives import Objective
+from .objectives import RUNG, Objective, rung_point
+from .pareto import best_first
 from .protocols import Evaluator, Searcher
 
 # Between metrics whose screen errors differ by less (as a share), KL at 60 % on SmolLM2-135M does not
-# follow the error: it ranges over 4 % with no trend.
+# follow the error: it ranges over 4 % with no trend. Between allocations the error says less still.
 INDIFFERENCE = 0.04
+INDIFFERENCE_OF_RATIOS = 0.3
 PATIENCE = 20  # batches without a new candidate before a search counts as exhausted
 
 
 @dataclass(frozen=True)
 class Funnel:
-    """How candidates pass from the cheap screen to the stage that decides.
+    """How candidates pass from cheap measurements to the stage that decides.
 
     Args:
         objectives: What the search minimises.
         batch: Candidates asked for at a time; a searcher learns between batches.
-        promote: Share of a batch's screened candidates that goes on to the last stage.
+        promote: Share of a batch's candidates that goes on from the screen and from each rung.
         last: The stage that decides.
-        always: Keys of candidates that are promoted whatever the screen says (baselines).
+        always: Keys of candidates that are promoted whatever is found (baselines).
+        screen: Errors within this share of each other are alike to the screen; without a screen, None.
+        rungs: Tokens of the model stage that candidates race on, growing, before all of them.
     """
 
     objectives: Sequence[Objective]
@@ -33,6 +38,8 @@ class Funnel:
     promote: float = 0.25
     last: Stage = "model"
     always: frozenset[str] = field(default=frozenset(), repr=False)
+    screen: float | None = INDIFFERENCE
+    rungs: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.batch < 1:
@@ -41,6 +48,10 @@ class Funnel:
             raise ValueError(f"expected a promoted share in (0, 1], got {self.promote}")
         if self.last not in STAGES:
             raise ValueError(f"expected a last stage among {', '.join(STAGES)}, got {self.last!r}")
+        if list(self.rungs) != sorted({n for n in self.rungs if n > 0}):
+            raise ValueError(f"expected growing numbers of tokens for the rungs, got {list(self.rungs)}")
+        if self.rungs and self.last != "model":
+            raise ValueError(f"expected rungs with the stage model alone, got the stage {self.last!r}")
         for objective in self.objectives:
             if STAGES.index(objective.stage) > STAGES.index(self.last):
                 raise ValueError(
@@ -48,25 +59,41 @@ class Funnel:
                     f"{objective.name!r}, which needs the stage {objective.stage!r}"
                 )
 
-    def choose(self, screened: Sequence[Trial]) -> set[str]:
-        """Return the keys of the candidates to promote.
+    @property
+    def first(self) -> Stage:
+        """The stage that every candidate goes through."""
+        return "screen" if self.screen is not None else self.last
 
-        The least screen errors win, but errors within ``INDIFFERENCE`` of each other say nothing about
-        the model and are taken in the order of their keys, which is as good as chance. Taking them
-        in the order of the error would promote nothing but copies of the metric with the least.
+    def choose(self, screened: Sequence[Trial]) -> set[str]:
+        """Return the keys of the candidates that the screen promotes.
+
+        The least screen errors win, but errors that are alike say nothing about the model and are taken
+        in the order of their keys, which is as good as chance. Taking them in the order of the error
+        would promote nothing but copies of the metric with the least.
         """
         errors = {t.candidate.key: t.measurement.values["layer_error"] for t in screened}
-        if self.last == "screen":
+        if self.last == "screen" or self.screen is None:
             return set(errors)
+        alike = self.screen
         chosen = set(errors) & self.always
         waiting = sorted(set(errors) - chosen)
         least = min((errors[key] for key in waiting), default=0.0) or 1.0
-        waiting.sort(key=lambda key: int(math.log(max(errors[key] / least, 1.0)) / INDIFFERENCE))
+        waiting.sort(key=lambda key: int(math.log(max(errors[key] / least, 1.0)) / alike))
         return chosen | set(waiting[: math.ceil(self.promote * len(waiting))])
 
+    def race(self, raced: Sequence[Trial]) -> set[str]:
+        """Return the keys of the candidates that a rung promotes: the best by the objectives."""
+        chosen = {t.candidate.key for t in raced} & self.always
+        points = {t.candidate.key: rung_point(t, self.objectives) for t in raced}
+        waiting = sorted((key, p) for key, p in points.items() if p is not None and key not in chosen)
+        order = best_first([p for _, p in waiting])[: math.ceil(self.promote * len(waiting))]
+        return chosen | {waiting[i][0] for i in order}
 
-def run(searcher: Searcher, evaluator: Evaluator, funnel: Funnel, budget: int) -> Iterator[list[Trial]]:
-    """Search until ``budget`` distinct candidates are measured or nothing new is proposed.
+
+def run(
+    searcher: Searcher, evaluator: Evaluator, funnel: Funnel, budget: Budget | int
+) -> Iterator[list[Trial]]:
+    """Search until the budget is spent or nothing new is proposed.
 
     Yields one list of new trials a batch, in the order asked. A candidate whose masks are known, by its
     order form or by the fingerprint of its masks, shares the earlier measurement as an alias, which
@@ -75,11 +102,12 @@ def run(searcher: Searcher, evaluator: Evaluator, funnel: Funnel, budget: int) -
     The loop keeps no state outside its arguments: run again with an evaluator that remembers, it
     repeats itself, which is how a search is resumed.
     """
+    budget = Budget(budget) if isinstance(budget, int) else budget
     known: dict[str, Trial] = {}
     originals: dict[object, str] = {}  # order key or fingerprint -> key of the candidate measured
-    spent = idle = 0
-    while spent < budget and idle < PATIENCE:
-        asked = searcher.ask(min(funnel.batch, budget - spent))
+    spent, idle = 0.0, 0
+    while spent < budget.amount and idle < PATIENCE:
+        asked = searcher.ask(budget.next_batch(spent, funnel.batch))
         if not asked:
             return
         fresh = {c.key: c for c in asked if c.key not in known}
@@ -88,9 +116,8 @@ def run(searcher: Searcher, evaluator: Evaluator, funnel: Funnel, budget: int) -
         searcher.tell([known[candidate.key] for candidate in asked])
         if trials:
             yield trials
-        new = sum(trial.status != "alias" for trial in trials)
-        spent += new
-        idle = 0 if new else idle + 1
+        spent += budget.cost(trials)
+        idle = 0 if any(trial.status != "alias" for trial in trials) else idle + 1
 
 
 def _measure(
@@ -102,28 +129,32 @@ def _measure(
 ) -> list[Trial]:
     """Return the trials of candidates not seen before, in order."""
     alias: dict[str, str] = {}
-    first: list[Candidate] = []
+    going_on: list[Trial] = []
     for candidate in candidates:
         original = originals.setdefault(candidate.order_key, candidate.key)
         if original == candidate.key:
-            first.append(candidate)
+            going_on.append(Trial(candidate, Measurement(funnel.first), "rejected"))
         else:
             alias[candidate.key] = original
     done: dict[str, Trial] = {}
-    screened: list[Trial] = []
-    for candidate, found in zip(first, evaluator.measure(first, "screen"), strict=True):
-        trial = Trial(candidate, found, "failed" if found.failure else "rejected")
-        done[candidate.key] = trial
-        if not found.failure:
-            original = originals.setdefault(found.fingerprint, candidate.key)
-            if original == candidate.key:
-                screened.append(trial)
+    if funnel.screen is not None:
+        screened = _stage(going_on, evaluator, "screen", done)
+        distinct = []
+        for trial in screened:
+            original = originals.setdefault(trial.measurement.fingerprint, trial.candidate.key)
+            if original == trial.candidate.key:
+                distinct.append(trial)
             else:
-                alias[candidate.key] = original
-    promoted = funnel.choose(screened)
-    going_on = [trial for trial in screened if trial.candidate.key in promoted]
-    for trial, found in zip(going_on, _last_stage(going_on, evaluator, funnel), strict=True):
-        done[trial.candidate.key] = Trial(trial.candidate, found, "failed" if found.failure else "measured")
+                alias[trial.candidate.key] = original
+        promoted = funnel.choose(distinct)
+        going_on = [trial for trial in distinct if trial.candidate.key in promoted]
+    for tokens in funnel.rungs:
+        raced = _stage(going_on, evaluator, "model", done, tokens)
+        promoted = funnel.race(raced)
+        going_on = [trial for trial in raced if trial.candidate.key in promoted]
+    if funnel.last != "screen":
+        going_on = _stage(going_on, evaluator, funnel.last, done)
+    done.update((t.candidate.key, replace(t, status="measured")) for t in going_on)
     for candidate in candidates:
         if candidate.key in alias:
             original = alias[candidate.key]
@@ -134,18 +165,31 @@ def _measure(
     return [done[candidate.key] for candidate in candidates]
 
 
-def _last_stage(screened: Sequence[Trial], evaluator: Evaluator, funnel: Funnel) -> Iterator[Measurement]:
-    """Yield what the deciding stage finds out, joined with what the screen did."""
-    if funnel.last == "screen":
-        yield from (trial.measurement for trial in screened)
-        return
-    measured = evaluator.measure([trial.candidate for trial in screened], funnel.last)
-    for trial, found in zip(screened, measured, strict=True):
-        screen = trial.measurement
-        yield replace(
-            found,
-            layer_errors=found.layer_errors or screen.layer_errors,
-            values={} if found.failure else {**screen.values, **found.values},
-            seconds=found.seconds + screen.seconds,
-            fingerprint=screen.fingerprint,
-        )
+def _stage(
+    trials: Sequence[Trial], evaluator: Evaluator, stage: Stage, done: dict[str, Trial], tokens: int = 0
+) -> list[Trial]:
+    """Measure at one stage; keep all as rejected or failed in ``done`` and return those without failure."""
+    found = evaluator.measure([trial.candidate for trial in trials], stage, "selection", tokens)
+    result = []
+    for before, measurement in zip(trials, found, strict=True):
+        joined = _joined(before.measurement, measurement, is_rung=tokens > 0)
+        trial = Trial(before.candidate, joined, "failed" if joined.failure else "rejected")
+        done[trial.candidate.key] = trial
+        if not joined.failure:
+            result.append(trial)
+    return result
+
+
+def _joined(before: Measurement, found: Measurement, *, is_rung: bool) -> Measurement:
+    """Return what two stages found out about one candidate; of a rung the names say so."""
+    own = ("kl", "perplexity", "model_error")
+    values = {f"{n}{RUNG}" if is_rung and n in own else n: v for n, v in found.values.items()}
+    return replace(
+        found,
+        layer_errors=found.layer_errors or before.layer_errors,
+        values={} if found.failure else {**before.values, **values},
+        seconds=found.seconds + before.seconds,
+        tokens=found.tokens + before.tokens,
+        parts=() if is_rung else found.parts,
+        fingerprint=found.fingerprint or before.fingerprint,
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from .candidate import Stage, Trial
@@ -33,6 +33,11 @@ def _measured(name: str, stage: Stage, meaning: str) -> Objective:
     return Objective(name, stage, lambda trial: trial.measurement.values.get(name), meaning)
 
 
+def _density(trial: Trial) -> float | None:
+    sparsity = trial.measurement.values.get("sparsity")
+    return None if sparsity is None else 1 - sparsity
+
+
 OBJECTIVES: dict[str, Objective] = {
     objective.name: objective
     for objective in (
@@ -41,6 +46,7 @@ OBJECTIVES: dict[str, Objective] = {
         _measured("layer_error", "screen", "relative squared error of the layers' outputs, mean over layers"),
         _measured("model_error", "model", "relative squared error of the final hidden states"),
         _measured("perplexity", "model", "exp of the mean negative log-likelihood per token"),
+        Objective("density", "screen", _density, "fraction of the prunable weights that stay"),
         Objective("size", "screen", lambda trial: float(trial.candidate.metric.size), "nodes of the metric"),
         Objective("seconds", "screen", lambda trial: trial.measurement.seconds, "time that measuring took"),
     )
@@ -70,6 +76,20 @@ def look_up_objectives(names: Iterable[str]) -> list[Objective]:
     if not found or len({o.name for o in found}) != len(found):
         raise ValueError(f"expected different objectives such as kl,size; got {[o.name for o in found]}")
     return found
+
+
+RUNG = "_rung"  # ends the names of what was measured on some of the selection tokens
+
+
+def rung_point(trial: Trial, objectives: Sequence[Objective]) -> tuple[float, ...] | None:
+    """Return a rejected trial's objective values on the tokens of its last rung, or None.
+
+    They are good enough to know bad candidates by, and do not compare with those on all tokens.
+    """
+    found = trial.measurement.values
+    values = {**found, **{n.removesuffix(RUNG): v for n, v in found.items() if n.endswith(RUNG)}}
+    measurement = replace(trial.measurement, values=values)
+    return point(replace(trial, measurement=measurement, status="measured"), objectives)
 
 
 def point(trial: Trial, objectives: Sequence[Objective]) -> tuple[float, ...] | None:

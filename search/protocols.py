@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from .candidate import Candidate, Layer, Measurement, Part, Stage, Trial
+import numpy as np
+from numpy.typing import NDArray
+
+from ..metrics_dsl.expression import Expression
+from .candidate import Candidate, Layer, Measurement, Part, Reduction, Stage, Trial
+
+Summaries = dict[Reduction, NDArray[np.float64]]
 
 
 class Searcher(Protocol):
@@ -34,12 +40,19 @@ class Evaluator(Protocol):
         """The leaves that metrics may use; calibration without gradients has no ``G``."""
 
     def measure(
-        self, candidates: Sequence[Candidate], stage: Stage, part: Part = "selection"
+        self, candidates: Sequence[Candidate], stage: Stage, part: Part = "selection", tokens: int = 0
     ) -> list[Measurement]:
         """Return a measurement of each candidate, in order; a candidate's mistake is a failure in it.
 
         What is measured of one candidate does not depend on its companions in the call. ``part`` says
-        which tokens the model stage runs on.
+        which tokens the model stage runs on, and ``tokens`` how many of them, 0 being all.
+        """
+
+    def summarise(self, metric: Expression, reductions: Sequence[Reduction]) -> Summaries:
+        """Return reductions of a metric's scores on the dense model.
+
+        Each has one number a block, (blocks,), but ``quantiles`` has evenly spaced ones of each layer in
+        ascending order, (layers, points).
         """
 
     def close(self) -> None:

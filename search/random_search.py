@@ -3,30 +3,33 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from ..metrics_dsl.expression import Expression
 from .candidate import Candidate, Trial
-from .space import MetricSpace
+from .problem import Problem
+from .variables import Genome, draw
 
 
 class RandomSearcher:
-    """Draws metrics independently of what was measured.
+    """Draws metrics and ratios independently of what was measured.
 
     Args:
-        space: The metrics to draw from.
-        complete: Turns a metric into a candidate.
+        problem: What to draw from.
         seed: Seed of the searcher's own generator.
     """
 
-    def __init__(self, space: MetricSpace, complete: Callable[[Expression], Candidate], *, seed: int) -> None:
-        self._space = space
-        self._complete = complete
+    def __init__(self, problem: Problem, *, seed: int) -> None:
+        self._problem = problem
         self._rng = random.Random(seed)
 
     def ask(self, count: int) -> list[Candidate]:
         """Return ``count`` random candidates."""
-        return [self._complete(self._space.draw(self._rng)) for _ in range(count)]
+        trees = self._problem.trees
+        genomes = [
+            Genome(trees.draw(self._rng) if trees else None, draw(self._problem.variables, self._rng))
+            for _ in range(count)
+        ]
+        return [self._problem.candidate(genome) for genome in genomes]
 
     def tell(self, trials: Sequence[Trial]) -> None:
         """Learn nothing."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,10 +11,19 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from ..metrics_dsl.parser import did_you_mean
+from ..metrics_dsl.expression import Expression, MetricError
+from ..metrics_dsl.parser import did_you_mean, parse_metric
+from ..metrics_dsl.published import PUBLISHED
+from .allocation import ALLOCATIONS
+from .budget import Budget
 from .candidate import Stage, parse_pattern
 from .objectives import look_up, look_up_objectives
+from .ratio_space import RATIO_SPACES
 from .searchers import SEARCHERS
+
+METRIC_SPACES = ("tree", "meta")
+TREE_SEARCHERS = ("gp", "random")
+ONE_NUMBER_SPACES = ("ramp", "owl", "dlp", "dsa", "alpha")
 
 
 class SettingsError(ValueError):
@@ -27,17 +37,23 @@ class SearchSettings(BaseModel):
 
     calibration: Path
     searcher: str = "gp"
-    sparsity: float = Field(default=0.5, ge=0, lt=1)
+    space: str = "tree"
+    metric: str | None = None
+    allocation: str | None = None
+    sparsity: float | tuple[float, float] = 0.5
     pattern: str = "unstructured"
     group: Literal["row", "layer"] = "row"
     objectives: tuple[str, ...] = ("kl", "size")
-    budget: int = Field(default=200, ge=1)
+    budget: int | str = 200
     seed: int = Field(default=0, ge=0)
     batch: int = Field(default=16, ge=1)
     promote: float = Field(default=0.25, gt=0, le=1)
+    rungs: tuple[int, ...] | None = None
+    phase: int = Field(default=0, ge=0)
     stage: Stage = "model"
     seeding: bool = True
     max_size: int = Field(default=20, ge=3, le=100)
+    reuse: bool = True
     model: str | None = None
     device: str = "auto"
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -61,6 +77,65 @@ class SearchSettings(BaseModel):
         look_up(SEARCHERS, name, "a searcher")
         return name
 
+    @field_validator("space")
+    @classmethod
+    def _known_space(cls, text: str) -> str:
+        names = [name.strip() for name in text.split("+")]
+        kinds = [name in METRIC_SPACES for name in names]
+        for name in names:
+            look_up(dict.fromkeys((*METRIC_SPACES, *RATIO_SPACES)), name, "a space")
+        if kinds.count(True) > 1 or kinds.count(False) > 1:
+            raise ValueError(f"expected at most one space of metrics and one of ratios, got {text!r}")
+        return "+".join(sorted(names, key=lambda name: name not in METRIC_SPACES))
+
+    @field_validator("metric")
+    @classmethod
+    def _known_metric(cls, text: str | None) -> str | None:
+        return None if text is None else (text if text in PUBLISHED else str(read_metric(text)))
+
+    @field_validator("allocation")
+    @classmethod
+    def _known_allocation(cls, name: str | None) -> str | None:
+        if name is not None:
+            look_up(ALLOCATIONS, name, "an allocation")
+            if name == "atp":
+                raise ValueError(
+                    "expected an allocation without a number to choose, got 'atp'; search it: --space ramp"
+                )
+        return name
+
+    @field_validator("sparsity", mode="before")
+    @classmethod
+    def _target_or_interval(cls, value: Any) -> Any:
+        ends = str(value).split(":") if isinstance(value, str) else value
+        numbers = [_number(end) for end in (ends if isinstance(ends, list | tuple) else [ends])]
+        if not (
+            1 <= len(numbers) <= 2 and all(0 <= n < 1 for n in numbers) and numbers == sorted(set(numbers))
+        ):
+            raise ValueError(
+                f"expected a number in [0, 1) such as 0.6, or an interval such as 0.3:0.75, got {value!r}"
+            )
+        return numbers[0] if len(numbers) == 1 else tuple(numbers)
+
+    @field_validator("budget")
+    @classmethod
+    def _readable_budget(cls, value: int | str) -> int | str:
+        budget = Budget.parse(value)
+        return int(budget.amount) if budget.unit == "candidates" else str(value).strip()
+
+    @field_validator("rungs", mode="before")
+    @classmethod
+    def _growing_rungs(cls, value: Any) -> Any:
+        numbers = value.split(",") if isinstance(value, str) else value
+        if numbers is None or (isinstance(value, str) and value.strip() in ("", "none")):
+            return None if numbers is None else ()
+        found = [int(_number(n)) for n in numbers]
+        if found != sorted({n for n in found if n > 0}):
+            raise ValueError(
+                f"expected growing numbers of tokens such as 512 or 256,1024, or none, got {value!r}"
+            )
+        return tuple(found)
+
     @field_validator("objectives", mode="before")
     @classmethod
     def _known_objectives(cls, names: Any) -> tuple[str, ...]:
@@ -75,12 +150,69 @@ class SearchSettings(BaseModel):
         if counts is None:
             return values
         share = counts[0] / counts[1]
-        if values.get("sparsity") not in (None, share):
+        given = values.get("sparsity")
+        if given is not None and str(given) != str(share):
             raise ValueError(
                 f"expected the sparsity {share:g}, which the pattern {values['pattern']} has, got "
                 f"{values['sparsity']}; leave it out"
             )
         return {**values, "sparsity": share}
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        """Refuse what contradicts itself, or would be without effect."""
+        if self.metric is not None and self.metric_space:
+            raise ValueError(
+                f"expected a given metric or a space of metrics, got both ({self.metric} and "
+                f"{self.metric_space}); leave one out"
+            )
+        if self.allocation is not None and self.ratio_space:
+            raise ValueError(
+                f"expected a given allocation or a space of ratios, got both ({self.allocation} and "
+                f"{self.ratio_space}); leave one out"
+            )
+        if self.pattern != "unstructured" and (self.ratio_space or self.allocation):
+            raise ValueError(
+                f"expected the pattern unstructured where ratios differ between layers, got {self.pattern}: "
+                "a pattern fixes every ratio"
+            )
+        if isinstance(self.sparsity, tuple) and "density" not in self.objectives:
+            raise ValueError(
+                "expected density among the objectives of an interval of sparsities, got "
+                f"{','.join(self.objectives)}: the least sparsity would win; add --objectives kl,density"
+            )
+        if self.phase and not (self.metric_space == "tree" and self.ratio_space):
+            raise ValueError(
+                f"expected trees and ratios to take turns in phases, got the space {self.space!r}; leave "
+                "--phase out"
+            )
+        if self.phase and self.searcher != "gp":
+            raise ValueError(f"expected the searcher gp for phases, got {self.searcher!r}")
+        if self.metric_space == "tree" and self.searcher not in TREE_SEARCHERS:
+            raise ValueError(
+                f"expected a searcher of trees ({', '.join(TREE_SEARCHERS)}) for the space {self.space}, got "
+                f"{self.searcher!r}, which varies numbers; choose another --searcher or --space"
+            )
+        if self.searcher == "grid" and not (
+            self.space in ONE_NUMBER_SPACES and not isinstance(self.sparsity, tuple)
+        ):
+            raise ValueError(
+                f"expected a space of one number ({', '.join(ONE_NUMBER_SPACES)}) and one sparsity for the "
+                f"searcher grid, got the space {self.space} and the sparsity {self.sparsity}"
+            )
+        return self
+
+    @property
+    def metric_space(self) -> str:
+        """The space of metrics; empty when the metric is given."""
+        first = self.space.split("+")[0]
+        return first if first in METRIC_SPACES else ""
+
+    @property
+    def ratio_space(self) -> str:
+        """The space of ratios; empty when they are given."""
+        last = self.space.split("+")[-1]
+        return "" if last in METRIC_SPACES else last
 
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> Self:
@@ -93,6 +225,12 @@ class SearchSettings(BaseModel):
             return cls(**{name: value for name, value in values.items() if value is not None})
         except ValidationError as error:
             raise SettingsError(_sentence(error, cls)) from None
+
+    @property
+    def given_metric(self) -> Expression:
+        """The metric of a search for ratios; Wanda if none is given."""
+        name = self.metric or "wanda"
+        return PUBLISHED[name].expression if name in PUBLISHED else parse_metric(name)
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -107,6 +245,30 @@ class SearchSettings(BaseModel):
         values = self.model_dump(mode="json", exclude_none=True)
         # Strings, numbers, booleans and lists of strings are written alike in JSON and TOML.
         return "[search]\n" + "".join(f"{n} = {json.dumps(v)}\n" for n, v in values.items())
+
+
+def read_metric(text: str) -> Expression:
+    """Return a metric from the name of a published one or from its text.
+
+    Raises:
+        MetricError: For text that is neither; a name that is nearly right is told.
+    """
+    if text in PUBLISHED:
+        return PUBLISHED[text].expression
+    try:
+        return parse_metric(text)
+    except MetricError as error:
+        hint = did_you_mean(text, PUBLISHED) if re.fullmatch(r"[\w+-]+", text) else ""
+        if "did you mean" not in hint:
+            raise
+        raise MetricError(f"expected a metric or the name of a published one, got {text!r}{hint}") from error
+
+
+def _number(value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"expected a number, got {value!r}") from None
 
 
 def _sentence(error: ValidationError, model: type[BaseModel]) -> str:

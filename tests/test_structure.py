@@ -21,12 +21,14 @@ ALLOWED = {
     "results": {"metrics_dsl", "search", "results"},
 }
 # Of search, workers and results know the vocabulary only.
-VOCABULARY = {"candidate", "objectives", "protocols"}
+VOCABULARY = {"candidate", "objectives", "protocols", "budget"}
 HOMES = {
     "deap": {"search/gp.py"},
     "pandas": {"results/front.py", "results/table.py", "results/archive.py", "cli.py"},
     "transformers": {"workers/model.py"},
-    "moocore": {"results/front.py"},
+    "moocore": {"results/front.py", "search/pareto.py"},
+    "pymoo": {"search/nsga3.py"},
+    "optuna": {"search/tpe.py"},
 }
 
 

@@ -5,26 +5,21 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
-from ..metrics_dsl.expression import MetricError
-from ..search.candidate import Candidate, Layer, Measurement, Part, Stage, parse_pattern
-from .decoder import Batch, Decoder
+from ..metrics_dsl.expression import Expression, MetricError
+from ..search.candidate import Candidate, Layer, Measurement, Part, Reduction, Stage, parse_pattern
+from .decoder import Decoder
 from .model import choose_device, choose_dtype, load_model
+from .prefix import Prefix, Prefixes
+from .reference import Reference, some_tokens
 from .shard import SCREEN_ROWS, LayerResult, ScoreError, Shard
 from .statistics import Calibration, CalibrationError
-
-# Tokens that go through a block at a time: more spill out of a CPU's caches, fewer starve a GPU.
-_TOKENS_A_CALL = {"cpu": 1024, "cuda": 8192}
-# Tokens whose logits exist at a time; over a whole vocabulary they are the largest tensors of all.
-_TOKENS_OF_LOGITS = {"cpu": 128, "cuda": 1024}
-# Dense log-probabilities are kept up to this size and computed again for each candidate beyond it.
-_KEPT_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -45,6 +40,7 @@ class LocalEvaluator:
         device: Where to run.
         model: Where to load the model from, if not from where it was calibrated.
         rows: Rows a layer that the screen stage looks at.
+        reuse: Whether hidden states are kept for candidates that agree on the first blocks.
 
     Raises:
         ModelError: When the model cannot be loaded.
@@ -59,6 +55,7 @@ class LocalEvaluator:
         device: Device | None = None,
         model: str | None = None,
         rows: int = SCREEN_ROWS,
+        reuse: bool = True,
     ) -> None:
         device = device or Device()
         counts = parse_pattern(pattern)
@@ -83,7 +80,8 @@ class LocalEvaluator:
         self._shard = Shard(
             self._decoder, calibration, pattern=pattern, rows=rows, threads=device.threads or None
         )
-        self._references: dict[Part, _Reference] = {}
+        self._references: dict[tuple[Part, int], Reference] = {}
+        self.prefixes = Prefixes(self.layers) if reuse else None
 
     @property
     def layers(self) -> Sequence[Layer]:
@@ -96,9 +94,13 @@ class LocalEvaluator:
         return self._calibration.leaves
 
     def measure(
-        self, candidates: Sequence[Candidate], stage: Stage, part: Part = "selection"
+        self, candidates: Sequence[Candidate], stage: Stage, part: Part = "selection", tokens: int = 0
     ) -> list[Measurement]:
-        """Return a measurement of each candidate, in order."""
+        """Return a measurement of each candidate, in order.
+
+        The model stage runs on ``tokens`` tokens of a part, rounded to whole pieces of its sequences; 0
+        is all of them.
+        """
         if not candidates:
             return []
         for candidate in candidates:
@@ -109,13 +111,25 @@ class LocalEvaluator:
             if candidate.group not in ("row", "layer"):
                 raise ValueError(f"expected the group row or layer, got {candidate.group!r}")
         if stage == "model":
-            return [self._model_stage(candidate, part) for candidate in candidates]
+            return [self._model_stage(candidate, part, tokens) for candidate in candidates]
         return self._layer_stage(candidates, stage)
+
+    def summarise(
+        self, metric: Expression, reductions: Sequence[Reduction]
+    ) -> dict[Reduction, NDArray[np.float64]]:
+        """Return reductions of a metric's scores on the dense model.
+
+        Raises:
+            ScoreError: When scores are not finite.
+        """
+        return self._shard.summarise(metric, reductions)
 
     def close(self) -> None:
         """Free the threads and the model."""
         self._shard.close()
         self._references.clear()
+        if self.prefixes:
+            self.prefixes.clear()
 
     def _layer_stage(self, candidates: Sequence[Candidate], stage: Stage) -> list[Measurement]:
         start = time.perf_counter()
@@ -138,13 +152,13 @@ class LocalEvaluator:
         return Measurement(stage, errors, values, seconds, fingerprint=digest)
 
     @torch.no_grad()
-    def _model_stage(self, candidate: Candidate, part: Part) -> Measurement:
-        reference = self._reference(part)
+    def _model_stage(self, candidate: Candidate, part: Part, tokens: int) -> Measurement:
+        reference = self._reference(part, tokens)
         start = time.perf_counter()
-        hidden = [batch.hidden for batch in reference.batches]
-        removed = 0
+        known = self.prefixes.longest(candidate, (part, tokens)) if self.prefixes else None
+        first, hidden, removed = known or Prefix(0, [batch.hidden for batch in reference.batches], 0)
         try:
-            for block in range(len(self._decoder.blocks)):
+            for block in range(first, len(self._decoder.blocks)):
                 weights, count = self._shard.masked_weights(candidate, block)
                 removed += count
                 with self._decoder.with_weights(weights):
@@ -152,20 +166,24 @@ class LocalEvaluator:
                         self._decoder.run_block(block, batch, states)
                         for batch, states in zip(reference.batches, hidden, strict=True)
                     ]
-            values = reference.compare(self._decoder, hidden)
+                if self.prefixes:
+                    self.prefixes.keep(candidate, (part, tokens), Prefix(block + 1, hidden, removed))
+            values, parts = reference.compare(self._decoder, hidden)
         except (ScoreError, MetricError) as error:
             return Measurement("model", seconds=time.perf_counter() - start, failure=str(error))
         seconds = time.perf_counter() - start
         if not all(map(math.isfinite, values.values())):
             return Measurement("model", (), {}, seconds, "the pruned model's output is not finite")
         values["sparsity"] = removed / sum(layer.size for layer in self.layers)
-        return Measurement("model", (), values, seconds)
+        return Measurement("model", (), values, seconds, tokens=reference.tokens, parts=parts)
 
-    def _reference(self, part: Part) -> _Reference:
-        if part not in self._references:
-            self._references.clear()  # one part's log-probabilities at a time
-            self._references[part] = _Reference(self._decoder, self._calibration.tokens(part))
-        return self._references[part]
+    def _reference(self, part: Part, tokens: int) -> Reference:
+        if (part, tokens) not in self._references:
+            # One part's log-probabilities at a time, but those of all its rungs.
+            self._references = {k: r for k, r in self._references.items() if k[0] == part}
+            ids = some_tokens(self._calibration.tokens(part), tokens)
+            self._references[part, tokens] = Reference(self._decoder, ids)
+        return self._references[part, tokens]
 
 
 def _check_same_model(decoder: Decoder, calibration: Calibration) -> None:
@@ -177,89 +195,3 @@ def _check_same_model(decoder: Decoder, calibration: Calibration) -> None:
             f"{'layers' if expected != got else 'weights'}; calibrate this model, or name the right "
             "one with --model"
         )
-
-
-class _Dense:
-    """What the dense model does with a piece of a sequence, ids (1, tokens).
-
-    The divergence from p to q is sum p (z_p - z_q) + log-normaliser of q - log-normaliser of p, z being
-    logits: only p has to be kept of the dense model, and nothing as large as it is made for a pruned
-    one. Where keeping p would take too much memory it follows from the last hidden states again.
-    """
-
-    def __init__(
-        self, decoder: Decoder, ids: Tensor, following: Tensor, hidden: Tensor, *, keep: bool
-    ) -> None:
-        self._ids = ids
-        self._following = following  # (1, tokens), or one fewer at the end of a sequence
-        self._hidden = hidden
-        self._final, logits = decoder.leave(ids, hidden)
-        self._normaliser = logits.logsumexp(-1)
-        probabilities = (logits - self._normaliser[..., None]).exp_()
-        self._expected = torch.linalg.vecdot(probabilities, logits)
-        self._kept = probabilities if keep else None
-
-    def compare(self, decoder: Decoder, hidden: Tensor) -> dict[str, float]:
-        """Return sums over the tokens: divergence, negative log-likelihood, error and energy."""
-        final, logits = decoder.leave(self._ids, hidden)
-        normaliser = logits.logsumexp(-1)
-        got = torch.linalg.vecdot(self._probabilities(decoder), logits)
-        divergence = (self._expected - got).double() + (normaliser - self._normaliser).double()
-        count = self._following.shape[1]
-        chosen = logits[:, :count].gather(-1, self._following[..., None])[..., 0]
-        return {
-            "divergence": float(divergence.sum()),
-            "surprise": float((normaliser[:, :count] - chosen).double().sum()),
-            "error": float((final - self._final).double().square().sum()),
-            "energy": float(self._final.double().square().sum()),
-        }
-
-    def _probabilities(self, decoder: Decoder) -> Tensor:
-        if self._kept is not None:
-            return self._kept
-        _, logits = decoder.leave(self._ids, self._hidden)
-        return (logits - self._normaliser[..., None]).exp_()
-
-
-class _Reference:
-    """One part of the tokens with the dense model's outputs, to compare pruned models with."""
-
-    def __init__(self, decoder: Decoder, ids: Tensor) -> None:
-        kind = decoder.device.type
-        size = max(1, _TOKENS_A_CALL.get(kind, 1024) // ids.shape[1])
-        self._piece = _TOKENS_OF_LOGITS.get(kind, 128)
-        self.batches: list[Batch] = [decoder.enter(part) for part in ids.split(size)]
-        self._pieces: list[_Dense] = []
-        vocabulary = decoder.model.get_output_embeddings().weight.shape[0]  # type: ignore[operator]
-        room = _KEPT_BYTES // (4 * vocabulary)
-        for batch in self.batches:
-            states = batch.hidden
-            for block in range(len(decoder.blocks)):
-                states = decoder.run_block(block, batch, states)
-            for sequence, state in zip(batch.ids.split(1), states.split(1), strict=True):
-                following = sequence[:, 1:].split(self._piece, 1)
-                pieces = sequence.split(self._piece, 1), self._split(state)
-                for i, (piece, hidden) in enumerate(zip(*pieces, strict=True)):
-                    room -= piece.numel()
-                    after = following[i] if i < len(following) else sequence[:, :0]
-                    self._pieces.append(_Dense(decoder, piece, after, hidden, keep=room >= 0))
-        self._tokens = ids.numel()
-        self._predicted = ids.numel() - len(ids)
-
-    def _split(self, state: Tensor) -> tuple[Tensor, ...]:
-        pieces: tuple[Tensor, ...] = state.split(self._piece, 1)
-        return pieces
-
-    def compare(self, decoder: Decoder, hidden: Sequence[Tensor]) -> dict[str, float]:
-        """Return kl, perplexity and model_error of a pruned model from its last hidden states."""
-        total: Counter[str] = Counter()
-        pruned = (piece for states in hidden for state in states.split(1) for piece in self._split(state))
-        for dense, state in zip(self._pieces, pruned, strict=True):
-            for name, value in dense.compare(decoder, state).items():
-                total[name] += value  # type: ignore[assignment]
-        surprise = total["surprise"] / self._predicted
-        return {
-            "kl": max(total["divergence"] / self._tokens, 0.0),  # rounding may reach below 0
-            "perplexity": math.exp(surprise) if surprise < 700 else math.inf,
-            "model_error": total["error"] / total["energy"] if total["energy"] else 0.0,
-        }

@@ -39,6 +39,41 @@ def removed(scores: Tensor, ratio: float, group: str, pattern: str = "unstructur
     raise ValueError(f"expected the group row or layer, got {group!r}: not measured yet")
 
 
+def ranks(scores: Tensor, group: str) -> Tensor:
+    """Return each weight's place in the ascending order of its group, (rows, columns), whole numbers.
+
+    ``below(ranks, ratio, group)`` is ``removed(scores, ratio, group)`` at any ratio. Of equal scores the
+    one that comes first has the lower place.
+    """
+    flat = scores.float().reshape(1, -1) if group == "layer" else scores.float()
+    columns = flat.shape[1]
+    result = torch.empty(flat.shape, dtype=torch.int16 if columns < 1 << 15 else torch.int32)
+    if scores.device.type != "cpu":
+        order = flat.argsort(dim=1, stable=True)
+        places = torch.arange(columns, device=order.device).expand_as(order)
+        inverse = torch.empty_like(order).scatter_(1, order, places)
+        return inverse.to(result.dtype).reshape(scores.shape)
+    # NumPy sorts 64-bit numbers with vector instructions, ten times as fast as it finds a stable order
+    # of floats: the upper half is the float, mapped to a number of the same order, the lower its place.
+    step = max(1, (1 << 20) // columns)
+    found = result.numpy()
+    numbers = np.arange(columns, dtype=found.dtype)[None]
+    for start in range(0, len(flat), step):
+        bits = (flat[start : start + step] + 0.0).contiguous().numpy().view(np.uint32)
+        ordered = np.where(bits >> 31, ~bits, bits | 0x80000000).astype(np.uint64)
+        keys = ordered << np.uint64(32) | np.arange(columns, dtype=np.uint64)
+        keys.sort(axis=1)
+        positions = (keys & np.uint64(0xFFFFFFFF)).astype(np.int64)
+        np.put_along_axis(found[start : start + step], positions, numbers, axis=1)
+    return result.reshape(scores.shape)
+
+
+def below(ranks: Tensor, ratio: float, group: str) -> Tensor:
+    """Return which weights to remove from their places in the order, (rows, columns) bool."""
+    rows, columns = ranks.shape
+    return ranks < int(rows * columns * ratio if group == "layer" else columns * ratio)
+
+
 def _smallest(scores: Tensor, count: int) -> Tensor:
     """Return where the ``count`` smallest of each row are, the first of equals, as bool."""
     if count == 0:

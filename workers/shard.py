@@ -11,19 +11,23 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..metrics_dsl.expression import Expression, MetricError
 from ..metrics_dsl.order import order_form
 from ..metrics_dsl.score import Scorer
-from ..search.candidate import Candidate, Layer
+from ..search.candidate import Candidate, Layer, Reduction
 from .decoder import Decoder, weight_matrix
-from .masks import removed
+from .masks import below, ranks, removed
 from .reconstruction import relative_error
 from .statistics import Calibration, LayerStatistics
+from .summary import of_block, quantiles
 
 SCREEN_ROWS = 32
 _KEPT_REDUCTIONS = 64  # a layer; each is one row or column of numbers
+_ORDER_BYTES = 1 << 29  # orders of scores that are kept, two bytes a weight and metric
+_METRICS_SEEN = 4096
 T = TypeVar("T")
 
 
@@ -84,6 +88,7 @@ class HeldLayer:
         }
         self.sampled_energy = statistics.energy[chosen]
         self.reduced = _Recent()
+        self.orders: dict[tuple[Expression, str], Tensor] = {}
 
     def scores(self, scorer: Scorer, form: Expression, rows: int) -> Tensor:
         """Return the scores (rows, columns) of an order form.
@@ -97,11 +102,27 @@ class HeldLayer:
             raise ScoreError(f"the scores of `{form}` are not finite in the layer {self.layer.name}")
         return scores
 
-    def mask(self, candidate: Candidate, pattern: str) -> Tensor:
-        """Return which weights a candidate removes, (rows, columns) bool."""
-        form = order_form(candidate.metric, candidate.group)
-        scores = self.scores(Scorer(self.leaves, None, self.reduced), form, self.layer.rows)
-        return removed(scores, candidate.ratios[self.index], candidate.group, pattern)
+    def mask(self, candidate: Candidate, pattern: str, *, keep_order: bool = False) -> Tensor:
+        """Return which weights a candidate removes, (rows, columns) bool.
+
+        With ``keep_order`` the order of the scores is kept, from which masks at other ratios follow.
+        """
+        ratio, group = candidate.ratios[self.index], candidate.group
+        form = order_form(candidate.metric, group)
+        if (form, group) not in self.orders:
+            scores = self.dense_scores(form)
+            if not keep_order:
+                return removed(scores, ratio, group, pattern)
+            self.orders[form, group] = ranks(scores, group)
+        return below(self.orders[form, group], ratio, group)
+
+    def dense_scores(self, metric: Expression) -> Tensor:
+        """Return the scores of all weights, (rows, columns).
+
+        Raises:
+            ScoreError: When they are not finite.
+        """
+        return self.scores(Scorer(self.leaves, None, self.reduced), metric, self.layer.rows)
 
     def results(
         self, candidates: Sequence[Candidate], pattern: str, *, all_rows: bool
@@ -163,6 +184,8 @@ class Shard:
         # are too small to share.
         count = 1 if device.type == "cuda" else threads or len(os.sched_getaffinity(0))
         self._pool = ThreadPoolExecutor(count, initializer=_one_thread)
+        self._seen: OrderedDict[tuple[Expression, str], set[str]] = OrderedDict()
+        self._ordered: OrderedDict[tuple[Expression, str], None] = OrderedDict()
 
     def errors(self, candidates: Sequence[Candidate], *, all_rows: bool) -> list[list[LayerResult] | str]:
         """Return for each candidate a result a layer, or why it cannot be measured."""
@@ -184,9 +207,10 @@ class Shard:
         Raises:
             ScoreError: When scores are not finite.
         """
+        keep_order = self._keeps_order(candidate)
 
         def prune(held: HeldLayer) -> tuple[int, Tensor, int]:
-            mask = held.mask(candidate, self.pattern)
+            mask = held.mask(candidate, self.pattern, keep_order=keep_order)
             # A product with the kept ones takes a quarter of the time of masked_fill on the CPU.
             return held.index, held.weights * ~mask, int(mask.count_nonzero())
 
@@ -194,6 +218,52 @@ class Shard:
         held.sort(key=lambda h: -h.layer.size)  # large layers first leaves no core idle at the end
         pruned = self._each(prune, held)
         return {i: weights for i, weights, _ in pruned}, sum(count for _, _, count in pruned)
+
+    def summarise(
+        self, metric: Expression, reductions: Sequence[Reduction]
+    ) -> dict[Reduction, NDArray[np.float64]]:
+        """Return reductions of a metric's scores, one number a block, or quantiles a layer.
+
+        Raises:
+            ScoreError: When scores are not finite.
+        """
+        blocks = sorted({held.layer.block for held in self.held})
+        found: dict[Reduction, list[float | NDArray[np.float64]]] = {name: [] for name in reductions}
+        for block in blocks:
+            held = [h for h in self.held if h.layer.block == block]
+            scores = self._each(lambda h: h.dense_scores(metric), held)
+            for name in reductions:
+                if name == "quantiles":
+                    found[name] += map(quantiles, scores)
+                else:
+                    found[name].append(of_block(scores, name))
+        return {name: np.array(values) for name, values in found.items()}
+
+    def _keeps_order(self, candidate: Candidate) -> bool:
+        """Whether a metric's order is kept: from its third candidate on, where it fits.
+
+        Finding an order takes two to three times as long as one mask, so a metric that is met with few
+        ratios is better off without.
+        """
+        if self.pattern != "unstructured":
+            return False
+        name = order_form(candidate.metric, candidate.group), candidate.group
+        seen = self._seen.setdefault(name, set())
+        self._seen.move_to_end(name)
+        seen.add(candidate.key)
+        if len(self._seen) > _METRICS_SEEN:
+            self._seen.popitem(last=False)
+        width = 4 if candidate.group == "layer" else 2
+        room = _ORDER_BYTES // (width * sum(held.layer.size for held in self.held))
+        if len(seen) < 3 or not room:
+            return False
+        self._ordered[name] = None
+        self._ordered.move_to_end(name)
+        while len(self._ordered) > room:
+            dropped, _ = self._ordered.popitem(last=False)
+            for held in self.held:
+                held.orders.pop(dropped, None)
+        return True
 
     def close(self) -> None:
         """End the threads."""

@@ -1,0 +1,99 @@
+"""Ratios that keep a budget: the projection onto a sparsity and the rounding to whole columns."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .candidate import Layer
+
+HIGHEST = 0.95  # a searched ratio leaves every layer a twentieth of its weights
+_Floats = NDArray[np.float64]
+
+
+def sizes(layers: Sequence[Layer]) -> _Floats:
+    """Return the number of weights of each layer, (layers,)."""
+    return np.array([layer.size for layer in layers], dtype=np.float64)
+
+
+def project(
+    ratios: ArrayLike, weights: ArrayLike, sparsity: float, low: float = 0.0, high: float = HIGHEST
+) -> _Floats:
+    """Return the nearest ratios within bounds whose weighted mean is the sparsity, (layers,).
+
+    Nearest in the sum of weighted squares: all ratios move by the same amount and stop at the bounds. The
+    mean is exact but for the rounding of floats.
+
+    Args:
+        ratios: Wanted ratios, (layers,), of any finite value.
+        weights: Weights of each layer, (layers,).
+        sparsity: The mean to hold.
+        low: Least ratio.
+        high: Largest ratio; taken as the middle between the sparsity and 1 where that is larger.
+
+    Raises:
+        ValueError: When a ratio is not finite or no ratios within the bounds have that mean.
+    """
+    wanted = np.asarray(ratios, dtype=np.float64)
+    share = np.asarray(weights, dtype=np.float64) / np.sum(weights)
+    high = max(high, (1 + sparsity) / 2)
+    if not (np.isfinite(wanted).all() and 0 <= low <= sparsity < 1):
+        raise ValueError(
+            f"expected finite ratios and a sparsity in [{low:g}, 1), got a sparsity of {sparsity:g} and "
+            f"ratios from {wanted.min()} to {wanted.max()}"
+        )
+    # The mean grows with the shift, linearly between the shifts at which a ratio meets a bound.
+    below, above = low - wanted.max(), high - wanted.min()
+    for _ in range(200):
+        shift = (below + above) / 2
+        if np.clip(wanted + shift, low, high) @ share < sparsity:
+            below = shift
+        else:
+            above = shift
+    result = np.clip(wanted + above, low, high)
+    free = (result > low) & (result < high)
+    if free.any():  # what bisection leaves over
+        result[free] += (sparsity - result @ share) / share[free].sum()
+    return np.asarray(np.clip(result, low, high), dtype=np.float64)
+
+
+def ratio_of(count: int, columns: int) -> float:
+    """Return the ratio that removes just ``count`` of ``columns`` weights a row: floats round down."""
+    ratio = count / columns
+    return ratio if int(columns * ratio) == count else math.nextafter(ratio, 1.0)
+
+
+def to_columns(ratios: ArrayLike, layers: Sequence[Layer], sparsity: float) -> tuple[float, ...]:
+    """Return ratios of whole columns a row whose achieved sparsity is as near the wanted as can be.
+
+    Every ratio is rounded down, then those with the largest remainders up while weights are missing. What is
+    left is at most half of a column of the smallest layer, as a share of all weights: 0.000001 on a model
+    of 100 million weights.
+
+    Args:
+        ratios: Ratios in [0, 1), (layers,).
+        layers: The layers they belong to.
+        sparsity: The fraction of all weights to remove.
+    """
+    columns = np.array([layer.columns for layer in layers])
+    rows = np.array([layer.rows for layer in layers])
+    exact = np.asarray(ratios, dtype=np.float64) * columns
+    counts = np.minimum(np.floor(exact + 1e-9).astype(int), columns - 1)
+    missing = sparsity * float(rows @ columns) - float(rows @ counts)
+    for i in np.argsort(-(exact - counts), kind="stable"):
+        if rows[i] <= 2 * missing and counts[i] + 1 < columns[i]:
+            counts[i] += 1
+            missing -= rows[i]
+    while True:  # a last column here or there, of the size that mends most
+        step = 1 if missing > 0 else -1
+        room = (counts + step >= 0) & (counts + step < columns)
+        gain = np.where(room, abs(missing) - abs(missing - step * rows), -1.0)
+        best = int(np.argmax(gain))
+        if gain[best] <= 0:
+            break
+        counts[best] += step
+        missing -= step * rows[best]
+    return tuple(ratio_of(int(n), int(c)) for n, c in zip(counts, columns, strict=True))

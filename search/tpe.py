@@ -1,0 +1,81 @@
+"""Tree-structured Parzen estimation over numbers and choices, with Optuna."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from optuna.samplers import TPESampler
+from optuna.trial import TrialState
+
+from .candidate import Candidate, Trial
+from .objectives import point, rung_point
+from .problem import Problem
+from .variables import Genome
+
+
+class TPESearcher:
+    """Optuna's multi-objective TPE, its study kept in memory.
+
+    What the funnel rejected is told with its figures on few tokens, which show well enough what is
+    bad; TPE learns from the bad as from the good.
+
+    Args:
+        problem: Has numbers or choices to search, and no trees.
+        seed: Seed of the sampler.
+
+    Raises:
+        ValueError: When trees are searched, or nothing is.
+    """
+
+    def __init__(self, problem: Problem, *, seed: int) -> None:
+        if problem.trees or not problem.variables:
+            raise ValueError(
+                "expected numbers to search for the searcher tpe, got "
+                f"{'trees' if problem.trees else 'nothing'}; choose --searcher gp or a ratio space"
+            )
+        self._problem = problem
+        names = [f"{i} {variable.name}" for i, variable in enumerate(problem.variables)]
+        self._distributions: dict[str, BaseDistribution] = {
+            name: CategoricalDistribution(tuple(range(len(v.choices))))
+            if v.choices
+            else FloatDistribution(v.low, v.high)
+            for name, v in zip(names, problem.variables, strict=True)
+        }
+        optuna.logging.set_verbosity(optuna.logging.WARNING)  # not a line a trial
+        self._study = optuna.create_study(
+            directions=["minimize"] * len(problem.objectives),
+            sampler=TPESampler(seed=seed, multivariate=True, constant_liar=True),
+        )
+        for genome in problem.seeds:
+            pairs = zip(problem.variables, genome.values, strict=True)
+            typed = [int(value) if variable.choices else value for variable, value in pairs]
+            self._study.enqueue_trial(dict(zip(names, typed, strict=True)))
+        self._asked: dict[str, list[Any]] = defaultdict(list)
+
+    def ask(self, count: int) -> list[Candidate]:
+        """Return ``count`` samples, the seeds first."""
+        candidates = []
+        for _ in range(count):
+            trial = self._study.ask(self._distributions)
+            values = tuple(float(trial.params[name]) for name in self._distributions)
+            candidate = self._problem.candidate(Genome(None, values))
+            self._asked[candidate.key].append(trial)
+            candidates.append(candidate)
+        return candidates
+
+    def tell(self, trials: Sequence[Trial]) -> None:
+        """Add what was found out to the study."""
+        objectives = self._problem.objectives
+        for trial in trials:
+            waiting = self._asked.get(trial.candidate.key)
+            if not waiting:
+                continue
+            values = point(trial, objectives) or rung_point(trial, objectives)
+            if values is None:
+                self._study.tell(waiting.pop(0), state=TrialState.FAIL)
+            else:
+                self._study.tell(waiting.pop(0), values)
