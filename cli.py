@@ -267,6 +267,17 @@ def front(
         _report(archive, names, as_json)
 
 
+@app.command("compare", epilog="Example: secateur compare runs/gp runs/tpe")
+def compare_runs(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, or folders of seeds.", show_default=False)],
+    as_json: Annotated[bool, JSON] = False,
+) -> None:
+    """Compare runs on one calibration: what they found, for what cost."""
+    from .results.compare import open_runs
+
+    _compare(open_runs(runs), as_json)
+
+
 @app.command(epilog="Example: secateur metrics --language")
 def metrics(
     language: Annotated[bool, typer.Option("--language", help="Print leaves and operators instead.")] = False,
@@ -312,29 +323,38 @@ def _run(start: Callable[[Any], Any], out: Path, budget: int | str, as_json: boo
         raise typer.Exit(130) from None
     finally:
         progress.stop()
+    if isinstance(archive, list):
+        _compare(archive, as_json)
+        return
     with archive:
         _report(archive, None, as_json)
 
 
 def _report(archive: Any, objectives: list[str] | None, as_json: bool) -> None:
-    from .results.table import columns_for, table, verdict
+    from .results.table import report, verdict
 
+    if not as_json:
+        typer.echo(report(archive, objectives))
+        return
     best = archive.front(objectives)
     rows = archive.frame()
-    baselines = rows[rows["baseline"].notna() & ~rows["key"].isin(best["key"])]
+    _print_json({
+        "run": str(archive.folder), "objectives": best.attrs["objectives"],
+        "front": _records(best), "baselines": _records(rows[rows["baseline"].notna()]),
+        "verdict": verdict(rows, best, archive.holdout_parts()),
+    })  # fmt: skip
+
+
+def _compare(runs: Any, as_json: bool) -> None:
+    from .results.compare import compare, verdicts
+    from .results.table import COMPARED, table
+
+    found = compare(runs)
     if as_json:
-        _print_json({
-            "run": str(archive.folder), "objectives": best.attrs["objectives"],
-            "front": _records(best), "baselines": _records(rows[rows["baseline"].notna()]),
-            "verdict": verdict(rows, best),
-        })  # fmt: skip
+        _print_json({"searches": _records(found), "verdicts": verdicts(found)})
         return
-    typer.echo(f"front of {archive.folder} ({', '.join(best.attrs['objectives'])})")
-    columns = columns_for(best.attrs["objectives"])
-    typer.echo(table(best, columns))
-    typer.echo("\npublished metrics not on the front")
-    typer.echo(table(baselines.sort_values(best.attrs["objectives"][0]), columns))
-    typer.echo("\n" + verdict(rows, best))
+    typer.echo(table(found, COMPARED))
+    typer.echo("\n" + "\n".join(verdicts(found)))
 
 
 def _records(rows: pandas.DataFrame) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from .results.archive import Archive, ArchiveError
+from .results.compare import incumbents
 from .results.memory import RememberingEvaluator
 from .search.budget import Budget
 from .search.candidate import Candidate, Stage, Trial
@@ -199,7 +200,8 @@ def _measure_holdout(
         return
     rows = archive.frame()
     decided = rows["baseline"].notna() & rows["kl"].notna()
-    wanted = {*archive.front()["key"], *rows.loc[decided, "key"]}
+    so_far = incumbents(rows, settings.objectives[0])  # for the curve of quality over cost
+    wanted = {*archive.front()["key"], *rows.loc[decided, "key"], *so_far}
     trials = [t for t in archive.trials() if t.candidate.key in wanted and t.status != "failed"]
     originals = {t.alias_of or t.candidate.key for t in trials}
     chosen = [t.candidate for t in archive.trials() if t.candidate.key in originals]

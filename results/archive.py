@@ -174,6 +174,12 @@ class Archive:
 
         return front(self.frame(), objectives or self.fact("objectives", ["kl", "size"]))
 
+    def holdout_parts(self) -> dict[str, tuple[float, ...]]:
+        """Return the KL of each holdout sequence, nats per token, by key of what was measured there."""
+        from .front import holdout_parts
+
+        return holdout_parts(self)
+
     def rows(self, query: str) -> list[tuple[Any, ...]]:
         """Return the rows of an SQL query."""
         return self._db.execute(query).fetchall()

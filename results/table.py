@@ -3,22 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import pandas as pd
+
+from .front import standard_error
+
+if TYPE_CHECKING:
+    from .archive import Archive
 
 # Column -> (heading, format)
 TABLE: Mapping[str, tuple[str, str]] = {
     "kl": ("kl", "{:.4f}"),
     "kl_holdout": ("kl holdout", "{:.4f}"),
+    "kl_holdout_error": ("+-", "{:.4f}"),
     "perplexity": ("perplexity", "{:.1f}"),
     "size": ("size", "{:d}"),
     "sparsity": ("zeros", "{:.2%}"),
+    "ratios": ("ratios", "{}"),
     "baseline": ("published as", "{}"),
     "metric": ("metric", "{}"),
 }
-
-
-_MORE = {"layer_error": "{:.5f}", "model_error": "{:.4f}", "seconds": "{:.2f}"}
+COMPARED: Mapping[str, tuple[str, str]] = {
+    "search": ("search", "{}"),
+    "seeds": ("seeds", "{:d}"),
+    "kl_holdout": ("kl holdout", "{:.4f}"),
+    "spread": ("+-", "{:.4f}"),
+    "published": ("best published", "{:.4f}"),
+    "hypervolume": ("hypervolume", "{:.4f}"),
+    "candidates": ("candidates", "{:.0f}"),
+    "tokens": ("tokens", "{:,.0f}"),
+    "seconds": ("seconds", "{:,.0f}"),
+    "at_25%": ("after 25 %", "{:.4f}"),
+    "at_50%": ("50 %", "{:.4f}"),
+    "at_75%": ("75 %", "{:.4f}"),
+}
+_MORE = {
+    "layer_error": "{:.5f}", "model_error": "{:.4f}", "seconds": "{:.2f}", "density": "{:.4f}",
+}  # fmt: skip
+_LEFT = ("search", "metric", "baseline")
 
 
 def columns_for(objectives: Sequence[str]) -> dict[str, tuple[str, str]]:
@@ -28,9 +51,10 @@ def columns_for(objectives: Sequence[str]) -> dict[str, tuple[str, str]]:
 
 
 def table(rows: pd.DataFrame, columns: Mapping[str, tuple[str, str]] = TABLE) -> str:
-    """Return rows as aligned text; a missing value is a dash."""
+    """Return rows as aligned text; a missing value is a dash, a column without values is left out."""
     if rows.empty:
         return "(none)"
+    columns = {name: column for name, column in columns.items() if rows[name].notna().any()}
     shown = [
         [heading, *("-" if pd.isna(value) else form.format(value) for value in rows[name])]
         for name, (heading, form) in columns.items()
@@ -38,24 +62,92 @@ def table(rows: pd.DataFrame, columns: Mapping[str, tuple[str, str]] = TABLE) ->
     aligned = []
     for name, column in zip(columns, shown, strict=True):
         width = max(map(len, column))
-        numeric = name not in ("metric", "baseline")
-        aligned.append([cell.rjust(width) if numeric else cell.ljust(width) for cell in column])
+        aligned.append([cell.ljust(width) if name in _LEFT else cell.rjust(width) for cell in column])
     return "\n".join("  ".join(line).rstrip() for line in zip(*aligned, strict=True))
 
 
-def verdict(rows: pd.DataFrame, front: pd.DataFrame) -> str:
-    """Return one sentence: whether anything found beats the best published metric on holdout."""
+def report(archive: Archive, objectives: Sequence[str] | str | None = None) -> str:
+    """Return a run's front, its baselines and the verdict as text."""
+    best, rows = archive.front(objectives), archive.frame()
+    names = best.attrs["objectives"]
+    decided = rows[rows[names].notna().all(axis=1) & rows["status"].isin(["measured", "alias"])]
+    if decided.empty and len(rows):
+        stages = ", ".join(sorted(set(rows["stage"])))
+        return f"No candidate of {archive.folder} has {' and '.join(names)}: it reached the stage {stages}."
+    baselines = decided[decided["baseline"].notna() & ~decided["key"].isin(best["key"])]
+    columns = columns_for(names)
+    return "\n".join([
+        f"front of {archive.folder} ({', '.join(names)})",
+        table(_with_ratios(best), columns),
+        "",
+        "published rules not on the front",
+        table(_with_ratios(baselines.sort_values(names[0])), columns),
+        "",
+        verdict(rows, best, archive.holdout_parts()),
+    ])  # fmt: skip
+
+
+def _with_ratios(rows: pd.DataFrame) -> pd.DataFrame:
+    """Add a column of the least and largest ratio, where layers differ at all."""
+    is_even = bool((rows["ratio_max"] - rows["ratio_min"] < 1e-9).all())
+    pairs = zip(rows["ratio_min"], rows["ratio_max"], strict=True)
+    shown = [None if is_even else f"{low:.0%}-{high:.0%}" for low, high in pairs]
+    return rows.assign(ratios=pd.Series(shown, index=rows.index, dtype="object"))
+
+
+def verdict(
+    rows: pd.DataFrame, front: pd.DataFrame, holdout: Mapping[str, Sequence[float]] | None = None
+) -> str:
+    """Return one sentence: whether anything found beats the best published rule on holdout.
+
+    With the holdout's parts the difference has a standard error, of differences sequence by sequence: what
+    both rules find hard falls out.
+    """
     published = rows[rows["baseline"].notna() & rows["kl_holdout"].notna()]
     found = front[front["baseline"].isna() & front["kl_holdout"].notna()]
     if published.empty:
-        return "No published metric has been measured on holdout tokens yet."
+        return "No published rule has been measured on holdout tokens yet."
     best = published.nsmallest(1, "kl_holdout").iloc[0]
+    if "density" in front.attrs.get("objectives", []):
+        return _of_densities(published, front)
     if found.empty:
         return f"Nothing was found that is not published; the best of those is {best['baseline']}."
     mine = found.nsmallest(1, "kl").iloc[0]  # chosen before the holdout is looked at
     change = mine["kl_holdout"] / best["kl_holdout"] - 1
     word = "beats" if change < 0 else "does not beat"
+    error = _paired_error(mine, best, holdout or {})
+    difference = mine["kl_holdout"] - best["kl_holdout"]
+    if error is not None:
+        if abs(difference) <= 2 * error:
+            word = "ties with"
+        margin = f"; difference {difference:+.4f} +- {error:.4f}"
+    else:
+        margin = ""
+    is_even = mine["ratio_max"] - mine["ratio_min"] < 1e-9
+    ratios = "" if is_even else f" with ratios from {mine['ratio_min']:.0%} to {mine['ratio_max']:.0%}"
     return (
-        f"The best metric found, `{mine['metric']}`, {word} the best published one, {best['baseline']}, "
-        f"on holdout: KL {mine['kl_holdout']:.4f} against {best['kl_holdout']:.4f} ({change:+.1%})."
+        f"The best rule found, `{mine['metric']}`{ratios}, {word} the best published one, "
+        f"{best['baseline']}, on holdout: KL {mine['kl_holdout']:.4f} against "
+        f"{best['kl_holdout']:.4f} ({change:+.1%}{margin})."
     )
+
+
+def _of_densities(published: pd.DataFrame, front: pd.DataFrame) -> str:
+    """Return how much of a front in density belongs to what was found."""
+    own = front[front["baseline"].isna()]
+    return (
+        f"{len(own)} of the {len(front)} rules on the front are not published ones; its densities go from "
+        f"{front['density'].min():.2f} to {front['density'].max():.2f}, and {len(published)} published rules "
+        "were measured beside it."
+    )
+
+
+def _paired_error(mine: pd.Series, other: pd.Series, holdout: Mapping[str, Sequence[float]]) -> float | None:
+    def parts(row: pd.Series) -> Sequence[float]:
+        alias = row["alias_of"]
+        return holdout.get(row["key"] if pd.isna(alias) else alias, ())
+
+    first, second = parts(mine), parts(other)
+    if len(first) != len(second):
+        return None
+    return standard_error([a - b for a, b in zip(first, second, strict=True)])

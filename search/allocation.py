@@ -119,7 +119,7 @@ def mrp(
 
     Our reading of the paper, which has no code: a score above 5 times the dense block's mean is an
     outlier, outliers go last, and the block with the largest share of other weights among those it
-    has left loses a small step, until the budget is met.
+    has left loses a small step, until the budget is met. Of equal blocks the densest is next.
     """
     share = np.asarray(outliers, dtype=np.float64)
     own = np.ones_like(share) if weights is None else np.asarray(weights, dtype=np.float64)
@@ -128,7 +128,8 @@ def mrp(
     while ratios @ own < sparsity:
         redundancy = 1 - share / (1 - ratios)
         redundancy[ratios + step > _CLOSED_HIGHEST] = -np.inf
-        ratios[int(np.argmax(redundancy))] += step
+        alike = np.flatnonzero(redundancy >= redundancy.max() - 1e-12)
+        ratios[alike[np.argmin(ratios[alike])]] += step  # of equals the one that has lost least
     return _held(ratios, sparsity, own)
 
 

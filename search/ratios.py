@@ -66,6 +66,29 @@ def ratio_of(count: int, columns: int) -> float:
     return ratio if int(columns * ratio) == count else math.nextafter(ratio, 1.0)
 
 
+_Counts = NDArray[np.int64]
+
+
+def _mended(
+    counts: _Counts, missing: float, rows: _Counts, columns: _Counts, but: int = 0
+) -> tuple[_Counts, float]:
+    """Add or take columns one by one while that brings the weights that are missing nearer to 0.
+
+    Of columns that mend as much the last one moves: what comes before stays as it is. Layers of ``but``
+    rows stay.
+    """
+    counts = counts.copy()
+    while True:
+        step = 1 if missing > 0 else -1
+        room = (counts + step >= 0) & (counts + step < columns) & (rows != but)
+        gain = np.where(room, abs(missing) - abs(missing - step * rows), -1.0)
+        best = len(gain) - 1 - int(np.argmax(gain[::-1]))
+        if gain[best] <= 0:
+            return counts, missing
+        counts[best] += step
+        missing -= step * float(rows[best])
+
+
 def to_columns(ratios: ArrayLike, layers: Sequence[Layer], sparsity: float) -> tuple[float, ...]:
     """Return ratios of whole columns a row whose achieved sparsity is as near the wanted as can be.
 
@@ -83,17 +106,19 @@ def to_columns(ratios: ArrayLike, layers: Sequence[Layer], sparsity: float) -> t
     exact = np.asarray(ratios, dtype=np.float64) * columns
     counts = np.minimum(np.floor(exact + 1e-9).astype(int), columns - 1)
     missing = sparsity * float(rows @ columns) - float(rows @ counts)
-    for i in np.argsort(-(exact - counts), kind="stable"):
+    for i in np.argsort(exact - counts, kind="stable")[::-1]:
         if rows[i] <= 2 * missing and counts[i] + 1 < columns[i]:
             counts[i] += 1
             missing -= rows[i]
-    while True:  # a last column here or there, of the size that mends most
-        step = 1 if missing > 0 else -1
-        room = (counts + step >= 0) & (counts + step < columns)
-        gain = np.where(room, abs(missing) - abs(missing - step * rows), -1.0)
-        best = int(np.argmax(gain))
-        if gain[best] <= 0:
-            break
-        counts[best] += step
-        missing -= step * rows[best]
+    counts, missing = _mended(counts, missing, rows, columns)
+    finest = float(rows.min()) / 2
+    if abs(missing) > finest:  # layers are at their bounds: go too far with a large one, then mend that
+        for size in sorted(set(rows.tolist())):
+            step = 1 if missing > 0 else -1
+            movable = (rows == size) & (counts + step >= 0) & (counts + step < columns)
+            if movable.any():
+                other = counts.copy()
+                other[np.flatnonzero(movable)[-1]] += step
+                mended = _mended(other, missing - step * size, rows, columns, but=size)
+                counts, missing = min((counts, missing), mended, key=lambda found: abs(found[1]))
     return tuple(ratio_of(int(n), int(c)) for n, c in zip(counts, columns, strict=True))

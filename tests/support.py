@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 from secateur.search.candidate import Layer, Measurement
 from secateur.workers.calibration import Request
@@ -78,26 +79,46 @@ def small_request(model: Path, text: object, **changes) -> Request:
 
 
 class FakeEvaluator:
-    """Measures by a formula: the further a metric's size is from 7, the worse it is."""
+    """Measures by a formula: the further a metric's size is from 7, the worse it is.
 
-    layers = (Layer("blocks.0.q", 0, "q", 8, 8), Layer("blocks.0.v", 0, "v", 4, 8))
+    So are ratios the further they are from growing with depth, and the sparser they are.
+    """
+
+    layers = tuple(
+        Layer(f"blocks.{b}.{kind}", b, kind, rows, 64)
+        for b in range(4)
+        for kind, rows in (("q", 48), ("v", 16), ("up", 96))
+    )
     leaves = frozenset("WGXMVYD")
 
     def __init__(self):
         self.measured = []
 
-    def measure(self, candidates, stage, part="selection"):
-        self.measured += [(c.key, stage, part) for c in candidates]
+    def measure(self, candidates, stage, part="selection", tokens=0):
+        self.measured += [(c.key, stage, part, tokens) for c in candidates]
         return [self._one(c, stage) for c in candidates]
+
+    def summarise(self, metric, reductions):
+        rng = np.random.default_rng(len(str(metric)))
+        shapes = {"quantiles": (len(self.layers), 65)}
+        return {r: np.sort(rng.random(shapes.get(r, 4)), axis=-1) for r in reductions}
 
     def _one(self, c, stage):
         if "exp" in str(c.metric):
             return Measurement(stage, failure="exp is not measured here")
+        sizes = np.array([layer.size for layer in self.layers])
+        sparsity = float(np.array(c.ratios) @ sizes / sizes.sum())
+        wanted = sparsity + 0.1 * (np.array([layer.block for layer in self.layers]) - 1.5)
         error = abs(c.metric.size - 7) + len(str(c.metric)) / 100
-        values = {"layer_error": error, "sparsity": c.ratios[0]}
+        error += 10 * float(np.square(np.array(c.ratios) - wanted).mean()) + sparsity
+        values = {"layer_error": error, "sparsity": sparsity}
+        tokens = 0
         if stage == "model":
             values |= {"kl": error / 2, "perplexity": 10 + error, "model_error": error}
-        return Measurement(stage, (error, error), values, 0.01, fingerprint=str(c.metric)[:40])
+            tokens = 100
+        fingerprint = f"{str(c.metric)[:40]} {c.ratios}"
+        errors = (error,) * len(self.layers)
+        return Measurement(stage, errors, values, 0.01, fingerprint=fingerprint, tokens=tokens)
 
     def close(self):
         pass

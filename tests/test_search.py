@@ -10,11 +10,19 @@ from secateur.metrics_dsl.order import order_form
 from secateur.metrics_dsl.parser import parse, parse_metric
 from secateur.metrics_dsl.published import PUBLISHED
 from secateur.metrics_dsl.score import score
+from secateur.search.allocation import Dense
+from secateur.search.budget import Budget
 from secateur.search.candidate import Candidate, Measurement, Trial, uniform
 from secateur.search.loop import PATIENCE, Funnel, run
+from secateur.search.meta import MetaSpace
 from secateur.search.objectives import OBJECTIVES, look_up_objectives, point
-from secateur.search.searchers import SEARCHERS, Opening, Problem, build_searcher
+from secateur.search.opening import Opening
+from secateur.search.problem import FixedRatios, Problem
+from secateur.search.ratio_space import RATIO_SPACES
+from secateur.search.searchers import SEARCHERS, build_searcher
+from secateur.search.settings import ONE_NUMBER_SPACES, TREE_SEARCHERS
 from secateur.search.space import MetricSpace
+from secateur.search.variables import Genome
 from support import FakeEvaluator
 
 LAYERS = FakeEvaluator.layers
@@ -24,8 +32,32 @@ def complete(metric):
     return uniform(metric, LAYERS, 0.5)
 
 
-def problem(objectives="kl,size", leaves="WGXMVYD"):
-    return Problem(MetricSpace(frozenset(leaves)), complete, look_up_objectives(objectives.split(",")))
+DENSE = Dense(LAYERS, FakeEvaluator().summarise, parse_metric("abs(W) * X"))
+SPACES = ("tree", "meta", "curve", "block", "layer", "feature", "ramp", "owl", "tree+curve", "meta+layer")
+
+
+def problem(objectives="kl,size", leaves="WGXMVYD", space="tree", sparsity=0.5, **changes):
+    names = space.split("+")
+    metrics = DENSE.metric
+    if "tree" in names:
+        metrics = MetricSpace(frozenset(leaves))
+    elif "meta" in names:
+        metrics = META
+    ratios = RATIO_SPACES[names[-1]](DENSE) if names[-1] in RATIO_SPACES else FixedRatios(LAYERS)
+    return Problem(metrics, ratios, look_up_objectives(objectives.split(",")), sparsity, **changes)
+
+
+META = MetaSpace()
+
+
+def can(searcher, space):
+    """Whether a searcher can represent a space."""
+    if searcher == "grid":
+        return space in ONE_NUMBER_SPACES
+    return "tree" not in space or searcher in TREE_SEARCHERS
+
+
+PAIRS = [(searcher, space) for searcher in SEARCHERS for space in SPACES if can(searcher, space)]
 
 
 def funnel(**changes):
@@ -53,38 +85,93 @@ def told(searcher, rounds=5, count=8):
     return asked
 
 
-@pytest.mark.parametrize("name", SEARCHERS)
-class TestEverySearcher:
-    def test_proposes_complete_candidates_of_the_space(self, name):
-        searcher = build_searcher(name, problem(leaves="WX"), 0)
-        for candidate in searcher.ask(30):
+@pytest.mark.parametrize(("name", "space"), PAIRS)
+class TestEverySearcherOnEverySpace:
+    def test_proposes_complete_candidates_that_hold_the_sparsity(self, name, space):
+        searcher = build_searcher(name, problem(leaves="WX", space=space), 0)
+        sizes = [layer.size for layer in LAYERS]
+        for candidate in searcher.ask(10):
             assert len(candidate.ratios) == len(LAYERS)
             assert candidate.metric.leaves <= set("WX")
             assert parse_metric(str(candidate.metric)) == candidate.metric
+            removed = sum(r * size for r, size in zip(candidate.ratios, sizes, strict=True)) / sum(sizes)
+            assert removed == pytest.approx(0.5, abs=1e-3)
 
-    def test_one_seed_gives_one_search(self, name):
-        assert told(build_searcher(name, problem(), 3)) == told(build_searcher(name, problem(), 3))
-        assert told(build_searcher(name, problem(), 3)) != told(build_searcher(name, problem(), 4))
+    def test_one_seed_gives_one_search(self, name, space):
+        def asked(seed):
+            return told(build_searcher(name, problem(space=space), seed))
 
-    def test_neither_reads_nor_changes_the_global_generators(self, name):
-        expected = told(build_searcher(name, problem(), 5))
+        assert asked(3) == asked(3)
+        if name != "grid":
+            assert asked(3) != asked(4)
+
+    def test_neither_reads_nor_changes_the_global_generators(self, name, space):
+        expected = told(build_searcher(name, problem(space=space), 5))
         random.seed(99)
         np.random.seed(99)
         before = random.getstate(), np.random.get_state()[1].tolist()
-        assert told(build_searcher(name, problem(), 5)) == expected
+        assert told(build_searcher(name, problem(space=space), 5)) == expected
         assert (random.getstate(), np.random.get_state()[1].tolist()) == before
 
-    def test_survives_batches_of_failures_and_rejects(self, name):
-        searcher = build_searcher(name, problem(), 0)
+    def test_survives_batches_of_failures_and_rejects(self, name, space):
+        searcher = build_searcher(name, problem(space=space), 0)
         for status in ("failed", "rejected"):
             asked = searcher.ask(6)
             failure = "broken" if status == "failed" else ""
             searcher.tell([Trial(c, Measurement("screen", failure=failure), status) for c in asked])
         assert searcher.ask(3)
 
-    def test_works_with_one_objective_and_with_three(self, name):
-        for objectives in ("kl", "kl,size,perplexity"):
-            assert told(build_searcher(name, problem(objectives), 0))
+    def test_works_with_one_objective_and_with_four(self, name, space):
+        for objectives in ("kl", "kl,size,perplexity,model_error"):
+            assert told(build_searcher(name, problem(objectives, space=space), 0))
+
+    def test_an_interval_of_sparsities_is_searched_too(self, name, space):
+        if name == "grid":
+            return  # the sparsity is a second number
+        searcher = build_searcher(name, problem("kl,density", space=space, sparsity=(0.3, 0.75)), 0)
+        means = [float(np.mean(c.ratios)) for c in searcher.ask(20)]
+        assert 0.25 < min(means) < 0.5 < max(means) < 0.8
+
+
+@pytest.mark.parametrize("name", ["nsga3", "tpe", "evolution", "grid"])
+def test_a_searcher_of_numbers_refuses_trees(name):
+    with pytest.raises(ValueError, match=r"expected .* trees"):
+        build_searcher(name, problem(), 0)
+
+
+@pytest.mark.parametrize("name", ["gp", "nsga3", "tpe", "evolution"])
+def test_seeds_are_asked_first(name):
+    given = [Genome(None, tuple(0.01 * i for _ in RATIO_SPACES["curve"](DENSE).variables)) for i in range(3)]
+    wanted = problem(space="curve", seeds=given)
+    asked = build_searcher(name, wanted, 0).ask(3)
+    assert [c.key for c in asked] == [wanted.candidate(genome).key for genome in given]
+
+
+@pytest.mark.parametrize("name", ["gp", "nsga3", "tpe", "evolution"])
+def test_ratios_are_found_better_than_by_chance(name):
+    def best(searcher):
+        funnel_ = Funnel(look_up_objectives(["kl"]), 8, last="model", screen=None)
+        batches = run(
+            build_searcher(searcher, problem("kl", space="curve"), 0), FakeEvaluator(), funnel_, 240
+        )
+        return min(t.measurement.values["kl"] for batch in batches for t in batch)
+
+    assert best(name) < best("random")
+
+
+def test_phases_vary_trees_and_ratios_in_turn():
+    searcher = build_searcher("gp", problem("kl", space="tree+curve", phase=1), 0)
+    told(searcher, rounds=3)
+    kinds = [searcher._turn()]
+    searcher.ask(1)
+    kinds.append(searcher._turn())
+    assert sorted(kinds) == [(False, True), (True, False)]
+
+
+def test_a_grid_halves_its_steps():
+    searcher = build_searcher("grid", problem("kl", space="ramp"), 0)
+    slopes = [c.ratios[-1] - c.ratios[0] for c in searcher.ask(5)]
+    assert slopes[0] < slopes[3] < slopes[2] < slopes[4] < slopes[1]
 
 
 class Hidden(FakeEvaluator):
@@ -192,7 +279,7 @@ class TestTheLoop:
         assert [t.status for t in trials] == ["measured", "alias", "alias"]
         assert {t.alias_of for t in trials[1:]} == {asked[0].key}
         assert trials[2].measurement == trials[0].measurement
-        assert {key for key, _, _ in fake.measured} == {asked[0].key}
+        assert {key for key, *_ in fake.measured} == {asked[0].key}
 
     def test_equal_masks_are_aliases_too(self):
         class SameMasks(FakeEvaluator):
@@ -203,7 +290,7 @@ class TestTheLoop:
         fake = SameMasks()
         trials = search("random", budget=3, evaluator=fake, batch=16)
         assert [t.status for t in trials if t.status != "failed"].count("measured") == 1
-        assert sum(stage == "model" for _, stage, _ in fake.measured) == 1
+        assert sum(stage == "model" for _, stage, *_ in fake.measured) == 1
 
     def test_a_search_with_nothing_new_ends(self):
         class Empty:
@@ -248,6 +335,62 @@ def test_wrong_objectives_are_refused(names):
         look_up_objectives(names)
 
 
+class TestRacing:
+    def race(self, **changes):
+        fake = FakeEvaluator()
+        searcher = build_searcher("random", problem("kl", space="curve"), 0)
+        wanted = Funnel(look_up_objectives(["kl"]), 16, screen=None, rungs=(10, 50), **changes)
+        return fake, [t for batch in run(searcher, fake, wanted, 16) for t in batch]
+
+    def test_the_best_of_each_rung_go_on_to_more_tokens(self):
+        fake, trials = self.race()
+        runs = {tokens: [key for key, _, _, n in fake.measured if n == tokens] for tokens in (10, 50, 0)}
+        assert [len(keys) for keys in runs.values()] == [16, 4, 1]
+        by_kl = sorted(trials, key=lambda t: t.measurement.values["kl_rung"])
+        assert {t.candidate.key for t in by_kl[:4]} == set(runs[50])
+        assert [t.status for t in by_kl] == ["measured"] + ["rejected"] * 15
+
+    def test_what_a_rung_rejected_has_figures_of_the_rung_alone(self):
+        _, trials = self.race()
+        rejected = [t for t in trials if t.status == "rejected"]
+        assert all(set(t.measurement.values) >= {"kl_rung", "sparsity"} for t in rejected)
+        assert not any("kl" in t.measurement.values for t in rejected)
+        assert point(rejected[0], look_up_objectives(["kl"])) is None
+
+    def test_tokens_and_seconds_add_up_over_the_rungs(self):
+        _, trials = self.race()
+        measured = next(t.measurement for t in trials if t.status == "measured")
+        assert measured.tokens == 300
+        assert measured.seconds == pytest.approx(0.03)
+
+    def test_baselines_are_measured_to_the_end(self):
+        keys = frozenset(c.key for c in build_searcher("random", problem("kl", space="curve"), 0).ask(16))
+        _, trials = self.race(always=keys)
+        assert {t.status for t in trials} == {"measured"}
+
+
+class TestBudgets:
+    @pytest.mark.parametrize(
+        ("text", "amount", "unit"),
+        [("400", 400, "candidates"), (7, 7, "candidates"), ("2Mtokens", 2e6, "tokens"),
+         ("1.5k tokens", 1500, "tokens"), ("1800s", 1800, "seconds"), ("30min", 1800, "seconds")],
+    )  # fmt: skip
+    def test_are_read_from_text(self, text, amount, unit):
+        assert Budget.parse(text) == Budget(amount, unit)
+
+    @pytest.mark.parametrize("text", ["", "-3", "0", "2.5", "many", "3 days", "1e3"])
+    def test_that_cannot_be_read_are_refused(self, text):
+        with pytest.raises(ValueError, match="expected a budget of candidates such as 400"):
+            Budget.parse(text)
+
+    def test_of_tokens_and_seconds_end_a_search(self):
+        for text, least in (("2000tokens", 20), ("1s", 100)):
+            searcher = build_searcher("random", problem("kl", space="curve"), 0)
+            wanted = Funnel(look_up_objectives(["kl"]), 8, screen=None)
+            trials = [t for b in run(searcher, FakeEvaluator(), wanted, Budget.parse(text)) for t in b]
+            assert least <= len(trials) < least + 8
+
+
 @pytest.mark.parametrize("ratios", [(1.0, 0.5), (-0.1, 0.5), (float("nan"), 0.5)])
 def test_a_candidate_has_ratios_in_range(ratios):
     with pytest.raises(ValueError, match=r"\[0, 1\)"):
@@ -255,4 +398,4 @@ def test_a_candidate_has_ratios_in_range(ratios):
 
 
 def test_a_key_is_the_same_in_every_process():
-    assert complete(parse("abs(W) * X")).key == "a6420fb272925e52"
+    assert Candidate(parse("abs(W) * X"), (0.5, 0.5)).key == "a6420fb272925e52"

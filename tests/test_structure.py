@@ -24,9 +24,15 @@ ALLOWED = {
 VOCABULARY = {"candidate", "objectives", "protocols", "budget"}
 HOMES = {
     "deap": {"search/gp.py"},
-    "pandas": {"results/front.py", "results/table.py", "results/archive.py", "cli.py"},
+    "pandas": {
+        "results/front.py",
+        "results/table.py",
+        "results/archive.py",
+        "results/compare.py",
+        "cli.py",
+    },
     "transformers": {"workers/model.py"},
-    "moocore": {"results/front.py", "search/pareto.py"},
+    "moocore": {"results/front.py", "results/compare.py", "search/pareto.py"},
     "pymoo": {"search/nsga3.py"},
     "optuna": {"search/tpe.py"},
 }

@@ -1,0 +1,182 @@
+"""Comparison of runs: what each found for what it cost, over seeds, with the spread."""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from .archive import Archive, ArchiveError
+from .front import front
+
+SHARES = (0.25, 0.5, 0.75, 1.0)
+# Column -> what it holds.
+COLUMNS = {
+    "search": "the runs of one configuration, which differ in their seed",
+    "seeds": "how many there are",
+    "kl_holdout": "of the best candidate by the first objective, mean over seeds",
+    "spread": "standard deviation over seeds; of one seed, the standard error over holdout sequences",
+    "published": "kl_holdout of the best published rule, chosen in the same way",
+    "hypervolume": "share of the box that all fronts span, mean over seeds; missing for one objective",
+    "candidates": "mean over seeds",
+    "tokens": "run through pruned models, mean over seeds",
+    "seconds": "of measuring, mean over seeds",
+    **{f"at_{share:.0%}": "kl_holdout of the best after this share of the seconds" for share in SHARES[:-1]},
+}
+
+
+def open_runs(folders: Sequence[str | Path]) -> list[Archive]:
+    """Return the archives of run folders; a folder of seeds stands for all of them.
+
+    Raises:
+        ArchiveError: When one holds no run.
+    """
+    found: list[Archive] = []
+    for folder in map(Path, folders):
+        seeds = sorted(folder.glob("seed-*/archive.sqlite"), key=lambda path: (len(str(path)), path))
+        inside = [path.parent for path in seeds] if not (folder / "archive.sqlite").is_file() else [folder]
+        found += [Archive(path) for path in inside or [folder]]
+    return found
+
+
+def compare(runs: Sequence[Archive]) -> pd.DataFrame:
+    """Return one row a configuration, the best first, with the columns of ``COLUMNS``.
+
+    Raises:
+        ArchiveError: When runs were measured on different calibrations or minimise different things.
+    """
+    for name in ("calibration", "objectives"):
+        facts = {str(run.fact(name)): run.folder for run in runs}
+        if len(facts) > 1:
+            first, second, *_ = facts.values()
+            raise ArchiveError(
+                f"expected runs of the same {name}, got {first} and {second} with different ones"
+            )
+    groups: dict[str, list[Archive]] = {}
+    for run in runs:
+        groups.setdefault(_configuration(run), []).append(run)
+    names = _names(groups)
+    frames = {run.folder: run.frame() for run in runs}
+    box = _box(list(frames.values()))
+    rows = [_row(names[text], [frames[run.folder] for run in found], box) for text, found in groups.items()]
+    result = pd.DataFrame.from_records(rows, columns=list(COLUMNS))
+    result.attrs = {"objectives": runs[0].fact("objectives")}
+    return result.sort_values("kl_holdout", kind="stable", ignore_index=True)
+
+
+def verdicts(table: pd.DataFrame) -> list[str]:
+    """Return a sentence on each configuration beside the best; differences inside the spread are ties."""
+    known = table[table["kl_holdout"].notna()]
+    if known.empty:
+        return ["No run has been measured on holdout tokens yet."]
+    best = known.iloc[0]
+    sentences = [f"{best['search']} has the lowest holdout KL, {best['kl_holdout']:.4f}."]
+    for _, row in known.iloc[1:].iterrows():
+        change = row["kl_holdout"] - best["kl_holdout"]
+        spreads = [value for value in (row["spread"], best["spread"]) if not math.isnan(value)]
+        spread = math.hypot(*spreads) if spreads else 0.0
+        if change <= spread:
+            sentences.append(
+                f"{row['search']} is a tie with it: {change:+.4f} is inside the spread of {spread:.4f}."
+            )
+        else:
+            sentences.append(
+                f"{row['search']} is worse by {change:.4f} ({change / best['kl_holdout']:+.1%}; spread "
+                f"{spread:.4f})."
+            )
+    return sentences
+
+
+def incumbents(rows: pd.DataFrame, objective: str, shares: Sequence[float] = SHARES) -> list[str]:
+    """Return the keys of the best candidates after shares of the seconds that a run has measured."""
+    seconds = rows["seconds"].where(rows["status"] != "alias", 0.0).cumsum()
+    decided = rows[rows["status"].eq("measured") & rows[objective].notna()]
+    found = []
+    for share in shares:
+        so_far = decided[seconds[decided.index] <= share * seconds.iloc[-1]]
+        if len(so_far):
+            found.append(str(so_far.nsmallest(1, objective)["key"].iloc[0]))
+        else:
+            found.append("")
+    return found
+
+
+def _configuration(run: Archive) -> str:
+    path = run.folder / "run.toml"
+    settings = tomllib.loads(path.read_text())["search"] if path.is_file() else {"run": str(run.folder)}
+    return str(sorted((name, value) for name, value in settings.items() if name != "seed"))
+
+
+def _names(groups: dict[str, list[Archive]]) -> dict[str, str]:
+    """Return a name of each group: its folder's, or of seeds their parent's."""
+    folders = {
+        text: found[0].folder.absolute().parent
+        if found[0].folder.name.startswith("seed-")
+        else found[0].folder.absolute()
+        for text, found in groups.items()
+    }
+    is_clear = len({folder.name for folder in folders.values()}) == len(folders)
+    return {text: folder.name if is_clear else str(folder) for text, folder in folders.items()}
+
+
+def _box(frames: Sequence[pd.DataFrame]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the least and the largest value of each objective on any front, (objectives,)."""
+    names = frames[0].attrs["objectives"]
+    points = pd.concat([front(rows, names)[names] for rows in frames])
+    if points.empty:
+        return np.zeros(len(names)), np.ones(len(names))
+    return points.min().to_numpy(dtype=float), points.max().to_numpy(dtype=float)
+
+
+def _row(name: str, frames: Sequence[pd.DataFrame], box: tuple[np.ndarray, np.ndarray]) -> dict[str, Any]:
+    first = frames[0].attrs["objectives"][0]
+    chosen = [_chosen(rows, first) for rows in frames]
+    published = [_chosen(rows[rows["baseline"].notna()], first) for rows in frames]
+    costs = [rows[rows["status"] != "alias"] for rows in frames]
+    holdout = np.array([row["kl_holdout"] for row in chosen], dtype=float)
+    spread = float(np.std(holdout, ddof=1)) if len(frames) > 1 else float(chosen[0]["kl_holdout_error"])
+    record = {
+        "search": name,
+        "seeds": len(frames),
+        "kl_holdout": float(holdout.mean()),
+        "spread": spread,
+        "published": _mean([float(row["kl_holdout"]) for row in published]),
+        "hypervolume": _mean([_hypervolume(rows, box) for rows in frames]),
+        "candidates": _mean([len(rows) for rows in costs]),
+        "tokens": _mean([float(rows["tokens"].sum()) for rows in costs]),
+        "seconds": _mean([float(rows["seconds"].sum()) for rows in costs]),
+    }
+    for i, share in enumerate(SHARES[:-1]):
+        keys = [incumbents(rows, first)[i] for rows in frames]
+        found = [rows.loc[rows["key"] == key, "kl_holdout"] for rows, key in zip(frames, keys, strict=True)]
+        record[f"at_{share:.0%}"] = _mean([float(v.iloc[0]) if len(v) else math.nan for v in found])
+    return record
+
+
+def _chosen(rows: pd.DataFrame, objective: str) -> pd.Series:
+    """Return the best decided row by an objective, which is how a run's winner is chosen."""
+    decided = rows[rows["status"].eq("measured") & rows[objective].notna() & rows["kl_holdout"].notna()]
+    if decided.empty:
+        return pd.Series({"kl_holdout": math.nan, "kl_holdout_error": math.nan})
+    return decided.nsmallest(1, objective).iloc[0]
+
+
+def _hypervolume(rows: pd.DataFrame, box: tuple[np.ndarray, np.ndarray]) -> float:
+    import moocore
+
+    names = rows.attrs["objectives"]
+    if len(names) < 2:
+        return math.nan
+    low, high = box
+    width = np.where(high > low, high - low, 1.0)
+    points = (front(rows, names)[names].to_numpy(dtype=float) - low) / width
+    return float(moocore.hypervolume(points, ref=np.full(len(names), 1.1))) / 1.1 ** len(names)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(np.asarray(values, dtype=float))) if values else math.nan
