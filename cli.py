@@ -126,6 +126,7 @@ def measure(
     part: Annotated[str, typer.Option(help="Tokens of the model stage: selection or holdout.")] = "selection",
     pattern: Annotated[str, PATTERN] = "unstructured",
     group: Annotated[str, GROUP] = "row",
+    allocation: Annotated[str, typer.Option(help="How the ratios differ, as a paper has it.")] = "uniform",
     model: Annotated[str | None, MODEL] = None,
     device: Annotated[str, DEVICE] = "auto",
     dtype: Annotated[str, DTYPE] = "float32",
@@ -134,7 +135,8 @@ def measure(
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Measure one metric."""
-    from .search.candidate import STAGES, uniform
+    from .search.allocation import ALLOCATIONS, Dense
+    from .search.candidate import STAGES, Candidate
     from .search.settings import SearchSettings, read_metric
 
     if stage not in STAGES:
@@ -148,6 +150,7 @@ def measure(
     expression = read_metric(metric)
     settings = SearchSettings.read(
         {"calibration": folder, "sparsity": sparsity, "pattern": pattern, "group": group,
+         "allocation": None if allocation == "uniform" else allocation,
          "model": model, "device": device, "dtype": dtype, "threads": threads}
     )  # fmt: skip
     from .workers.local import Device, LocalEvaluator
@@ -157,13 +160,16 @@ def measure(
         Calibration(folder), pattern=pattern, device=Device(device, dtype, threads), model=model
     )
     assert isinstance(settings.sparsity, float)
-    candidate = uniform(expression, evaluator.layers, settings.sparsity, group)
+    dense = Dense(evaluator.layers, evaluator.summarise, expression)
+    (ratios,) = ALLOCATIONS[allocation].variants(dense, settings.sparsity).values()
+    candidate = Candidate(expression, ratios, group)
     (found,) = evaluator.measure([candidate], stage, part)  # type: ignore[arg-type]
     evaluator.close()
     if found.failure:
         raise ValueError(f"the metric cannot be measured: {found.failure}")
     result = {"metric": str(expression), "key": candidate.key, "group": group, "pattern": pattern,
-              "stage": stage, "part": part, **found.values, "seconds": found.seconds}  # fmt: skip
+              "allocation": allocation, "stage": stage, "part": part, **found.values,
+              "seconds": found.seconds}  # fmt: skip
     if as_json:
         _print_json(result)
     else:
@@ -177,7 +183,7 @@ def measure(
 def search(
     calibration: Annotated[Path, DIR],
     out: Annotated[Path, typer.Option(help="The run folder to write.", show_default=False)],
-    searcher: Annotated[str, typer.Option(help="gp, nsga3, tpe, evolution, random or grid.")] = "gp",
+    searcher: Annotated[str, typer.Option(help="gp, nsga3, tpe, evolution, cma, random or grid.")] = "gp",
     space: Annotated[
         str,
         typer.Option(

@@ -50,6 +50,8 @@ def frame(archive: Archive) -> pd.DataFrame:
         'SELECT key, status, stage, metric, "group", size, "values", seconds, failure, alias_of, tokens, '
         "ratios FROM trials ORDER BY number"
     )
+    query = "SELECT key, \"values\" FROM measurements WHERE part = 'holdout' AND stage = 'model'"
+    of_holdout = {key: json.loads(values).get("kl") for key, values in archive.rows(query)}
     holdout = holdout_parts(archive)
     baselines = archive.fact("baselines", {})
     records = []
@@ -65,7 +67,7 @@ def frame(archive: Archive) -> pd.DataFrame:
                 "size": size, "seconds": seconds, "tokens": tokens, "failure": failure or None,
                 "density": None if sparsity is None else 1 - sparsity,
                 "ratio_min": min(each, default=None), "ratio_max": max(each, default=None),
-                "kl_holdout": statistics.fmean(parts) if parts else None,
+                "kl_holdout": of_holdout.get(alias_of or key),
                 "kl_holdout_error": standard_error(parts),
                 "baseline": baselines.get(key), "alias_of": alias_of or None,
             }

@@ -33,6 +33,12 @@ def _evolution(problem: Problem, seed: int, _batch: int) -> Searcher:
     return Evolution(problem, seed=seed)
 
 
+def _cma(problem: Problem, seed: int, _batch: int) -> Searcher:
+    from .cma import CovarianceAdaptation
+
+    return CovarianceAdaptation(problem, seed=seed)
+
+
 def _random(problem: Problem, seed: int, _batch: int) -> Searcher:
     from .random_search import RandomSearcher
 
@@ -50,6 +56,7 @@ SEARCHERS: dict[str, Callable[[Problem, int, int], Searcher]] = {
     "nsga3": _nsga3,
     "tpe": _tpe,
     "evolution": _evolution,
+    "cma": _cma,
     "random": _random,
     "grid": _grid,
 }

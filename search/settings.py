@@ -193,6 +193,15 @@ class SearchSettings(BaseModel):
                 f"expected a searcher of trees ({', '.join(TREE_SEARCHERS)}) for the space {self.space}, got "
                 f"{self.searcher!r}, which varies numbers; choose another --searcher or --space"
             )
+        if self.searcher == "cma" and (self.metric_space or self.ratio_space == "feature"):
+            raise ValueError(
+                f"expected a space of numbers alone, such as curve, for the searcher cma, got {self.space}"
+            )
+        if self.searcher == "cma" and len(self.objectives) > 1:
+            raise ValueError(
+                f"expected one objective for the searcher cma, got {','.join(self.objectives)}; choose "
+                "another --searcher for several, such as nsga3"
+            )
         if self.searcher == "grid" and not (
             self.space in ONE_NUMBER_SPACES and not isinstance(self.sparsity, tuple)
         ):

@@ -102,7 +102,7 @@ def test_an_empty_run_has_an_empty_front(tmp_path):
     assert archive.frame().empty
     assert archive.front().empty
     assert table(archive.front()) == "(none)"
-    assert "No published metric" in verdict(archive.frame(), archive.front())
+    assert "No published rule" in verdict(archive.frame(), archive.front())
 
 
 def test_values_that_are_no_numbers_never_enter(tmp_path):
@@ -158,7 +158,7 @@ def test_another_version_is_refused(tmp_path):
     db.execute("PRAGMA user_version = 99")
     db.commit()
     for write in (False, True):
-        with pytest.raises(ArchiveError, match="expected an archive of version 1, got version 99"):
+        with pytest.raises(ArchiveError, match="expected an archive of version 2, got version 99"):
             Archive(tmp_path, write=write)
 
 
@@ -190,7 +190,7 @@ class TestRemembering:
         candidates = [uniform(parse(f"W * {i} + G"), FakeEvaluator.layers, 0.5) for i in range(1, 6)]
 
         class Interrupted(FakeEvaluator):
-            def measure(self, candidates, stage, part="selection"):
+            def measure(self, candidates, stage, part="selection", tokens=0):
                 if len(self.measured) == 3:
                     raise KeyboardInterrupt
                 return super().measure(candidates, stage, part)

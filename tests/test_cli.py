@@ -14,7 +14,7 @@ from secateur.results.front import COLUMNS
 from secateur.search.settings import SearchSettings
 from support import ROOT, in_process, save_model, tiny_config
 
-COMMANDS = ("calibrate", "measure", "search", "resume", "front", "metrics")
+COMMANDS = ("calibrate", "measure", "search", "resume", "front", "compare", "metrics")
 SEARCH = ("--sparsity", 0.5, "--budget", 14, "--batch", 4, "--seed", 3)
 
 
@@ -59,12 +59,12 @@ class TestHelp:
         import inspect
 
         parameters = inspect.signature(cli.search).parameters
-        assert set(SearchSettings.model_fields) == set(parameters) - {"out", "config", "as_json"}
+        assert set(SearchSettings.model_fields) == set(parameters) - {"out", "config", "as_json", "seeds"}
         for name, field in SearchSettings.model_fields.items():
             default = parameters[name].default
             if name not in ("calibration", "sparsity"):  # 0.5, unless a pattern says otherwise
                 expected = ",".join(field.default) if isinstance(field.default, tuple) else field.default
-                assert default == expected, name
+                assert str(default) == str(expected), name
 
 
 class TestResults:
@@ -163,6 +163,116 @@ class TestResults:
         assert texts[0] != texts[1]
 
 
+RATIOS = ("--space", "curve", "--sparsity", 0.6, "--objectives", "kl", "--rungs", 64, "--batch", 6)
+
+
+class TestRatios:
+    def test_searched_ratios_stand_beside_every_published_allocation(self, tiny_calibration, tmp_path):
+        run = tmp_path / "run"
+        done = in_process(
+            "search",
+            tiny_calibration.folder,
+            *RATIOS,
+            "--searcher",
+            "evolution",
+            "--budget",
+            60,
+            "--out",
+            run,
+        )
+        assert done.returncode == 0, done.stderr
+        frame = Archive(run).frame()
+        names = set(frame["baseline"].dropna())
+        assert {"wanda", "wanda + owl", "wanda + dlp", "wanda + alpha", "wanda + dsa"} <= names
+        assert {"wanda + mrp", "wanda + global"} <= names
+        assert any(name.startswith("wanda + atp") for name in names)
+        found = frame[frame["baseline"].isna() & frame["sparsity"].notna()]
+        assert (found["sparsity"] - 0.6).abs().max() < 0.005  # layers of 32 columns
+        assert frame.loc[frame["status"] == "rejected", "kl"].isna().all()
+        assert frame.loc[frame["status"] == "rejected", "kl_rung"].notna().all()
+        assert frame["kl_holdout_error"].notna().any()
+        assert "ratios" in done.stdout
+        assert "+-" in done.stdout
+
+    def test_metric_and_ratios_are_searched_together(self, tiny_calibration, tmp_path):
+        run = tmp_path / "run"
+        options = ("--space", "tree+curve", "--phase", 1, "--sparsity", 0.6, "--objectives", "kl")
+        done = in_process("search", tiny_calibration.folder, *options, "--budget", 60, "--out", run)
+        assert done.returncode == 0, done.stderr
+        found = Archive(run).frame().query("baseline.isna()")
+        assert found["metric"].nunique() > 3
+        assert (found["ratio_max"] - found["ratio_min"] > 0.01).any()
+
+    def test_a_metric_is_searched_for_given_ratios(self, tiny_calibration, tmp_path):
+        run = tmp_path / "run"
+        options = ("--allocation", "owl", "--sparsity", 0.6, "--budget", 14, "--batch", 4)
+        done = in_process("search", tiny_calibration.folder, *options, "--out", run)
+        assert done.returncode == 0, done.stderr
+        frame = Archive(run).frame()
+        assert "wanda + owl" in set(frame["baseline"])
+        assert len({trial.candidate.ratios for trial in Archive(run).trials()}) == 1
+
+    def test_an_interval_gives_a_front_of_densities(self, tiny_calibration, tmp_path):
+        run = tmp_path / "run"
+        options = ("--space", "curve", "--sparsity", "0.3:0.75", "--objectives", "kl,density")
+        done = in_process(
+            "search", tiny_calibration.folder, *options, "--searcher", "nsga3", "--budget", 60, "--out", run
+        )
+        assert done.returncode == 0, done.stderr
+        front = Archive(run).front()
+        assert len(front) > 5
+        assert front.sort_values("density")["kl"].is_monotonic_decreasing
+        assert "rules on the front are not published ones" in done.stdout
+
+    def test_the_meta_family_says_how_many_metrics_it_has(self, tiny_calibration, tmp_path):
+        options = ("--space", "meta", "--searcher", "tpe", "--objectives", "kl", "--budget", 24)
+        done = in_process("search", tiny_calibration.folder, *options, "--out", tmp_path / "run")
+        assert done.returncode == 0, done.stderr
+        assert re.search(r"2401 names are \d+ different metrics", done.stderr)
+
+    def test_seeds_have_folders_of_their_own_and_are_compared(self, tiny_calibration, tmp_path):
+        for searcher in ("random", "tpe"):
+            done = in_process(
+                "search", tiny_calibration.folder, *RATIOS, "--searcher", searcher, "--budget", "8ktokens",
+                "--seeds", 2, "--out", tmp_path / searcher,
+            )  # fmt: skip
+            assert done.returncode == 0, done.stderr
+            assert {p.name for p in (tmp_path / searcher).iterdir()} == {"seed-0", "seed-1"}
+        done = in_process("compare", tmp_path / "random", tmp_path / "tpe")
+        assert done.returncode == 0, done.stderr
+        assert re.search(r"has the lowest holdout KL", done.stdout)
+        assert re.search(r"is a tie with it|is worse by", done.stdout)
+        table = json.loads(in_process("compare", tmp_path / "random", tmp_path / "tpe", "--json").stdout)
+        assert {row["search"] for row in table["searches"]} == {"random", "tpe"}
+        for row in table["searches"]:
+            assert row["seeds"] == 2
+            assert 8000 <= row["tokens"] < 16_000
+            assert row["spread"] >= 0
+
+    def test_runs_of_different_calibrations_are_not_compared(
+        self, tiny_model, text_file, run_folder, tmp_path
+    ):
+        sizes = ("--tokens", 256, "--selection-tokens", 64, "--holdout-tokens", 64, "--sequence-length", 32)
+        in_process("calibrate", tiny_model, "--text", text_file, *sizes, "--out", tmp_path / "c")
+        in_process("search", tmp_path / "c", *SEARCH, "--out", tmp_path / "other")
+        assert "runs of the same calibration" in refused("compare", run_folder[0], tmp_path / "other")
+
+    def test_one_rule_is_measured_with_published_ratios(self, tiny_calibration):
+        even, owl = (
+            json.loads(in_process("measure", tiny_calibration.folder, "wanda", *options, "--json").stdout)
+            for options in ((), ("--allocation", "owl"))
+        )
+        assert even["sparsity"] == pytest.approx(owl["sparsity"], abs=0.02)
+        assert even["kl"] != owl["kl"]
+
+    def test_a_front_that_nothing_is_on_says_why(self, tiny_calibration, tmp_path):
+        run = tmp_path / "run"
+        options = ("--stage", "screen", "--objectives", "layer_error,size", "--budget", 12)
+        assert in_process("search", tiny_calibration.folder, *options, "--out", run).returncode == 0
+        done = in_process("front", run, "--objectives", "kl")
+        assert "has kl: it reached the stage screen" in done.stdout
+
+
 class TestMistakes:
     @pytest.mark.parametrize(
         ("arguments", "says"),
@@ -173,10 +283,10 @@ class TestMistakes:
             (("measure", "CAL", "(" * 10_000 + "W"), "at most 2000 characters"),
             (("measure", "CAL", "row_sum(W)"), "expected a score of shape (rows, columns), got (rows, 1)"),
             (("measure", "CAL", "1e999 * W"), "expected a finite number"),
-            (("measure", "CAL", "W", "--sparsity", "1"), "sparsity: input should be less than 1, got 1"),
+            (("measure", "CAL", "W", "--sparsity", "1"), "sparsity: expected a number in [0, 1)"),
             (
                 ("measure", "CAL", "W", "--sparsity=-0.1"),
-                "sparsity: input should be greater than or equal to 0",
+                "sparsity: expected a number in [0, 1)",
             ),
             (("measure", "CAL", "W", "--sparsity", "nan"), "sparsity"),
             (("measure", "CAL", "W", "--stage", "full"), "expected a stage among screen, layer, model"),
@@ -184,6 +294,12 @@ class TestMistakes:
             (("measure", "CAL", "W", "--pattern", "4:2"), "expected the pattern unstructured or N:M"),
             (("measure", "CAL", "W", "--pattern", "2:4", "--sparsity", "0.6"), "expected the sparsity 0.5"),
             (("measure", "CAL", "W", "--device", "cuda:7"), "expected a device of this machine"),
+            (("measure", "CAL", "wnada"), "did you mean 'wanda'"),
+            (
+                ("measure", "CAL", "W", "--stage", "layer", "--part", "holdout"),
+                "holdout with the stage model",
+            ),
+            (("measure", "CAL", "W", "--allocation", "owll"), "did you mean 'owl'"),
             (("measure", "CAL", "exp(80 + W) * exp(80 + G) + W"), "not finite in the layer"),
             (("measure", "/nowhere", "W"), "expected a calibration folder, got /nowhere"),
             (("search", "CAL", "--objectives", "kll", "--out", "OUT"), "did you mean 'kl'"),
@@ -192,9 +308,32 @@ class TestMistakes:
             (("search", "CAL", "--stage", "layer", "--out", "OUT"), "'kl', which needs the stage 'model'"),
             (
                 ("search", "CAL", "--budget", "0", "--out", "OUT"),
-                "budget: input should be greater than or equal to 1",
+                "budget: expected a budget of candidates such as 400",
             ),
             (("search", "CAL", "--max-size", "1", "--out", "OUT"), "max_size"),
+            (("search", "CAL", "--space", "curv", "--out", "OUT"), "did you mean 'curve'"),
+            (("search", "CAL", "--space", "curve+layer", "--out", "OUT"), "at most one space of metrics"),
+            (("search", "CAL", "--space", "curve", "--metric", "abs(X)", "--out", "OUT"), "metric:"),
+            (("search", "CAL", "--metric", "wanda", "--out", "OUT"), "a given metric or a space of metrics"),
+            (("search", "CAL", "--space", "curve", "--allocation", "owl", "--out", "OUT"), "leave one out"),
+            (("search", "CAL", "--allocation", "atp", "--out", "OUT"), "--space ramp"),
+            (("search", "CAL", "--searcher", "tpe", "--out", "OUT"), "expected a searcher of trees"),
+            (
+                ("search", "CAL", "--searcher", "grid", "--space", "curve", "--out", "OUT"),
+                "expected a space of one number",
+            ),
+            (
+                ("search", "CAL", "--searcher", "cma", "--space", "curve", "--out", "OUT"),
+                "expected one objective for the searcher cma",
+            ),
+            (("search", "CAL", "--space", "curve", "--pattern", "2:4", "--out", "OUT"), "fixes every ratio"),
+            (("search", "CAL", "--sparsity", "0.3:0.7", "--out", "OUT"), "expected density among"),
+            (("search", "CAL", "--sparsity", "0.7:0.3", "--out", "OUT"), "or an interval such as"),
+            (("search", "CAL", "--phase", "2", "--out", "OUT"), "take turns in phases"),
+            (("search", "CAL", "--rungs", "64,32", "--out", "OUT"), "expected growing numbers"),
+            (("search", "CAL", "--rungs", "4096", "--out", "OUT"), "fewer tokens than the 128 selection"),
+            (("search", "CAL", "--seeds", "0", "--out", "OUT"), "expected at least 1 seed"),
+            (("compare", "/nowhere"), "expected a run folder"),
             (("search", "CAL", "--model", "/nowhere", "--out", "OUT"), "got /nowhere: not found"),
             (("calibrate", "/nowhere", "--out", "OUT"), "got /nowhere: not found"),
             (("calibrate", "MODEL", "--text", "SHORT", "--out", "OUT"), "tokens for the three parts"),

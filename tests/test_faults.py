@@ -9,23 +9,15 @@ import time
 
 import pytest
 from secateur.results.archive import Archive
-from support import secateur
+from support import in_process, secateur
 
 SEARCH = ("--sparsity", "0.5", "--budget", "60", "--batch", "8", "--seed", "7")
 
 
-def start(calibration, folder):
+def start(calibration, folder, options=SEARCH):
     """Start a search in a process of its own."""
-    command = [
-        sys.executable,
-        "-m",
-        "secateur",
-        "search",
-        str(calibration.folder),
-        *SEARCH,
-        "--out",
-        str(folder),
-    ]
+    words = ("search", str(calibration.folder), *options, "--out", str(folder))
+    command = [sys.executable, "-m", "secateur", *words]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -90,6 +82,27 @@ def test_a_run_killed_three_times_equals_the_undisturbed_one(tiny_calibration, t
     assert measurements(folder)[: len(seen)] == seen
     assert facts(folder) == facts(undisturbed)
     assert len(measurements(folder)) == len(measurements(undisturbed))
+
+
+@pytest.mark.parametrize(
+    ("searcher", "space"),
+    [("gp", "tree+curve"), ("nsga3", "curve"), ("tpe", "curve"), ("evolution", "layer"), ("cma", "curve"),
+     ("random", "meta+block"), ("grid", "ramp")],
+)  # fmt: skip
+def test_every_searcher_continues_where_it_was_killed(tiny_calibration, tmp_path, searcher, space):
+    options = ("--searcher", searcher, "--space", space, "--objectives", "kl", "--sparsity", "0.6",
+               "--rungs", "64", "--budget", "80", "--batch", "8")  # fmt: skip
+    undisturbed = in_process("search", tiny_calibration.folder, *options, "--out", tmp_path / "whole")
+    assert undisturbed.returncode == 0, undisturbed.stderr
+    process = start(tiny_calibration, tmp_path / "killed", options)
+    assert wait_for(process, tmp_path / "killed", 60)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    seen = measurements(tmp_path / "killed")
+    assert 60 <= len(seen) < len(measurements(tmp_path / "whole"))
+    assert in_process("resume", tmp_path / "killed").returncode == 0
+    assert measurements(tmp_path / "killed")[: len(seen)] == seen
+    assert facts(tmp_path / "killed") == facts(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from secateur.search.candidate import parse_pattern
-from secateur.workers.masks import _kth_smallest, removed
+from secateur.workers.masks import _kth_smallest, below, ranks, removed
 
 
 def by_sorting(scores, ratio, group, pattern="unstructured"):
@@ -40,6 +40,23 @@ def test_masks_equal_a_stable_sort(seed, rows, columns, ratio, group, levels):
     assert torch.equal(mask, by_sorting(scores, ratio, group))
     if group == "row":
         assert (mask.sum(1) == int(columns * ratio)).all()
+
+
+@settings(deadline=None)
+@given(st.integers(0, 2**32), st.integers(1, 9), st.integers(1, 40), st.sampled_from(["row", "layer"]))
+def test_one_order_gives_the_masks_of_all_ratios(seed, rows, columns, group):
+    draw = torch.Generator().manual_seed(seed)
+    scores = torch.randn(rows, columns, generator=draw) * 10 ** torch.randint(-20, 20, (1,), generator=draw)
+    scores[scores > 1] = 0.0
+    scores[:, ::3] = -0.0  # equal to 0, and of another sign in its bits
+    places = ranks(scores, group)
+    for ratio in (0.0, 0.2, 0.5, 0.77, 0.999):
+        assert torch.equal(below(places, ratio, group), removed(scores, ratio, group))
+
+
+def test_an_order_of_more_columns_than_16_bits_hold():
+    scores = torch.randn(2, 40_000, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(below(ranks(scores, "row"), 0.9, "row"), removed(scores, 0.9, "row"))
 
 
 @settings(deadline=None)

@@ -4,6 +4,7 @@ import gzip
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from secateur.metrics_dsl.parser import parse_metric
@@ -13,7 +14,10 @@ from secateur.workers.calibration import Request, calibrate
 from secateur.workers.decoder import Decoder, weight_matrix
 from secateur.workers.local import Device, LocalEvaluator
 from secateur.workers.model import ModelError, load_model
+from secateur.workers.prefix import Prefix, Prefixes
+from secateur.workers.reference import some_tokens
 from secateur.workers.statistics import Calibration, CalibrationError
+from secateur.workers.summary import tail_exponent
 from secateur.workers.text import TextError, draw_sequences
 from support import save_model, small_request, tiny_config
 
@@ -197,7 +201,7 @@ class TestTheModelStage:
     def test_probabilities_that_are_not_kept_give_the_same(
         self, tiny_calibration, tiny_evaluator, monkeypatch
     ):
-        monkeypatch.setattr("secateur.workers.local._KEPT_BYTES", 0)
+        monkeypatch.setattr("secateur.workers.reference._KEPT_BYTES", 0)
         evaluator = LocalEvaluator(tiny_calibration)
         candidate = uniform(parse_metric("abs(W)"), evaluator.layers, 0.5)
         kl = [e.measure([candidate], "model")[0].values["kl"] for e in (evaluator, tiny_evaluator)]
@@ -209,6 +213,109 @@ class TestTheModelStage:
         (found,) = tiny_evaluator.measure([Candidate(parse_metric("abs(W) * X"), ratios)], "model")
         removed = sum(x.rows * int(x.columns * r) for x, r in zip(tiny_evaluator.layers, ratios, strict=True))
         assert found.values["sparsity"] == pytest.approx(removed / sum(x.size for x in tiny_evaluator.layers))
+
+
+def ramped(evaluator, text="abs(W) * X", *, until=3, by=0.1):
+    """A candidate whose first ``until`` blocks have the ratio 0.5 and the others more."""
+    ratios = tuple(0.5 + by * (layer.block >= until) for layer in evaluator.layers)
+    return Candidate(parse_metric(text), ratios)
+
+
+class TestSharing:
+    """What is kept from one candidate for the next changes no figure."""
+
+    def test_candidates_that_begin_alike_share_hidden_states_exactly(self, tiny_calibration):
+        keeping, plain = LocalEvaluator(tiny_calibration), LocalEvaluator(tiny_calibration, reuse=False)
+        candidates = [ramped(keeping, until=until, by=by) for until in (2, 1, 2, 0) for by in (0.1, 0.2)]
+        found = keeping.measure(candidates, "model")
+        expected = plain.measure(candidates, "model")
+        assert [(m.values, m.parts) for m in found] == [(m.values, m.parts) for m in expected]
+        assert plain.prefixes is None
+        # of 3 blocks: 2 after the first, of which the fifth candidate is a repeat
+        assert keeping.prefixes.reused == 0 + 2 + 1 + 1 + 3 + 3 + 0 + 0
+        assert keeping.prefixes.blocks == 3 * len(candidates)
+
+    def test_other_tokens_and_other_metrics_share_nothing(self, tiny_calibration):
+        evaluator = LocalEvaluator(tiny_calibration)
+        evaluator.measure([ramped(evaluator)], "model")
+        evaluator.measure([ramped(evaluator)], "model", "holdout")
+        evaluator.measure([ramped(evaluator)], "model", "selection", 64)
+        evaluator.measure([ramped(evaluator, "abs(W)")], "model")
+        assert evaluator.prefixes.reused == 0
+        evaluator.measure([ramped(evaluator, "square(W)")], "model")  # orders as abs(W) does
+        assert evaluator.prefixes.reused == 3
+
+    def test_states_beyond_the_room_are_dropped_oldest_first(self, tiny_evaluator):
+        states = [torch.zeros(1, 8, 32)]  # a kilobyte
+        prefixes = Prefixes(tiny_evaluator.layers, kept_bytes=9 * 1024)
+        first, second = ramped(tiny_evaluator, until=2), ramped(tiny_evaluator, until=0)
+        for candidate in (first, second, ramped(tiny_evaluator, until=0, by=0.2), ramped(tiny_evaluator)):
+            for block in (1, 2, 3):
+                prefixes.keep(candidate, "t", Prefix(block, states, 0))
+        assert prefixes.longest(second, "t").block == 3
+        assert prefixes._bytes <= 9 * 1024
+
+    def test_the_order_of_scores_is_kept_from_the_third_candidate_on(self, tiny_calibration):
+        evaluator = LocalEvaluator(tiny_calibration, reuse=False)
+        fresh = LocalEvaluator(tiny_calibration, reuse=False)
+        for group in ("row", "layer"):
+            candidates = [
+                Candidate(parse_metric("abs(W) * X"), (ratio,) * len(evaluator.layers), group)
+                for ratio in (0.3, 0.4, 0.5, 0.6)
+            ]
+            found = evaluator.measure(candidates, "model")
+            assert len(evaluator._shard.held[0].orders) == (1 if group == "row" else 2)
+            for candidate, measured in zip(candidates, found, strict=True):
+                fresh._shard._seen.clear()
+                assert fresh.measure([candidate], "model")[0].values == measured.values
+        assert not fresh._shard.held[0].orders
+
+
+class TestRungs:
+    def test_a_rung_reads_the_beginnings_of_all_sequences(self):
+        ids = torch.arange(8 * 512).reshape(8, 512)
+        assert torch.equal(some_tokens(ids, 0), ids)
+        assert torch.equal(some_tokens(ids, 10**9), ids)
+        assert torch.equal(some_tokens(ids, 1024), ids[:, :128])
+        assert torch.equal(some_tokens(ids, 2048), ids[:, :256])
+        assert torch.equal(some_tokens(ids, 256), ids[:2, :128])  # no shorter than 128 tokens
+
+    def test_a_rung_is_the_model_stage_on_those_tokens(self, tiny_evaluator, tiny_calibration):
+        candidate = uniform(parse_metric("abs(W) * X"), tiny_evaluator.layers, 0.5)
+        (found,) = tiny_evaluator.measure([candidate], "model", "selection", 64)
+        (whole,) = tiny_evaluator.measure([candidate], "model")
+        assert (found.tokens, whole.tokens) == (64, 128)
+        assert found.values["kl"] == pytest.approx(whole.parts[0], rel=1e-5)
+        assert np.mean(whole.parts) == pytest.approx(whole.values["kl"], rel=1e-6)
+
+
+class TestSummaries:
+    def test_equal_plain_formulas(self, tiny_evaluator, tiny_calibration, dense):
+        metric = parse_metric("abs(W) * X")
+        names = ("mean", "variance", "log_variance", "maximum", "norm", "outliers_3", "quantiles")
+        found = tiny_evaluator.summarise(metric, names)
+        for block in range(3):
+            scores = [
+                weight_matrix(dense.modules[i]).abs() * statistics.leaves["X"]
+                for i, statistics in tiny_calibration.block(block).items()
+            ]
+            every = torch.cat([s.flatten() for s in scores]).double()
+            assert found["mean"][block] == pytest.approx(float(every.mean()))
+            assert found["variance"][block] == pytest.approx(float(every.var(correction=0)))
+            logs = every[every > 0].log()
+            assert found["log_variance"][block] == pytest.approx(float(logs.var(correction=0)), rel=1e-5)
+            assert found["maximum"][block] == pytest.approx(float(every.max()))
+            assert found["norm"][block] == pytest.approx(float(every.square().mean().sqrt()))
+            outliers = (every > 3 * every.mean()).double().mean()
+            assert found["outliers_3"][block] == pytest.approx(float(outliers))
+        assert found["quantiles"].shape == (len(tiny_evaluator.layers), 1025)
+        assert (np.diff(found["quantiles"], axis=1) >= 0).all()
+
+    def test_the_tail_is_that_of_a_power_law(self):
+        """Squared singular values i**-2 have the density exponent 1.5."""
+        values = torch.arange(1, 2001, dtype=torch.float64) ** -1.0
+        assert tail_exponent(torch.diag(values)) == pytest.approx(1.5, abs=0.25)
+        assert tail_exponent(torch.eye(8)) == 0.0
 
 
 class TestFailures:

@@ -23,11 +23,11 @@ DENSE = Dense(LAYERS, FakeEvaluator().summarise, PUBLISHED["wanda"].expression)
 @st.composite
 def models(draw):
     """Shapes of a decoder, with grouped-query attention and any width."""
-    width = 16 * draw(st.integers(4, 64))
-    inner = 16 * draw(st.integers(4, 160))
+    width = 16 * draw(st.integers(8, 64))
+    inner = 16 * draw(st.integers(8, 160))
     values = width // draw(st.sampled_from([1, 2, 4, 8]))
     shapes = [(width, width), (values, width), (values, width), (inner, width), (width, inner)]
-    blocks = draw(st.integers(1, 40))
+    blocks = draw(st.integers(2, 40))
     return [Layer(f"{b}.{i}", b, f"k{i}", r, c) for b in range(blocks) for i, (r, c) in enumerate(shapes)]
 
 
