@@ -202,7 +202,9 @@ def search(
     ] = None,
     pattern: Annotated[str, PATTERN] = "unstructured",
     group: Annotated[str, GROUP] = "row",
-    objectives: Annotated[str, typer.Option(help="What to minimise, separated by commas.")] = "kl,size",
+    objectives: Annotated[
+        str | None, typer.Option(help="What to minimise, such as kl,size; chosen if left out.")
+    ] = None,
     budget: Annotated[
         str, typer.Option(help="Candidates (400), tokens (2Mtokens) or seconds of measuring (1800s).")
     ] = "200",
@@ -238,23 +240,17 @@ def search(
     from . import launch
 
     if seeds == 1:
-        _run(lambda listener: launch.run_search(settings, out, listener), out, settings.budget, as_json)
-        return
-    _run(lambda listener: launch.run_seeds(settings, out, seeds, listener), out, settings.budget, as_json)
+        _run(lambda listener: launch.run_search(settings, out, listener), out, as_json)
+    else:
+        _run(lambda listener: launch.run_seeds(settings, out, seeds, listener), out, as_json)
 
 
 @app.command(epilog="Example: secateur resume runs/a")
 def resume(run: Annotated[Path, RUN], as_json: Annotated[bool, JSON] = False) -> None:
     """Continue a run that was interrupted."""
-    from .search.settings import SearchSettings
-
-    path = run / "run.toml"
-    if not path.is_file():
-        raise ValueError(f"expected a run folder, got {run} without run.toml; see `secateur search`")
-    budget = SearchSettings.load(path).budget
     from . import launch
 
-    _run(lambda listener: launch.resume(run, listener), run, budget, as_json)
+    _run(lambda listener: launch.resume(run, listener), run, as_json)
 
 
 @app.command(epilog="Example: secateur front runs/a --objectives kl,size")
@@ -287,13 +283,20 @@ def compare_runs(
 @app.command(epilog="Example: secateur metrics --language")
 def metrics(
     language: Annotated[bool, typer.Option("--language", help="Print leaves and operators instead.")] = False,
+    allocations: Annotated[
+        bool, typer.Option("--allocations", help="Print the published allocations instead.")
+    ] = False,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Print the published metrics, or the language they are written in."""
     from .metrics_dsl.operators import LEAVES, OPERATORS
     from .metrics_dsl.published import PUBLISHED
 
-    if language:
+    if allocations:
+        from .search.allocation import ALLOCATIONS
+
+        rows = [{"name": a.name, "meaning": a.meaning, "source": a.source} for a in ALLOCATIONS.values()]
+    elif language:
         rows = [{"name": leaf.name, "shape": str(leaf.shape), "meaning": f"{leaf.meaning} [{leaf.unit}]"}
                 for leaf in LEAVES.values()]  # fmt: skip
         rows += [{"name": o.name, "shape": o.symbol, "meaning": o.meaning} for o in OPERATORS.values()]
@@ -312,18 +315,25 @@ def metrics(
 # Running and reporting ---------------------------------------------------------------------------
 
 
-def _run(start: Callable[[Any], Any], out: Path, budget: int | str, as_json: bool) -> None:
+def _run(start: Callable[[Any], Any], out: Path, as_json: bool) -> None:
     from .launch import Listener
     from .results.progress import Progress
     from .search.budget import Budget
 
-    progress = Progress(Budget.parse(budget), _note)
+    progress = Progress(_note)
+    listener = Listener(progress.line, progress.step, progress.batch)
+    listener.begin = lambda settings: progress.begin(Budget.parse(settings.budget))
     try:
-        archive = start(Listener(progress.line, progress.step, progress.batch))
+        archive = start(listener)
     except KeyboardInterrupt:
         progress.stop()
-        if (out / "run.toml").is_file():
+        begun = [
+            path.parent for path in (out / "run.toml", *sorted(out.glob("seed-*/run.toml"))) if path.is_file()
+        ]
+        if begun and begun[-1] == out:
             _note(f"interrupted; what was measured is kept, continue with: secateur resume {out}")
+        elif begun:
+            _note("interrupted; what was measured is kept, continue with the same command")
         else:
             _note("interrupted before anything was measured")
         raise typer.Exit(130) from None

@@ -23,6 +23,7 @@ from .search.protocols import Evaluator
 from .search.searchers import build_searcher
 from .search.settings import SearchSettings, SettingsError
 from .workers.local import Device, LocalEvaluator
+from .workers.reference import SHORTEST, len_of_rung
 from .workers.statistics import Calibration
 
 _FEWEST_TO_RACE = 1024  # selection tokens from which a quarter of them tells candidates apart
@@ -36,11 +37,13 @@ class Listener:
         line: Called with a sentence on each step.
         step: Called with (stage, done, total) within a batch.
         batch: Called with the archive and a batch's new trials.
+        begin: Called with the settings when a run begins, for each of several seeds.
     """
 
     line: Callable[[str], None] = lambda _text: None
     step: Callable[[Stage, int, int], None] = lambda _stage, _done, _total: None
     batch: Callable[[Archive, list[Trial]], None] = lambda _archive, _trials: None
+    begin: Callable[[SearchSettings], None] = lambda _settings: None
 
 
 def run_search(settings: SearchSettings, out: str | Path, listener: Listener | None = None) -> Archive:
@@ -85,7 +88,7 @@ def _run_all(runs: dict[Path, SearchSettings], listener: Listener) -> None:
     settings = next(iter(runs.values()))
     calibration = Calibration(settings.calibration)
     parts = calibration.manifest["parts"]["selection"]
-    rungs = _rungs(settings, parts["sequences"] * parts["length"])
+    rungs = _rungs(settings, parts["sequences"], parts["length"])
     _funnel(settings, [], rungs)  # checks that the stages know the objectives
     for folder, own in runs.items():
         _check_folder(own, folder)
@@ -93,6 +96,7 @@ def _run_all(runs: dict[Path, SearchSettings], listener: Listener) -> None:
     try:
         for folder, own in runs.items():
             _save(own, folder)
+            listener.begin(own)
             with Archive(folder, write=True) as archive:
                 _claim(archive, own, calibration, listener)
                 weights = sum(layer.size for layer in evaluator.layers)
@@ -115,7 +119,7 @@ def resume(folder: str | Path, listener: Listener | None = None) -> Archive:
     """
     path = Path(folder) / "run.toml"
     if not path.is_file():
-        raise ArchiveError(f"expected a run folder, got {folder} without run.toml")
+        raise ArchiveError(f"expected a run folder, got {folder} without run.toml; see `secateur search`")
     return run_search(SearchSettings.load(path), folder, listener)
 
 
@@ -144,7 +148,9 @@ def _search(
             "others are left out before anything is measured"
         )
     opening = {b.name: Candidate(b.metric, b.ratios, settings.group) for b in baselines}
-    archive.note(baselines={c.key: name for name, c in opening.items()})
+    # Names of before stay: on other hardware a ratio may differ in its last digit, and so in its key.
+    names = {c.key: name for name, c in opening.items()}
+    archive.note(baselines={**archive.fact("baselines", {}), **names})
     searcher = Opening(
         build_searcher(settings.searcher, problem, settings.seed, settings.batch),
         list(opening.values()),
@@ -173,17 +179,20 @@ def _funnel(settings: SearchSettings, always: list[str], rungs: tuple[int, ...] 
     )
 
 
-def _rungs(settings: SearchSettings, tokens: int) -> tuple[int, ...]:
+def _rungs(settings: SearchSettings, sequences: int, length: int) -> tuple[int, ...]:
     """Return the rungs to race on: the settings', or a quarter of the tokens where ratios are searched.
 
     Raises:
         SettingsError: For a rung that is not shorter than the selection tokens.
     """
+    tokens = sequences * length
     if settings.rungs is not None:
-        if settings.rungs and settings.rungs[-1] >= tokens:
+        found = [len_of_rung(sequences, length, count) for count in settings.rungs]
+        if len({*found, tokens}) <= len(found):
             raise SettingsError(
-                f"expected rungs of fewer tokens than the {tokens} selection tokens, got "
-                f"{settings.rungs[-1]}; calibrate with more --selection-tokens or leave --rungs out"
+                f"expected rungs that grow towards the {tokens} selection tokens, in pieces of at least "
+                f"{SHORTEST} a sequence, got {found} tokens from {list(settings.rungs)}; calibrate with "
+                "more --selection-tokens or leave --rungs out"
             )
         return settings.rungs
     is_metric_alone = not settings.ratio_space and not isinstance(settings.sparsity, tuple)
@@ -248,7 +257,19 @@ def _claim(archive: Archive, settings: SearchSettings, calibration: Calibration,
             f"{archive.folder} was measured on another calibration than {calibration.folder}; its "
             "figures cannot be continued: choose another --out"
         )
-    versions = {n: version(n) for n in ("secateur", "torch", "transformers", "deap", "pymoo", "optuna")}
+    versions = {
+        n: version(n)
+        for n in (
+            "secateur",
+            "torch",
+            "transformers",
+            "numpy",
+            "deap",
+            "pymoo",
+            "optuna",
+            "moocore",
+        )
+    }
     began = archive.fact("versions", versions)
     changed = [
         f"{name} {began[name]}, now {versions[name]}"

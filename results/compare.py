@@ -19,14 +19,14 @@ SHARES = (0.25, 0.5, 0.75, 1.0)
 COLUMNS = {
     "search": "the runs of one configuration, which differ in their seed",
     "seeds": "how many there are",
-    "kl_holdout": "of the best candidate by the first objective, mean over seeds",
-    "spread": "standard deviation over seeds; of one seed, the standard error over holdout sequences",
+    "kl_holdout": "of the candidate with the least kl, mean over seeds",
+    "spread": "standard deviation over seeds, missing for one; of the hypervolume where density is minimised",
     "published": "kl_holdout of the best published rule, chosen in the same way",
     "hypervolume": "share of the box that all fronts span, mean over seeds; missing for one objective",
     "candidates": "mean over seeds",
     "tokens": "run through pruned models, mean over seeds",
     "seconds": "of measuring, mean over seeds",
-    **{f"at_{share:.0%}": "kl_holdout of the best after this share of the seconds" for share in SHARES[:-1]},
+    **{f"at_{share:.0%}": "kl_holdout of the best after this share of the tokens" for share in SHARES[:-1]},
 }
 
 
@@ -50,55 +50,74 @@ def compare(runs: Sequence[Archive]) -> pd.DataFrame:
     Raises:
         ArchiveError: When runs were measured on different calibrations or minimise different things.
     """
-    for name in ("calibration", "objectives"):
-        facts = {str(run.fact(name)): run.folder for run in runs}
-        if len(facts) > 1:
-            first, second, *_ = facts.values()
+    runs = list({run.folder.resolve(): run for run in runs}.values())
+    settings = {run.folder: _settings(run) for run in runs}
+    for name in ("calibration", "objectives", "sparsity", "pattern"):
+        # A calibration is what was measured, wherever its folder is.
+        found = {str(run.fact(name, settings[run.folder].get(name))): run.folder for run in runs}
+        if len(found) > 1:
+            first, second, *_ = found.values()
             raise ArchiveError(
                 f"expected runs of the same {name}, got {first} and {second} with different ones"
             )
     groups: dict[str, list[Archive]] = {}
     for run in runs:
-        groups.setdefault(_configuration(run), []).append(run)
+        own = sorted((n, v) for n, v in settings[run.folder].items() if n not in ("seed", "calibration"))
+        groups.setdefault(str(own), []).append(run)
     names = _names(groups)
     frames = {run.folder: run.frame() for run in runs}
     box = _box(list(frames.values()))
     rows = [_row(names[text], [frames[run.folder] for run in found], box) for text, found in groups.items()]
     result = pd.DataFrame.from_records(rows, columns=list(COLUMNS))
     result.attrs = {"objectives": runs[0].fact("objectives")}
+    if "density" in result.attrs["objectives"]:  # the least KL is that of the least sparsity
+        return result.sort_values("hypervolume", ascending=False, kind="stable", ignore_index=True)
     return result.sort_values("kl_holdout", kind="stable", ignore_index=True)
 
 
 def verdicts(table: pd.DataFrame) -> list[str]:
-    """Return a sentence on each configuration beside the best; differences inside the spread are ties."""
-    known = table[table["kl_holdout"].notna()]
+    """Return a sentence on each configuration beside the best; differences inside the spread are ties.
+
+    The spread is that of single runs, so a tie is what the next seed might turn round.
+    """
+    measure, what = ("kl_holdout", "lowest holdout KL")
+    if "density" in table.attrs["objectives"]:
+        measure, what = "hypervolume", "largest hypervolume"
+    known = table[table[measure].notna()]
     if known.empty:
         return ["No run has been measured on holdout tokens yet."]
     best = known.iloc[0]
-    sentences = [f"{best['search']} has the lowest holdout KL, {best['kl_holdout']:.4f}."]
+    sentences = [f"{best['search']} has the {what}, {best[measure]:.4f}."]
     for _, row in known.iloc[1:].iterrows():
-        change = row["kl_holdout"] - best["kl_holdout"]
-        spreads = [value for value in (row["spread"], best["spread"]) if not math.isnan(value)]
-        spread = math.hypot(*spreads) if spreads else 0.0
+        change = abs(row[measure] - best[measure])
+        share = f"{change:.4f} ({change / abs(best[measure]):.1%})" if best[measure] else f"{change:.4f}"
+        if min(row["seeds"], best["seeds"]) < 2:
+            sentences.append(
+                f"{row['search']} is behind by {share} in one seed; --seeds 3 would tell if that is chance."
+            )
+            continue
+        spread = math.hypot(row["spread"], best["spread"])
         if change <= spread:
             sentences.append(
-                f"{row['search']} is a tie with it: {change:+.4f} is inside the spread of {spread:.4f}."
+                f"{row['search']} is a tie with it: {share} is inside the spread of {spread:.4f}."
             )
         else:
-            sentences.append(
-                f"{row['search']} is worse by {change:.4f} ({change / best['kl_holdout']:+.1%}; spread "
-                f"{spread:.4f})."
-            )
+            sentences.append(f"{row['search']} is worse by {share}, more than the spread of {spread:.4f}.")
     return sentences
 
 
 def incumbents(rows: pd.DataFrame, objective: str, shares: Sequence[float] = SHARES) -> list[str]:
-    """Return the keys of the best candidates after shares of the seconds that a run has measured."""
-    seconds = rows["seconds"].where(rows["status"] != "alias", 0.0).cumsum()
+    """Return the keys of the best candidates after shares of the tokens that a run has measured.
+
+    Tokens are the same in every run of one seed, which seconds are not.
+    """
+    if rows.empty:
+        return []
+    tokens = rows["tokens"].where(rows["alias_of"].isna(), 0).cumsum()
     decided = rows[rows["status"].eq("measured") & rows[objective].notna()]
     found = []
     for share in shares:
-        so_far = decided[seconds[decided.index] <= share * seconds.iloc[-1]]
+        so_far = decided[tokens[decided.index] <= share * tokens.iloc[-1]]
         if len(so_far):
             found.append(str(so_far.nsmallest(1, objective)["key"].iloc[0]))
         else:
@@ -106,10 +125,9 @@ def incumbents(rows: pd.DataFrame, objective: str, shares: Sequence[float] = SHA
     return found
 
 
-def _configuration(run: Archive) -> str:
+def _settings(run: Archive) -> dict[str, Any]:
     path = run.folder / "run.toml"
-    settings = tomllib.loads(path.read_text())["search"] if path.is_file() else {"run": str(run.folder)}
-    return str(sorted((name, value) for name, value in settings.items() if name != "seed"))
+    return dict(tomllib.loads(path.read_text())["search"]) if path.is_file() else {}
 
 
 def _names(groups: dict[str, list[Archive]]) -> dict[str, str]:
@@ -135,35 +153,37 @@ def _box(frames: Sequence[pd.DataFrame]) -> tuple[np.ndarray, np.ndarray]:
 
 def _row(name: str, frames: Sequence[pd.DataFrame], box: tuple[np.ndarray, np.ndarray]) -> dict[str, Any]:
     first = frames[0].attrs["objectives"][0]
-    chosen = [_chosen(rows, first) for rows in frames]
-    published = [_chosen(rows[rows["baseline"].notna()], first) for rows in frames]
-    costs = [rows[rows["status"] != "alias"] for rows in frames]
+    chosen = [_chosen(rows) for rows in frames]
+    published = [_chosen(rows[rows["baseline"].notna()]) for rows in frames]
+    costs = [rows[rows["alias_of"].isna()] for rows in frames]
     holdout = np.array([row["kl_holdout"] for row in chosen], dtype=float)
-    spread = float(np.std(holdout, ddof=1)) if len(frames) > 1 else float(chosen[0]["kl_holdout_error"])
+    volumes = [_hypervolume(rows, box) for rows in frames]
+    compared = volumes if "density" in frames[0].attrs["objectives"] else holdout
+    spread = float(np.std(compared, ddof=1)) if len(frames) > 1 else math.nan
     record = {
         "search": name,
         "seeds": len(frames),
         "kl_holdout": float(holdout.mean()),
         "spread": spread,
         "published": _mean([float(row["kl_holdout"]) for row in published]),
-        "hypervolume": _mean([_hypervolume(rows, box) for rows in frames]),
+        "hypervolume": _mean(volumes),
         "candidates": _mean([len(rows) for rows in costs]),
         "tokens": _mean([float(rows["tokens"].sum()) for rows in costs]),
         "seconds": _mean([float(rows["seconds"].sum()) for rows in costs]),
     }
     for i, share in enumerate(SHARES[:-1]):
-        keys = [incumbents(rows, first)[i] for rows in frames]
+        keys = [dict(enumerate(incumbents(rows, first))).get(i, "") for rows in frames]
         found = [rows.loc[rows["key"] == key, "kl_holdout"] for rows, key in zip(frames, keys, strict=True)]
         record[f"at_{share:.0%}"] = _mean([float(v.iloc[0]) if len(v) else math.nan for v in found])
     return record
 
 
-def _chosen(rows: pd.DataFrame, objective: str) -> pd.Series:
-    """Return the best decided row by an objective, which is how a run's winner is chosen."""
-    decided = rows[rows["status"].eq("measured") & rows[objective].notna() & rows["kl_holdout"].notna()]
+def _chosen(rows: pd.DataFrame) -> pd.Series:
+    """Return the row with the least KL on selection tokens, which is how a run's winner is chosen."""
+    decided = rows[rows["status"].eq("measured") & rows["kl"].notna() & rows["kl_holdout"].notna()]
     if decided.empty:
-        return pd.Series({"kl_holdout": math.nan, "kl_holdout_error": math.nan})
-    return decided.nsmallest(1, objective).iloc[0]
+        return pd.Series({"kl_holdout": math.nan})
+    return decided.nsmallest(1, "kl").iloc[0]
 
 
 def _hypervolume(rows: pd.DataFrame, box: tuple[np.ndarray, np.ndarray]) -> float:
@@ -175,6 +195,8 @@ def _hypervolume(rows: pd.DataFrame, box: tuple[np.ndarray, np.ndarray]) -> floa
     low, high = box
     width = np.where(high > low, high - low, 1.0)
     points = (front(rows, names)[names].to_numpy(dtype=float) - low) / width
+    if not len(points):
+        return math.nan
     return float(moocore.hypervolume(points, ref=np.full(len(names), 1.1))) / 1.1 ** len(names)
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 # Column -> what it holds; text that is missing is NaN, as everywhere in pandas.
 COLUMNS = {
     "key": "stable identifier of the candidate",
-    "status": "measured, rejected (by the screen), alias (of a candidate with the same masks) or failed",
+    "status": "measured, rejected (by the screen or a rung), alias (of a measured candidate) or failed",
     "stage": "the last stage it went through: screen, layer or model",
     "metric": "the pruning metric",
     "group": "the weights that compete with each other",
@@ -111,9 +111,6 @@ def front(rows: pd.DataFrame, objectives: Sequence[str] | str) -> pd.DataFrame:
         objectives = [name.strip() for name in objectives.split(",")]
     names = [objective.name for objective in look_up_objectives(objectives)]
     measured = rows[rows["status"].isin(["measured", "alias"])]
-    # An alias of a rejected candidate shares figures that do not decide.
-    undecided = rows.loc[rows["status"].isin(["rejected", "failed"]), "key"]
-    measured = measured[~measured["alias_of"].isin(undecided)]
     points = measured[names].to_numpy(dtype=float)
     finite = np.isfinite(points).all(axis=1)  # moocore ranks NaN as if it were a number
     result: pd.DataFrame = measured.loc[finite]

@@ -17,25 +17,28 @@ class Progress:
     """Says how far a run is and how good its best candidate.
 
     Args:
-        budget: What the run may measure.
         line: Prints a line.
     """
 
-    def __init__(self, budget: Budget, line: Callable[[str], None]) -> None:
-        self._budget = budget
+    def __init__(self, line: Callable[[str], None]) -> None:
         self._line = line
-        self._start = time.monotonic()
-        self._is_replay = True
-        self._spent = self._replayed = 0.0
-        self._known = 0
-        self._counts: Counter[str] = Counter()
         self._text = ""
         self._status: Any = None
+        self.begin(Budget(1))
         if sys.stderr.isatty():
             from rich.console import Console
 
             self._status = Console(stderr=True).status("starting")
             self._status.start()
+
+    def begin(self, budget: Budget) -> None:
+        """Begin to count for a run of some budget."""
+        self._budget = budget
+        self._start = time.monotonic()
+        self._is_replay = True
+        self._spent = self._replayed = 0.0
+        self._known = 0
+        self._counts: Counter[str] = Counter()
 
     def line(self, text: str) -> None:
         """Show a step of the run."""
@@ -52,7 +55,7 @@ class Progress:
 
     def batch(self, archive: Archive, trials: Sequence[Trial]) -> None:
         """Show the state of the run after a batch."""
-        self._counts.update(trial.status for trial in trials)
+        self._counts.update("alias" if trial.alias_of else trial.status for trial in trials)
         self._spent += self._budget.cost(trials)
         done = sum(self._counts.values()) - self._counts["alias"]
         if self._is_replay:

@@ -118,7 +118,7 @@ def verdict(
     error = _paired_error(mine, best, holdout or {})
     difference = mine["kl_holdout"] - best["kl_holdout"]
     if error is not None:
-        if abs(difference) <= 2 * error:
+        if abs(difference) <= _quantile(len((holdout or {}).get(best["key"], ()))) * error:
             word = "ties with"
         margin = f"; difference {difference:+.4f} +- {error:.4f}"
     else:
@@ -151,3 +151,13 @@ def _paired_error(mine: pd.Series, other: pd.Series, holdout: Mapping[str, Seque
     if len(first) != len(second):
         return None
     return standard_error([a - b for a, b in zip(first, second, strict=True)])
+
+
+# Student's t, two-sided 95 %, for 1 to 10 degrees of freedom.
+_STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23)
+
+
+def _quantile(parts: int) -> float:
+    """Return how many standard errors a mean of so many parts may differ by chance, 19 times in 20."""
+    freedom = max(parts - 1, 1)
+    return _STUDENT[freedom - 1] if freedom <= len(_STUDENT) else 1.96 + 2.4 / freedom

@@ -46,7 +46,7 @@ class Budget:
 
     def cost(self, trials: Sequence[Trial]) -> float:
         """Return what trials have used up, in the budget's unit."""
-        counted = [trial.measurement for trial in trials if trial.status != "alias"]
+        counted = [trial.measurement for trial in trials if not trial.alias_of]
         if self.unit == "candidates":
             return float(len(counted))
         return float(sum(getattr(measurement, self.unit) for measurement in counted))

@@ -105,7 +105,11 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Trial:
-    """A candidate with what is known about it; ``alias_of`` is the key whose measurement it shares."""
+    """A candidate with what is known about it.
+
+    ``alias_of`` is the key of the candidate whose masks, and so whose measurement, it shares. Its status is
+    ``alias`` if that one was measured, else that one's.
+    """
 
     candidate: Candidate
     measurement: Measurement

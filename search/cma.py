@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from .candidate import Candidate, Trial
 from .objectives import rung_point
 from .problem import Problem
-from .variables import Genome
+from .variables import Encoding
 
 _Floats = NDArray[np.float64]
 _FIRST_STEP = 0.12  # of a number's range
+_SMALLEST_BATCH = 5  # the mean, and four samples to rank
 
 
 class CovarianceAdaptation:
@@ -27,25 +28,31 @@ class CovarianceAdaptation:
     Args:
         problem: One objective, and numbers to search.
         seed: Seed of the searcher's own generator.
+        batch: Candidates a generation.
 
     Raises:
-        ValueError: When there are trees, choices or several objectives.
+        ValueError: When there are trees, choices or several objectives, or batches too small to learn from.
     """
 
-    def __init__(self, problem: Problem, *, seed: int) -> None:
+    def __init__(self, problem: Problem, *, seed: int, batch: int = 16) -> None:
         variables = problem.variables
         if problem.trees or not variables or any(v.choices for v in variables) or len(problem.objectives) > 1:
             raise ValueError(
-                "expected one objective and a space of numbers such as curve for the searcher cma, got "
-                f"{len(problem.objectives)} objectives and "
-                f"{'trees' if problem.trees else 'choices' if variables else 'no numbers'}; choose another "
-                "--searcher, --space or --objectives"
+                "expected one objective and a space of numbers such as curve for the searcher cma; choose "
+                "another --searcher, --space or --objectives"
+            )
+        if batch < _SMALLEST_BATCH:
+            raise ValueError(
+                f"expected batches of at least {_SMALLEST_BATCH} for the searcher cma, which learns from "
+                f"their ranks, got {batch}"
             )
         self._problem = problem
         self._rng = np.random.default_rng(seed)
         self._low = np.array([v.low for v in variables])
         self._range = np.array([v.high - v.low for v in variables])
         self._seeds = [self._inside(np.array(seed.values)) for seed in problem.seeds]
+        self._is_opening = bool(self._seeds)
+        self._opened: list[tuple[float, _Floats]] = []
         self._asked: dict[str, _Floats] = {}
         n = len(variables)
         self._mean = np.full(n, 0.5)
@@ -63,7 +70,7 @@ class CovarianceAdaptation:
             normal = self._rng.standard_normal((max(count - 1, 0), len(self._mean)))
             steps = normal * np.sqrt(np.maximum(values, 1e-20)) @ axes.T
             points = [self._mean, *np.clip(self._mean + self._step * steps, 0.0, 1.0)]
-        candidates = [self._problem.candidate(Genome(None, self._outside(point))) for point in points]
+        candidates = [self._problem.candidate(Encoding(None, self._outside(point))) for point in points]
         self._asked.update((c.key, p) for c, p in zip(candidates, points, strict=True))
         return candidates
 
@@ -75,12 +82,13 @@ class CovarianceAdaptation:
             if values is not None and trial.candidate.key in self._asked:
                 found.append((values[0], self._asked[trial.candidate.key]))
         found.sort(key=lambda pair: pair[0])
-        if self._generation == 0 and self._problem.seeds:
-            if found:
-                self._mean = found[0][1]
-            self._generation = 0 if self._seeds else 1
-            return
         self._asked.clear()
+        if self._is_opening:
+            self._opened += found[:1]
+            if self._opened:
+                self._mean = min(self._opened, key=lambda pair: pair[0])[1]
+            self._is_opening = bool(self._seeds)
+            return
         found = [pair for pair in found if not np.array_equal(pair[1], self._mean)]
         if len(found) >= 4:
             self._learn(np.array([point for _, point in found]))

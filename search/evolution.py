@@ -21,13 +21,13 @@ from .pareto import best_first
 from .problem import Problem
 from .ratio_space import LinearSpace
 from .ratios import sizes
-from .variables import Genome, Values, blend, draw, mutate
+from .variables import Encoding, Values, blend, draw, mutate
 
 _FIRST_STEP, _LEAST_STEP, _LARGEST_STEP = 0.15, 0.004, 0.5
 
 
 class _Member(NamedTuple):
-    genome: Genome
+    encoding: Encoding
     step: float
     point: tuple[float, ...]
 
@@ -55,7 +55,7 @@ class Evolution:
         self._elite = elite or (6 if len(problem.objectives) == 1 else 24)
         self._waiting = list(problem.seeds)
         self._members: list[_Member] = []
-        self._asked: dict[str, tuple[Genome, float]] = {}
+        self._asked: dict[str, tuple[Encoding, float]] = {}
         self._weights = self._exchanged()
 
     def ask(self, count: int) -> list[Candidate]:
@@ -64,10 +64,10 @@ class Evolution:
         for _ in range(count):
             candidate = None
             for _attempt in range(20):  # an offspring not asked before, if that is found soon
-                genome, step = self._next()
-                candidate = self._problem.candidate(genome)
+                encoding, step = self._next()
+                candidate = self._problem.candidate(encoding)
                 if candidate.key not in self._asked:
-                    self._asked[candidate.key] = genome, step
+                    self._asked[candidate.key] = encoding, step
                     break
             assert candidate is not None
             candidates.append(candidate)
@@ -75,37 +75,37 @@ class Evolution:
 
     def tell(self, trials: Sequence[Trial]) -> None:
         """Let what was measured to the end compete with the elite."""
-        present = {member.genome for member in self._members}
+        present = {member.encoding for member in self._members}
         for trial in trials:
             values = point(trial, self._problem.objectives)
-            genome, step = self._asked.get(trial.candidate.key, (None, 0.0))
-            if values is not None and genome is not None and genome not in present:
-                present.add(genome)
-                self._members.append(_Member(genome, step, values))
+            encoding, step = self._asked.get(trial.candidate.key, (None, 0.0))
+            if values is not None and encoding is not None and encoding not in present:
+                present.add(encoding)
+                self._members.append(_Member(encoding, step, values))
         order = best_first([member.point for member in self._members])
         self._members = [self._members[i] for i in order[: self._elite]]
 
-    def _next(self) -> tuple[Genome, float]:
+    def _next(self) -> tuple[Encoding, float]:
         if self._waiting:
             return self._waiting.pop(0), _FIRST_STEP
         variables = self._problem.variables
         if not self._members:
-            return Genome(None, draw(variables, self._rng)), _FIRST_STEP
+            return Encoding(None, draw(variables, self._rng)), _FIRST_STEP
         # The first of two: better members have more offspring.
         parent = self._members[min(self._rng.randrange(len(self._members)) for _ in range(2))]
         step = parent.step * math.exp(self._rng.gauss(0, 0.4))
         step = min(max(step, _LEAST_STEP), _LARGEST_STEP)
-        values = parent.genome.values
+        values = parent.encoding.values
         kind = self._rng.random()
-        if self._weights is not None and kind < 0.8:
+        if self._weights is not None and self._rng.random() < 0.7:
             values = self._move_weights(values, step)
         elif len(self._members) >= 4 and kind < 0.35:
             values = self._along_a_difference(values)
         elif len(self._members) >= 2 and kind < 0.5:
-            values = blend(variables, values, self._rng.choice(self._members).genome.values, self._rng)
+            values = blend(variables, values, self._rng.choice(self._members).encoding.values, self._rng)
         else:
             values = mutate(variables, values, self._rng, step)
-        return Genome(None, values), step
+        return Encoding(None, values), step
 
     def _along_a_difference(self, values: Values) -> Values:
         """Move by a share of what two members differ in: the elite's own shape scales the step."""
@@ -113,7 +113,7 @@ class Evolution:
         share = self._rng.uniform(0.3, 0.9)
         moved = []
         for i, variable in enumerate(self._problem.variables):
-            a, b = first.genome.values[i], second.genome.values[i]
+            a, b = first.encoding.values[i], second.encoding.values[i]
             noise = self._rng.gauss(0, 0.01) * (variable.high - variable.low)
             moved.append(
                 values[i] if variable.choices else variable.clip(values[i] + share * (a - b) + noise)

@@ -24,7 +24,7 @@ from .objectives import point
 from .pareto import best_first
 from .problem import Problem
 from .space import EXPONENTS, MetricSpace, replace_at, walk
-from .variables import Genome, blend, draw, mutate
+from .variables import Encoding, blend, draw, mutate
 
 # DEAP chooses among types in the order of a set, which for classes differs between processes: numbers
 # are types that hash alike everywhere.
@@ -33,7 +33,7 @@ _CROSSOVER, _SUBTREE, _NODE = 0.35, 0.15, 0.15  # the rest moves a number
 
 
 class _Member(NamedTuple):
-    genome: Genome
+    encoding: Encoding
     point: tuple[float, ...]
 
 
@@ -60,9 +60,8 @@ class GeneticProgramming:
         self._population_size = population
         self._population: list[_Member] = []
         self._waiting = list(problem.seeds)
-        self._asked: dict[str, Genome] = {}
-        self._known: set[Genome] = set()
-        self._rejected: set[str] = set()
+        self._asked: dict[str, Encoding] = {}
+        self._known: set[Encoding] = set()
         self._batches = 0
         self._primitives = _primitive_set(problem.trees) if problem.trees else None
         self._states = (random.Random(seed).getstate(), np.random.RandomState(seed).get_state())
@@ -72,79 +71,75 @@ class GeneticProgramming:
         candidates = []
         with self._deap_random():
             for _ in range(count):
-                genome = self._waiting.pop(0) if self._waiting else self._new()
-                self._known.add(genome)
-                candidate = self._problem.candidate(genome)
-                self._asked[candidate.key] = genome
+                encoding = self._waiting.pop(0) if self._waiting else self._new()
+                self._known.add(encoding)
+                candidate = self._problem.candidate(encoding)
+                self._asked[candidate.key] = encoding
                 candidates.append(candidate)
         self._batches += 1
         return candidates
 
     def tell(self, trials: Sequence[Trial]) -> None:
         """Let the fully measured trials compete with the population."""
-        members = {member.genome: member for member in self._population}
+        members = {member.encoding: member for member in self._population}
         for trial in trials:
-            if trial.status == "rejected":
-                self._rejected.add(trial.candidate.key)
-            if trial.alias_of in self._rejected:
-                continue
             values = point(trial, self._problem.objectives)
-            genome = self._genome(trial.candidate)
-            if values is None or genome is None or genome in members:
+            encoding = self._encoding(trial.candidate)
+            if values is None or encoding is None or encoding in members:
                 continue
-            self._known.add(genome)
-            members[genome] = _Member(genome, values)
+            self._known.add(encoding)
+            members[encoding] = _Member(encoding, values)
         found = list(members.values())
         order = best_first([member.point for member in found])
         self._population = [found[i] for i in order[: self._population_size]]
 
-    def _genome(self, candidate: Candidate) -> Genome | None:
-        """Return the genome of what was asked here, or of a rule that a genome stands for exactly."""
+    def _encoding(self, candidate: Candidate) -> Encoding | None:
+        """Return the encoding of what was asked here, or of a rule that an encoding stands for exactly."""
         asked = self._asked.get(candidate.key)
         if asked is None and self._problem.is_exact:
             sparsity = self._problem.sparsity
             assert isinstance(sparsity, float)
-            return self._problem.genome(candidate.metric, candidate.ratios, sparsity)
+            return self._problem.encoding(candidate.metric, candidate.ratios, sparsity)
         trees = self._problem.trees
         if asked is None or asked.tree is None or trees is None:
             return asked
         tree = trees.simplest(asked.tree)
-        return None if tree is None else Genome(tree, asked.values)
+        return None if tree is None else Encoding(tree, asked.values)
 
-    def _new(self) -> Genome:
-        """Return a genome not proposed before if a few attempts find one."""
-        genome = self._draw()
+    def _new(self) -> Encoding:
+        """Return an encoding not proposed before if a few attempts find one."""
+        encoding = self._draw()
         for _ in range(20):
             if len(self._population) >= 4 and self._rng.random() < 0.95:
                 child = self._child()
                 if child is None:
                     continue
-                genome = child
+                encoding = child
             else:
-                genome = self._draw()
-            if genome not in self._known:
+                encoding = self._draw()
+            if encoding not in self._known:
                 break
-        return genome
+        return encoding
 
-    def _draw(self) -> Genome:
+    def _draw(self) -> Encoding:
         trees = self._problem.trees
-        return Genome(trees.draw(self._rng) if trees else None, draw(self._problem.variables, self._rng))
+        return Encoding(trees.draw(self._rng) if trees else None, draw(self._problem.variables, self._rng))
 
-    def _child(self) -> Genome | None:
+    def _child(self) -> Encoding | None:
         first, second = self._parent(), self._parent()
         vary_tree, vary_values = self._turn()
-        tree, values = first.genome
+        tree, values = first.encoding
         if vary_tree:
-            tree = self._vary_tree(first.genome, second.genome)
+            tree = self._vary_tree(first.encoding, second.encoding)
             if tree is None:
                 return None
         if vary_values:
             variables = self._problem.variables
             if self._rng.random() < 0.5:
-                values = blend(variables, values, second.genome.values, self._rng)
+                values = blend(variables, values, second.encoding.values, self._rng)
             else:
                 values = mutate(variables, values, self._rng, 10 ** self._rng.uniform(-2, -0.5))
-        return Genome(tree, values)
+        return Encoding(tree, values)
 
     def _turn(self) -> tuple[bool, bool]:
         """Return whether to vary the tree, and whether to vary the values."""
@@ -156,7 +151,7 @@ class GeneticProgramming:
         kind = self._rng.random()
         return kind < 0.6, kind >= 0.4
 
-    def _vary_tree(self, first: Genome, second: Genome) -> Expression | None:
+    def _vary_tree(self, first: Encoding, second: Encoding) -> Expression | None:
         trees = self._problem.trees
         assert trees is not None
         assert first.tree is not None

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from .candidate import Candidate, Trial
 from .problem import Problem
-from .variables import Genome
+from .variables import Encoding
 
 
 class GridSearcher:
@@ -36,7 +36,7 @@ class GridSearcher:
         shares = [_share(i) for i in range(self._asked, self._asked + count)]
         self._asked += count
         values = [variable.low + share * (variable.high - variable.low) for share in shares]
-        return [self._problem.candidate(Genome(None, (value,))) for value in values]
+        return [self._problem.candidate(Encoding(None, (value,))) for value in values]
 
     def tell(self, trials: Sequence[Trial]) -> None:
         """Learn nothing."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from .budget import Budget
 from .candidate import STAGES, Candidate, Measurement, Stage, Trial
-from .objectives import RUNG, Objective, rung_point
+from .objectives import RUNG, Objective, point
 from .pareto import best_first
 from .protocols import Evaluator, Searcher
 
@@ -16,7 +16,7 @@ from .protocols import Evaluator, Searcher
 # follow the error: it ranges over 4 % with no trend. Between allocations the error says less still.
 INDIFFERENCE = 0.04
 INDIFFERENCE_OF_RATIOS = 0.3
-PATIENCE = 20  # batches without a new candidate before a search counts as exhausted
+PATIENCE = 20  # batches that cost nothing, for nothing is new or all fails, before a search ends
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,12 @@ class Funnel:
             raise ValueError(f"expected growing numbers of tokens for the rungs, got {list(self.rungs)}")
         if self.rungs and self.last != "model":
             raise ValueError(f"expected rungs with the stage model alone, got the stage {self.last!r}")
+        names = [objective.name for objective in self.objectives]
+        if self.screen is None and self.last == "model" and "layer_error" in names:
+            raise ValueError(
+                "expected objectives of the model stage where ratios or sparsities differ, got layer_error, "
+                "which does not compare between them; add --stage layer to minimise it all the same"
+            )
         for objective in self.objectives:
             if STAGES.index(objective.stage) > STAGES.index(self.last):
                 raise ValueError(
@@ -82,9 +88,9 @@ class Funnel:
         return chosen | set(waiting[: math.ceil(self.promote * len(waiting))])
 
     def race(self, raced: Sequence[Trial]) -> set[str]:
-        """Return the keys of the candidates that a rung promotes: the best by the objectives."""
+        """Return the keys of the candidates that a rung promotes: the best by the objectives on it."""
         chosen = {t.candidate.key for t in raced} & self.always
-        points = {t.candidate.key: rung_point(t, self.objectives) for t in raced}
+        points = {t.candidate.key: point(replace(t, status="measured"), self.objectives) for t in raced}
         waiting = sorted((key, p) for key, p in points.items() if p is not None and key not in chosen)
         order = best_first([p for _, p in waiting])[: math.ceil(self.promote * len(waiting))]
         return chosen | {waiting[i][0] for i in order}
@@ -116,8 +122,9 @@ def run(
         searcher.tell([known[candidate.key] for candidate in asked])
         if trials:
             yield trials
-        spent += budget.cost(trials)
-        idle = 0 if any(trial.status != "alias" for trial in trials) else idle + 1
+        cost = budget.cost(trials)
+        spent += cost
+        idle = 0 if cost else idle + 1
 
 
 def _measure(
@@ -151,7 +158,7 @@ def _measure(
     for tokens in funnel.rungs:
         raced = _stage(going_on, evaluator, "model", done, tokens)
         promoted = funnel.race(raced)
-        going_on = [trial for trial in raced if trial.candidate.key in promoted]
+        going_on = [done[t.candidate.key] for t in raced if t.candidate.key in promoted]
     if funnel.last != "screen":
         going_on = _stage(going_on, evaluator, funnel.last, done)
     done.update((t.candidate.key, replace(t, status="measured")) for t in going_on)
@@ -161,14 +168,19 @@ def _measure(
             original = alias.get(original, original)  # found equal by order, then by its masks
             source = known.get(original) or done[original]
             original = source.alias_of or original
-            done[candidate.key] = Trial(candidate, source.measurement, "alias", original)
+            status = "alias" if source.status in ("measured", "alias") else source.status
+            done[candidate.key] = Trial(candidate, source.measurement, status, original)
     return [done[candidate.key] for candidate in candidates]
 
 
 def _stage(
     trials: Sequence[Trial], evaluator: Evaluator, stage: Stage, done: dict[str, Trial], tokens: int = 0
 ) -> list[Trial]:
-    """Measure at one stage; keep all as rejected or failed in ``done`` and return those without failure."""
+    """Measure at one stage; keep all as rejected or failed in ``done`` and return those without failure.
+
+    What is returned has the stage's own figures under their own names; of a rung, what is kept has them
+    under the rung's.
+    """
     found = evaluator.measure([trial.candidate for trial in trials], stage, "selection", tokens)
     result = []
     for before, measurement in zip(trials, found, strict=True):
@@ -176,14 +188,18 @@ def _stage(
         trial = Trial(before.candidate, joined, "failed" if joined.failure else "rejected")
         done[trial.candidate.key] = trial
         if not joined.failure:
-            result.append(trial)
+            own = replace(joined, values={**joined.values, **measurement.values})
+            result.append(replace(trial, measurement=own) if tokens else trial)
     return result
 
 
 def _joined(before: Measurement, found: Measurement, *, is_rung: bool) -> Measurement:
-    """Return what two stages found out about one candidate; of a rung the names say so."""
+    """Return what two stages found out about one candidate; names say what is of the first rung."""
     own = ("kl", "perplexity", "model_error")
-    values = {f"{n}{RUNG}" if is_rung and n in own else n: v for n, v in found.values.items()}
+    values = dict(found.values)
+    if is_rung:
+        values = {f"{n}{RUNG}" if n in own else n: v for n, v in values.items()}
+        values = {n: v for n, v in values.items() if not (n.endswith(RUNG) and n in before.values)}
     return replace(
         found,
         layer_errors=found.layer_errors or before.layer_errors,

@@ -54,7 +54,9 @@ class MetaSpace:
         )
         forms = {choice: order_form(parse_metric(_text(choice)), group) for choice in product(*tables)}
         simplest_first = sorted(set(forms.values()), key=lambda form: (form.size, str(form)))
-        first: dict[bytes, Expression] = {}
+        self._group = group
+        self._first: dict[bytes, Expression] = {}
+        first = self._first
         same = {form: first.setdefault(order, form) for form, order in _orders(simplest_first, group)}
         self._metrics = {choice: same[form] for choice, form in forms.items()}
         self.names = len(forms)
@@ -66,9 +68,11 @@ class MetaSpace:
         return self._metrics[tuple(variable.choices[int(value)] for variable, value in pairs)]  # type: ignore[index]
 
     def values(self, metric: Expression) -> Values | None:
-        """Return choices that stand for a metric, None if it is not of the family."""
+        """Return choices that stand for a metric, None if none orders the weights as it does."""
+        ((_, order),) = _orders([order_form(metric, self._group)], self._group)
+        wanted = self._first.get(order)
         for choice, other in self._metrics.items():
-            if other == metric:
+            if other == wanted:
                 pairs = zip(self.variables, choice, strict=True)
                 return tuple(float(variable.choices.index(name)) for variable, name in pairs)
         return None

@@ -21,7 +21,7 @@ from pymoo.util.ref_dirs import get_reference_directions
 from .candidate import Candidate, Trial
 from .objectives import point
 from .problem import Problem
-from .variables import Genome, draw
+from .variables import Encoding, draw
 
 _FEWEST = 8  # measured points from which the population starts
 
@@ -50,33 +50,33 @@ class NSGA3Searcher:
         self._problem = problem
         self._rng = random.Random(seed)
         self._seed, self._batch = seed, batch
-        self._waiting: list[Genome] = list(problem.seeds)
-        self._asked: dict[str, Genome] = {}
-        self._told: dict[Genome, tuple[float, ...]] = {}
+        self._waiting: list[Encoding] = list(problem.seeds)
+        self._asked: dict[str, Encoding] = {}
+        self._told: dict[Encoding, tuple[float, ...]] = {}
         self._algorithm: Any = None
 
     def ask(self, count: int) -> list[Candidate]:
         """Return up to ``count`` members of the next generation."""
         if not self._waiting:
             self._waiting = self._generation(count)
-        genomes, self._waiting = self._waiting[:count], self._waiting[count:]
-        candidates = [self._problem.candidate(genome) for genome in genomes]
-        self._asked.update((c.key, g) for c, g in zip(candidates, genomes, strict=True))
+        encodings, self._waiting = self._waiting[:count], self._waiting[count:]
+        candidates = [self._problem.candidate(encoding) for encoding in encodings]
+        self._asked.update((c.key, g) for c, g in zip(candidates, encodings, strict=True))
         return candidates
 
     def tell(self, trials: Sequence[Trial]) -> None:
         """Keep what was measured to the end for the next selection."""
         for trial in trials:
             values = point(trial, self._problem.objectives)
-            genome = self._asked.get(trial.candidate.key)
-            if values is not None and genome is not None:
-                self._told[genome] = values
+            encoding = self._asked.get(trial.candidate.key)
+            if values is not None and encoding is not None:
+                self._told[encoding] = values
 
-    def _generation(self, count: int) -> list[Genome]:
+    def _generation(self, count: int) -> list[Encoding]:
         variables = self._problem.variables
         if self._algorithm is None:
             if len(self._told) < _FEWEST:
-                return [Genome(None, draw(variables, self._rng)) for _ in range(count)]
+                return [Encoding(None, draw(variables, self._rng)) for _ in range(count)]
             self._algorithm = _algorithm(self._problem, self._population(), self._seed, self._batch)
             self._algorithm.ask()  # is the population that it was given
         if self._told:
@@ -85,12 +85,12 @@ class NSGA3Searcher:
         offspring = self._algorithm.ask()
         found = [] if offspring is None else [tuple(float(x[n]) for n in _names(variables))
                                               for x in offspring.get("X")]  # fmt: skip
-        return [Genome(None, values) for values in found] or [Genome(None, draw(variables, self._rng))]
+        return [Encoding(None, values) for values in found] or [Encoding(None, draw(variables, self._rng))]
 
     def _population(self) -> Any:
         names = _names(self._problem.variables)
         x = np.empty(len(self._told), dtype=object)
-        x[:] = [dict(zip(names, _typed(self._problem, genome), strict=True)) for genome in self._told]
+        x[:] = [dict(zip(names, _typed(self._problem, encoding), strict=True)) for encoding in self._told]
         return Population.new("X", x, "F", np.array(list(self._told.values())))
 
 
@@ -98,8 +98,8 @@ def _names(variables: Sequence[object]) -> list[str]:
     return [f"v{i}" for i in range(len(variables))]
 
 
-def _typed(problem: Problem, genome: Genome) -> list[float | int]:
-    pairs = zip(problem.variables, genome.values, strict=True)
+def _typed(problem: Problem, encoding: Encoding) -> list[float | int]:
+    pairs = zip(problem.variables, encoding.values, strict=True)
     return [int(value) if variable.choices else value for variable, value in pairs]
 
 

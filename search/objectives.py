@@ -82,10 +82,13 @@ RUNG = "_rung"  # ends the names of what was measured on some of the selection t
 
 
 def rung_point(trial: Trial, objectives: Sequence[Objective]) -> tuple[float, ...] | None:
-    """Return a rejected trial's objective values on the tokens of its last rung, or None.
+    """Return a trial's objective values on the tokens of its first rung if there was one, or None.
 
-    They are good enough to know bad candidates by, and do not compare with those on all tokens.
+    All candidates of a race have them, those that it rejected too; they do not compare with values on
+    all tokens.
     """
+    if trial.measurement.failure:
+        return None
     found = trial.measurement.values
     values = {**found, **{n.removesuffix(RUNG): v for n, v in found.items() if n.endswith(RUNG)}}
     measurement = replace(trial.measurement, values=values)

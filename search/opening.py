@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from .protocols import Evaluator, Searcher
 from .ratio_space import RATIO_SPACES, RatioSpace
 from .settings import SearchSettings
 from .space import MetricSpace
-from .variables import Genome
+from .variables import Encoding
 
 _SPARSITIES = 3  # of an interval, at which published rules are measured
 _RAMPS_AS_SEEDS = 3  # slopes a direction
@@ -65,22 +66,15 @@ def build_problem(settings: SearchSettings, evaluator: Evaluator) -> tuple[Probl
     found = baselines(settings, dense, evaluator)
     objectives = look_up_objectives(settings.objectives)
     problem = Problem(metrics, ratios, objectives, settings.sparsity, settings.group, phase=settings.phase)
-    if settings.seeding and not problem.is_exact:
-        problem = Problem(
-            metrics,
-            ratios,
-            objectives,
-            settings.sparsity,
-            settings.group,
-            seeds(problem, found),
-            settings.phase,
-        )
+    if settings.seeding and problem.variables:
+        problem = replace(problem, seeds=seeds(problem, found))
     return problem, found
 
 
 def _fixed(settings: SearchSettings, dense: Dense) -> FixedRatios:
     name = settings.allocation or "uniform"
-    return FixedRatios(dense.layers, lambda sparsity: ALLOCATIONS[name].variants(dense, sparsity)[name])
+    rule = lru_cache(maxsize=64)(lambda sparsity: ALLOCATIONS[name].variants(dense, sparsity)[name])
+    return FixedRatios(dense.layers, rule)
 
 
 def baselines(settings: SearchSettings, dense: Dense, evaluator: Evaluator) -> list[Baseline]:
@@ -94,7 +88,7 @@ def baselines(settings: SearchSettings, dense: Dense, evaluator: Evaluator) -> l
     targets = np.linspace(*interval, _SPARSITIES) if interval else [settings.sparsity]
     fixed = _fixed(settings, dense)
     for target in map(float, targets):
-        at = f" @ {target:.0%}" if interval else ""
+        at = f" @ {target:.4g}" if interval else ""
         own = (
             settings.metric
             if settings.metric in PUBLISHED
@@ -106,7 +100,7 @@ def baselines(settings: SearchSettings, dense: Dense, evaluator: Evaluator) -> l
                 if published.expression.leaves <= evaluator.leaves:
                     ratios = fixed.ratios((), target)
                     found.append(Baseline(f"{name}{given}{at}", published.expression, ratios, target))
-        if settings.ratio_space or not settings.metric_space:
+        if settings.ratio_space:
             for allocation in ALLOCATIONS.values():
                 for label, ratios in allocation.variants(dense, target).items():
                     name = own if label == "uniform" else f"{own} + {label}"
@@ -115,13 +109,15 @@ def baselines(settings: SearchSettings, dense: Dense, evaluator: Evaluator) -> l
     return list({(b.metric, b.ratios): b for b in reversed(found)}.values())[::-1]
 
 
-def seeds(problem: Problem, published: Sequence[Baseline]) -> list[Genome]:
-    """Return the genomes that come nearest to published rules, each once; of ramps some."""
-    ramps = [b for b in published if not b.is_one]
-    step = max(1, len(ramps) // (2 * _RAMPS_AS_SEEDS))
-    chosen = [b for b in published if b.is_one] + ramps[step - 1 :: step]
-    genomes = [problem.genome(b.metric, b.ratios, b.sparsity) for b in chosen]
-    return list(dict.fromkeys(genome for genome in genomes if genome is not None))
+def seeds(problem: Problem, published: Sequence[Baseline]) -> list[Encoding]:
+    """Return the encodings that come nearest to published rules, each once; of ramps some."""
+    chosen = [b for b in published if b.is_one]
+    for sparsity in dict.fromkeys(b.sparsity for b in published):
+        ramps = [b for b in published if not b.is_one and b.sparsity == sparsity]
+        for direction in (ramps[: len(ramps) // 2], ramps[len(ramps) // 2 :]):
+            chosen += direction[1 :: max(1, len(direction) // _RAMPS_AS_SEEDS)]
+    encodings = [problem.encoding(b.metric, b.ratios, b.sparsity) for b in chosen]
+    return list(dict.fromkeys(encoding for encoding in encodings if encoding is not None))
 
 
 class Opening:

@@ -1,4 +1,4 @@
-"""The problem: what a run searches, and how a genome becomes a complete candidate."""
+"""The problem: what a run searches, and how an encoding becomes a complete candidate."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .meta import MetaSpace
 from .objectives import Objective
 from .ratio_space import RatioSpace
 from .space import MetricSpace
-from .variables import Genome, Values, Variable
+from .variables import Encoding, Values, Variable
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Problem:
         objectives: What to minimise.
         sparsity: The sparsity to hold, or an interval of which every candidate has its own.
         group: The weights that compete.
-        seeds: Genomes worth asking first, such as those of published rules.
+        seeds: Encodings worth asking first, such as those of published rules.
         phase: Batches during which metrics and then ratios are varied alone; 0 varies both at once.
     """
 
@@ -55,7 +55,7 @@ class Problem:
     objectives: Sequence[Objective]
     sparsity: float | tuple[float, float] = 0.5
     group: str = "row"
-    seeds: Sequence[Genome] = field(default=(), repr=False)
+    seeds: Sequence[Encoding] = field(default=(), repr=False)
     phase: int = 0
 
     @property
@@ -74,23 +74,23 @@ class Problem:
         own = () if isinstance(self.sparsity, float) else (Variable("sparsity", *self.sparsity),)
         return (*self.metric_variables, *self.ratios.variables, *own)
 
-    def candidate(self, genome: Genome) -> Candidate:
-        """Return the complete rule that a genome stands for."""
+    def candidate(self, encoding: Encoding) -> Candidate:
+        """Return the complete rule that an encoding stands for."""
         of_metric = len(self.metric_variables)
         of_ratios = of_metric + len(self.ratios.variables)
-        sparsity = self.sparsity if isinstance(self.sparsity, float) else genome.values[of_ratios]
+        sparsity = self.sparsity if isinstance(self.sparsity, float) else encoding.values[of_ratios]
         if isinstance(self.metrics, MetaSpace):
-            metric = self.metrics.metric(genome.values[:of_metric])
+            metric = self.metrics.metric(encoding.values[:of_metric])
         elif isinstance(self.metrics, MetricSpace):
-            assert genome.tree is not None
-            metric = genome.tree
+            assert encoding.tree is not None
+            metric = encoding.tree
         else:
             metric = self.metrics
-        ratios = self.ratios.ratios(genome.values[of_metric:of_ratios], sparsity)
+        ratios = self.ratios.ratios(encoding.values[of_metric:of_ratios], sparsity)
         return Candidate(metric, ratios, self.group)
 
-    def genome(self, metric: Expression, ratios: Sequence[float], sparsity: float) -> Genome | None:
-        """Return the genome that comes nearest to a rule, None if none comes near.
+    def encoding(self, metric: Expression, ratios: Sequence[float], sparsity: float) -> Encoding | None:
+        """Return the encoding that comes nearest to a rule, None if none comes near.
 
         What is searched of a metric is represented exactly or not at all; ratios approximately.
         """
@@ -105,9 +105,9 @@ class Problem:
         if of_metric is None or of_ratios is None:
             return None
         own = () if isinstance(self.sparsity, float) else (float(sparsity),)
-        return Genome(tree, (*of_metric, *of_ratios, *own))
+        return Encoding(tree, (*of_metric, *of_ratios, *own))
 
     @property
     def is_exact(self) -> bool:
-        """Whether a rule's genome, where there is one, stands for just that rule."""
+        """Whether a rule's encoding, where there is one, stands for just that rule."""
         return not self.ratios.variables and isinstance(self.sparsity, float)

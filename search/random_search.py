@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from .candidate import Candidate, Trial
 from .problem import Problem
-from .variables import Genome, draw
+from .variables import Encoding, draw
 
 
 class RandomSearcher:
@@ -25,11 +25,11 @@ class RandomSearcher:
     def ask(self, count: int) -> list[Candidate]:
         """Return ``count`` random candidates."""
         trees = self._problem.trees
-        genomes = [
-            Genome(trees.draw(self._rng) if trees else None, draw(self._problem.variables, self._rng))
+        encodings = [
+            Encoding(trees.draw(self._rng) if trees else None, draw(self._problem.variables, self._rng))
             for _ in range(count)
         ]
-        return [self._problem.candidate(genome) for genome in genomes]
+        return [self._problem.candidate(encoding) for encoding in encodings]
 
     def tell(self, trials: Sequence[Trial]) -> None:
         """Learn nothing."""

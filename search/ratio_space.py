@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ..metrics_dsl.expression import Expression
 from ..metrics_dsl.published import PUBLISHED
-from .allocation import Dense, minmax
+from .allocation import Dense, dsa_importance, minmax
 from .candidate import Layer, Reduction
 from .ratios import project, sizes, to_columns
 from .variables import Values, Variable
@@ -70,7 +70,7 @@ class LinearSpace:
 
 @dataclass(frozen=True)
 class FeatureSpace:
-    """A feature of each block and a width: every closed form, with any number in any direction."""
+    """A feature of each block and a width: every closed form that spreads one, in any direction."""
 
     dense: Dense
     names: tuple[str, ...]
@@ -157,16 +157,22 @@ def _ramp(dense: Dense) -> LinearSpace:
     return _columns(dense.layers, {"slope": (0.4, _depth(dense.layers))})
 
 
-def _width(reduction: Reduction, metric: str = "wanda") -> Callable[[Dense], LinearSpace]:
-    """Return the space of one closed form's width."""
+def _width(reduction: Reduction) -> Callable[[Dense], LinearSpace]:
+    """Return the space of one closed form's width, half of what the blocks differ by at most."""
 
     def build(dense: Dense) -> LinearSpace:
-        expression = Expression("W") if reduction == "tail" else PUBLISHED[metric].expression
-        feature = minmax(dense.summarise(expression, [reduction])[reduction])
-        column = np.array(dense.of_blocks(0.5 - feature))
-        return _columns(dense.layers, {"width": (0.5, column)})
+        column = np.array(dense.of_blocks(1 - 2 * _published_feature(dense, reduction)))
+        return _columns(dense.layers, {"width": (0.25, column)})
 
     return build
+
+
+def _published_feature(dense: Dense, reduction: Reduction) -> _Floats:
+    """Return what a closed form spreads over blocks, from 0 to 1, (blocks,)."""
+    if reduction == "tail":
+        return minmax(dense.summarise(Expression("W"), ["tail"])["tail"])
+    values = dense.wanda(reduction)
+    return minmax(dsa_importance(values) if reduction == "log_variance" else values)
 
 
 _REDUCTIONS: tuple[Reduction, ...] = (
@@ -178,7 +184,8 @@ _REDUCTIONS: tuple[Reduction, ...] = (
 def _feature(dense: Dense) -> FeatureSpace:
     """Return the space of published metrics' scores, reduced in every way, with depth and spectra."""
     found = {"depth": np.arange(dense.blocks, dtype=np.float64)}
-    found["tail(W)"] = dense.summarise(Expression("W"), ["tail"])["tail"]
+    found["tail(W)"] = _published_feature(dense, "tail")
+    found["dsa"] = _published_feature(dense, "log_variance")
     expressions = {str(PUBLISHED[name].expression) for name in ("magnitude", "wanda", "ria-1", "stade")}
     expressions.add(str(dense.metric))
     for text in sorted(expressions):

@@ -106,7 +106,7 @@ def to_columns(ratios: ArrayLike, layers: Sequence[Layer], sparsity: float) -> t
     exact = np.asarray(ratios, dtype=np.float64) * columns
     counts = np.minimum(np.floor(exact + 1e-9).astype(int), columns - 1)
     missing = sparsity * float(rows @ columns) - float(rows @ counts)
-    for i in np.argsort(exact - counts, kind="stable")[::-1]:
+    for i in np.argsort(np.round(exact - counts, 9), kind="stable")[::-1]:
         if rows[i] <= 2 * missing and counts[i] + 1 < columns[i]:
             counts[i] += 1
             missing -= rows[i]

@@ -43,7 +43,7 @@ class SearchSettings(BaseModel):
     sparsity: float | tuple[float, float] = 0.5
     pattern: str = "unstructured"
     group: Literal["row", "layer"] = "row"
-    objectives: tuple[str, ...] = ("kl", "size")
+    objectives: tuple[str, ...] = ()
     budget: int | str = 200
     seed: int = Field(default=0, ge=0)
     batch: int = Field(default=16, ge=1)
@@ -107,7 +107,7 @@ class SearchSettings(BaseModel):
     @field_validator("sparsity", mode="before")
     @classmethod
     def _target_or_interval(cls, value: Any) -> Any:
-        ends = str(value).split(":") if isinstance(value, str) else value
+        ends = re.split("[:,]", value) if isinstance(value, str) else value
         numbers = [_number(end) for end in (ends if isinstance(ends, list | tuple) else [ends])]
         if not (
             1 <= len(numbers) <= 2 and all(0 <= n < 1 for n in numbers) and numbers == sorted(set(numbers))
@@ -136,6 +136,17 @@ class SearchSettings(BaseModel):
             )
         return tuple(found)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _objectives_of_space(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Minimise size too where metrics are searched, and density where sparsities are."""
+        if values.get("objectives"):
+            return values
+        is_given = str(values.get("space", "tree")).split("+")[0].strip() in RATIO_SPACES
+        names = ("kl",) if is_given else ("kl", "size")
+        is_interval = len(re.split("[:,]", str(values.get("sparsity", 0.5)))) > 1
+        return {**values, "objectives": ("kl", "density") if is_interval else names}
+
     @field_validator("objectives", mode="before")
     @classmethod
     def _known_objectives(cls, names: Any) -> tuple[str, ...]:
@@ -151,7 +162,7 @@ class SearchSettings(BaseModel):
             return values
         share = counts[0] / counts[1]
         given = values.get("sparsity")
-        if given is not None and str(given) != str(share):
+        if given is not None and _number(given) != share:
             raise ValueError(
                 f"expected the sparsity {share:g}, which the pattern {values['pattern']} has, got "
                 f"{values['sparsity']}; leave it out"
@@ -180,6 +191,15 @@ class SearchSettings(BaseModel):
             raise ValueError(
                 "expected density among the objectives of an interval of sparsities, got "
                 f"{','.join(self.objectives)}: the least sparsity would win; add --objectives kl,density"
+            )
+        if "size" in self.objectives and not self.metric_space:
+            raise ValueError(
+                "expected objectives that differ between candidates, got size with a given metric"
+            )
+        if Budget.parse(self.budget).unit == "tokens" and self.stage != "model":
+            raise ValueError(
+                f"expected a budget of candidates or seconds for the stage {self.stage}, which runs no "
+                f"tokens, got {self.budget}"
             )
         if self.phase and not (self.metric_space == "tree" and self.ratio_space):
             raise ValueError(

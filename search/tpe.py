@@ -12,16 +12,16 @@ from optuna.samplers import TPESampler
 from optuna.trial import TrialState
 
 from .candidate import Candidate, Trial
-from .objectives import point, rung_point
+from .objectives import rung_point
 from .problem import Problem
-from .variables import Genome
+from .variables import Encoding
 
 
 class TPESearcher:
     """Optuna's multi-objective TPE, its study kept in memory.
 
-    What the funnel rejected is told with its figures on few tokens, which show well enough what is
-    bad; TPE learns from the bad as from the good.
+    All are told with their figures on the first rung's tokens, where there is one: TPE learns from what
+    the funnel rejects as from what it promotes, and they have no others in common.
 
     Args:
         problem: Has numbers or choices to search, and no trees.
@@ -50,8 +50,8 @@ class TPESearcher:
             directions=["minimize"] * len(problem.objectives),
             sampler=TPESampler(seed=seed, multivariate=True, constant_liar=True),
         )
-        for genome in problem.seeds:
-            pairs = zip(problem.variables, genome.values, strict=True)
+        for encoding in problem.seeds:
+            pairs = zip(problem.variables, encoding.values, strict=True)
             typed = [int(value) if variable.choices else value for variable, value in pairs]
             self._study.enqueue_trial(dict(zip(names, typed, strict=True)))
         self._asked: dict[str, list[Any]] = defaultdict(list)
@@ -62,7 +62,7 @@ class TPESearcher:
         for _ in range(count):
             trial = self._study.ask(self._distributions)
             values = tuple(float(trial.params[name]) for name in self._distributions)
-            candidate = self._problem.candidate(Genome(None, values))
+            candidate = self._problem.candidate(Encoding(None, values))
             self._asked[candidate.key].append(trial)
             candidates.append(candidate)
         return candidates
@@ -74,7 +74,7 @@ class TPESearcher:
             waiting = self._asked.get(trial.candidate.key)
             if not waiting:
                 continue
-            values = point(trial, objectives) or rung_point(trial, objectives)
+            values = rung_point(trial, objectives)
             if values is None:
                 self._study.tell(waiting.pop(0), state=TrialState.FAIL)
             else:

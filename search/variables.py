@@ -37,7 +37,7 @@ class Variable:
         return float(rng.randrange(len(self.choices))) if self.choices else rng.uniform(self.low, self.high)
 
 
-class Genome(NamedTuple):
+class Encoding(NamedTuple):
     """What a searcher varies: a metric's tree, if trees are searched, and a value of each variable."""
 
     tree: Expression | None

@@ -85,7 +85,7 @@ def test_an_alias_of_a_rejected_candidate_is_not_on_the_front(run):
     folder, trials = run
     alias = uniform(parse("3 * W"), FakeEvaluator.layers, 0.5)
     with Archive(folder, write=True) as archive:
-        archive.add([Trial(alias, trials[-1].measurement, "alias", trials[-1].candidate.key)])
+        archive.add([Trial(alias, trials[-1].measurement, "rejected", trials[-1].candidate.key)])
     assert Archive(folder).front(["layer_error", "size"]).empty
 
 

@@ -62,7 +62,7 @@ class TestHelp:
         assert set(SearchSettings.model_fields) == set(parameters) - {"out", "config", "as_json", "seeds"}
         for name, field in SearchSettings.model_fields.items():
             default = parameters[name].default
-            if name not in ("calibration", "sparsity"):  # 0.5, unless a pattern says otherwise
+            if name not in ("calibration", "sparsity", "objectives"):  # these depend on others
                 expected = ",".join(field.default) if isinstance(field.default, tuple) else field.default
                 assert str(default) == str(expected), name
 
@@ -323,15 +323,32 @@ class TestMistakes:
                 "expected a space of one number",
             ),
             (
-                ("search", "CAL", "--searcher", "cma", "--space", "curve", "--out", "OUT"),
+                (
+                    "search",
+                    "CAL",
+                    "--searcher",
+                    "cma",
+                    "--space",
+                    "curve",
+                    "--objectives",
+                    "kl,perplexity",
+                    "--out",
+                    "OUT",
+                ),
                 "expected one objective for the searcher cma",
             ),
             (("search", "CAL", "--space", "curve", "--pattern", "2:4", "--out", "OUT"), "fixes every ratio"),
-            (("search", "CAL", "--sparsity", "0.3:0.7", "--out", "OUT"), "expected density among"),
+            (
+                ("search", "CAL", "--sparsity", "0.3:0.7", "--objectives", "kl", "--out", "OUT"),
+                "expected density",
+            ),
             (("search", "CAL", "--sparsity", "0.7:0.3", "--out", "OUT"), "or an interval such as"),
             (("search", "CAL", "--phase", "2", "--out", "OUT"), "take turns in phases"),
             (("search", "CAL", "--rungs", "64,32", "--out", "OUT"), "expected growing numbers"),
-            (("search", "CAL", "--rungs", "4096", "--out", "OUT"), "fewer tokens than the 128 selection"),
+            (
+                ("search", "CAL", "--rungs", "4096", "--out", "OUT"),
+                "rungs that grow towards the 128",
+            ),
             (("search", "CAL", "--seeds", "0", "--out", "OUT"), "expected at least 1 seed"),
             (("compare", "/nowhere"), "expected a run folder"),
             (("search", "CAL", "--model", "/nowhere", "--out", "OUT"), "got /nowhere: not found"),
@@ -421,9 +438,10 @@ class TestMistakes:
             assert done.returncode == 2
 
 
-def test_the_demonstration_has_valid_settings():
-    sections = tomllib.loads((ROOT / "examples" / "smollm2.toml").read_text())
+@pytest.mark.parametrize("name", ["smollm2.toml", "ratios.toml"])
+def test_examples_have_valid_settings(name):
+    sections = tomllib.loads((ROOT / "examples" / name).read_text())
     SearchSettings.read({**sections["search"], "calibration": "x"})
     from secateur.workers.calibration import Request
 
-    Request("x", **sections["calibrate"])
+    Request("x", **sections.get("calibrate", {}))

@@ -266,7 +266,7 @@ class TestSharing:
             found = evaluator.measure(candidates, "model")
             assert len(evaluator._shard.held[0].orders) == (1 if group == "row" else 2)
             for candidate, measured in zip(candidates, found, strict=True):
-                fresh._shard._seen.clear()
+                fresh._shard._uses.clear()
                 assert fresh.measure([candidate], "model")[0].values == measured.values
         assert not fresh._shard.held[0].orders
 

@@ -22,7 +22,7 @@ from secateur.search.ratio_space import RATIO_SPACES
 from secateur.search.searchers import SEARCHERS, build_searcher
 from secateur.search.settings import ONE_NUMBER_SPACES, TREE_SEARCHERS
 from secateur.search.space import MetricSpace
-from secateur.search.variables import Genome
+from secateur.search.variables import Encoding
 from support import FakeEvaluator
 
 LAYERS = FakeEvaluator.layers
@@ -145,10 +145,12 @@ def test_a_searcher_of_numbers_refuses_trees(name):
 
 @pytest.mark.parametrize("name", ["gp", "nsga3", "tpe", "evolution", "cma"])
 def test_seeds_are_asked_first(name):
-    given = [Genome(None, tuple(0.01 * i for _ in RATIO_SPACES["curve"](DENSE).variables)) for i in range(3)]
+    given = [
+        Encoding(None, tuple(0.01 * i for _ in RATIO_SPACES["curve"](DENSE).variables)) for i in range(3)
+    ]
     wanted = problem(space="curve", seeds=given)
     asked = build_searcher(name, wanted, 0).ask(3)
-    assert [c.key for c in asked] == [wanted.candidate(genome).key for genome in given]
+    assert [c.key for c in asked] == [wanted.candidate(encoding).key for encoding in given]
 
 
 @pytest.mark.parametrize("name", ["gp", "nsga3", "tpe", "evolution", "cma"])
@@ -222,7 +224,7 @@ def test_gp_takes_no_parents_from_what_was_rejected():
     searcher = build_searcher("gp", problem("layer_error,size"), 1)
     asked = [complete(parse(t)) for t in ("abs(W) * X", "square(W) * square(X)")]
     found = Measurement("screen", (), {"layer_error": 0.1})
-    searcher.tell([Trial(asked[0], found, "rejected"), Trial(asked[1], found, "alias", asked[0].key)])
+    searcher.tell([Trial(asked[0], found, "rejected"), Trial(asked[1], found, "rejected", asked[0].key)])
     assert searcher._population == []
 
 

@@ -97,7 +97,7 @@ def test_the_readme_shows_the_file_tree_that_exists():
 def test_commands_of_the_readme_exist():
     from secateur import cli
 
-    names = {command.callback.__name__: command.callback for command in cli.app.registered_commands}
+    names = {c.name or c.callback.__name__: c.callback for c in cli.app.registered_commands}
     readme = (ROOT / "README.md").read_text()
     commands = re.findall(r"^\$ secateur (.+)$", readme, re.MULTILINE)
     assert len(commands) >= 5

@@ -81,6 +81,7 @@ class LocalEvaluator:
             self._decoder, calibration, pattern=pattern, rows=rows, threads=device.threads or None
         )
         self._references: dict[tuple[Part, int], Reference] = {}
+        self._summaries: dict[tuple[Expression, Reduction], NDArray[np.float64]] = {}
         self.prefixes = Prefixes(self.layers) if reuse else None
 
     @property
@@ -122,7 +123,11 @@ class LocalEvaluator:
         Raises:
             ScoreError: When scores are not finite.
         """
-        return self._shard.summarise(metric, reductions)
+        missing = [name for name in reductions if (metric, name) not in self._summaries]
+        if missing:
+            found = self._shard.summarise(metric, missing)
+            self._summaries.update(((metric, name), values) for name, values in found.items())
+        return {name: self._summaries[metric, name] for name in reductions}
 
     def close(self) -> None:
         """Free the threads and the model."""

@@ -17,7 +17,7 @@ _TOKENS_A_CALL = {"cpu": 1024, "cuda": 8192}
 _TOKENS_OF_LOGITS = {"cpu": 128, "cuda": 1024}
 # Dense log-probabilities are kept up to this size and computed again for each candidate beyond it.
 _KEPT_BYTES = 1 << 30
-_SHORTEST = 128  # tokens of a sequence that a rung looks at
+SHORTEST = 128  # tokens of a sequence that a rung looks at
 
 
 def some_tokens(ids: Tensor, count: int) -> Tensor:
@@ -26,10 +26,21 @@ def some_tokens(ids: Tensor, count: int) -> Tensor:
     Every sequence gives as many of its first tokens: more texts tell candidates apart better than long
     ones do, and what a causal model makes of a beginning does not depend on the rest.
     """
-    if count <= 0 or count >= ids.numel():
-        return ids
-    length = max(min(_SHORTEST, ids.shape[1]), -(-count // len(ids)))
-    return ids[: max(1, round(count / length)), :length]
+    sequences, length = _shape_of_rung(ids.shape[0], ids.shape[1], count)
+    return ids[:sequences, :length]
+
+
+def len_of_rung(sequences: int, length: int, count: int) -> int:
+    """Return how many tokens a rung of about ``count`` has."""
+    rows, columns = _shape_of_rung(sequences, length, count)
+    return rows * columns
+
+
+def _shape_of_rung(sequences: int, length: int, count: int) -> tuple[int, int]:
+    if count <= 0 or count >= sequences * length:
+        return sequences, length
+    own = max(min(SHORTEST, length), -(-count // sequences))
+    return max(1, round(count / own)), own
 
 
 class _Dense:

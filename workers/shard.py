@@ -184,8 +184,8 @@ class Shard:
         # are too small to share.
         count = 1 if device.type == "cuda" else threads or len(os.sched_getaffinity(0))
         self._pool = ThreadPoolExecutor(count, initializer=_one_thread)
-        self._seen: OrderedDict[tuple[Expression, str], set[str]] = OrderedDict()
-        self._ordered: OrderedDict[tuple[Expression, str], None] = OrderedDict()
+        self._uses: OrderedDict[tuple[Expression, str], tuple[int, str]] = OrderedDict()
+        self._ordered: dict[tuple[Expression, str], None] = {}
 
     def errors(self, candidates: Sequence[Candidate], *, all_rows: bool) -> list[list[LayerResult] | str]:
         """Return for each candidate a result a layer, or why it cannot be measured."""
@@ -243,26 +243,31 @@ class Shard:
         """Whether a metric's order is kept: from its third candidate on, where it fits.
 
         Finding an order takes two to three times as long as one mask, so a metric that is met with few
-        ratios is better off without.
+        ratios is better off without. One that is met more often takes the place of the rarest.
         """
         if self.pattern != "unstructured":
             return False
         name = order_form(candidate.metric, candidate.group), candidate.group
-        seen = self._seen.setdefault(name, set())
-        self._seen.move_to_end(name)
-        seen.add(candidate.key)
-        if len(self._seen) > _METRICS_SEEN:
-            self._seen.popitem(last=False)
+        count, last = self._uses.pop(name, (0, ""))
+        if last != candidate.key:
+            count += 1
+        self._uses[name] = count, candidate.key
+        while len(self._uses) > _METRICS_SEEN:
+            self._uses.popitem(last=False)
         width = 4 if candidate.group == "layer" else 2
         room = _ORDER_BYTES // (width * sum(held.layer.size for held in self.held))
-        if len(seen) < 3 or not room:
+        if name in self._ordered:
+            return True
+        if count < 3 or not room:
             return False
-        self._ordered[name] = None
-        self._ordered.move_to_end(name)
-        while len(self._ordered) > room:
-            dropped, _ = self._ordered.popitem(last=False)
+        while len(self._ordered) >= room:
+            rarest = min(self._ordered, key=lambda other: self._uses.get(other, (0, ""))[0])
+            if self._uses.get(rarest, (0, ""))[0] >= count:
+                return False
+            del self._ordered[rarest]
             for held in self.held:
-                held.orders.pop(dropped, None)
+                held.orders.pop(rarest, None)
+        self._ordered[name] = None
         return True
 
     def close(self) -> None:
