@@ -18,7 +18,7 @@ from .search.candidate import Candidate, Stage, Trial
 from .search.loop import INDIFFERENCE, INDIFFERENCE_OF_RATIOS, Funnel, run
 from .search.meta import MetaSpace
 from .search.objectives import look_up_objectives
-from .search.opening import Opening, build_problem
+from .search.opening import Opening, build_problem, check_leaves
 from .search.protocols import Evaluator
 from .search.searchers import build_searcher
 from .search.settings import SearchSettings, SettingsError
@@ -89,6 +89,7 @@ def _run_all(runs: dict[Path, SearchSettings], listener: Listener) -> None:
     calibration = Calibration(settings.calibration)
     parts = calibration.manifest["parts"]["selection"]
     rungs = _rungs(settings, parts["sequences"], parts["length"])
+    check_leaves(settings, calibration.leaves)
     _funnel(settings, [], rungs)  # checks that the stages know the objectives
     for folder, own in runs.items():
         _check_folder(own, folder)

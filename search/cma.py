@@ -15,7 +15,6 @@ from .variables import Encoding
 
 _Floats = NDArray[np.float64]
 _FIRST_STEP = 0.12  # of a number's range
-_SMALLEST_BATCH = 5  # the mean, and four samples to rank
 
 
 class CovarianceAdaptation:
@@ -28,23 +27,17 @@ class CovarianceAdaptation:
     Args:
         problem: One objective, and numbers to search.
         seed: Seed of the searcher's own generator.
-        batch: Candidates a generation.
 
     Raises:
-        ValueError: When there are trees, choices or several objectives, or batches too small to learn from.
+        ValueError: When there are trees, choices or several objectives.
     """
 
-    def __init__(self, problem: Problem, *, seed: int, batch: int = 16) -> None:
+    def __init__(self, problem: Problem, *, seed: int) -> None:
         variables = problem.variables
         if problem.trees or not variables or any(v.choices for v in variables) or len(problem.objectives) > 1:
             raise ValueError(
                 "expected one objective and a space of numbers such as curve for the searcher cma; choose "
                 "another --searcher, --space or --objectives"
-            )
-        if batch < _SMALLEST_BATCH:
-            raise ValueError(
-                f"expected batches of at least {_SMALLEST_BATCH} for the searcher cma, which learns from "
-                f"their ranks, got {batch}"
             )
         self._problem = problem
         self._rng = np.random.default_rng(seed)

@@ -40,19 +40,23 @@ class Baseline:
     is_one: bool = True
 
 
-def build_problem(settings: SearchSettings, evaluator: Evaluator) -> tuple[Problem, list[Baseline]]:
-    """Return what the settings say to search, and the published rules to compare with.
+def check_leaves(settings: SearchSettings, leaves: frozenset[str]) -> None:
+    """Check that a calibration has what the given metric needs.
 
     Raises:
-        ValueError: When the calibration lacks what the given metric needs.
+        ValueError: When it lacks a leaf.
     """
-    metric = settings.given_metric
-    missing = metric.leaves - evaluator.leaves
+    missing = settings.given_metric.leaves - leaves
     if missing and not settings.metric_space:
         raise ValueError(
-            f"expected a metric of the calibration's leaves, got {metric}, which needs "
+            f"expected a metric of the calibration's leaves, got {settings.given_metric}, which needs "
             f"{', '.join(sorted(missing))}; calibrate with gradients"
         )
+
+
+def build_problem(settings: SearchSettings, evaluator: Evaluator) -> tuple[Problem, list[Baseline]]:
+    """Return what the settings say to search, and the published rules to compare with."""
+    metric = settings.given_metric
     wanda = PUBLISHED["wanda"].expression
     dense = Dense(evaluator.layers, evaluator.summarise, wanda if settings.metric_space else metric)
     metrics: MetricSpace | MetaSpace | Expression = metric

@@ -33,10 +33,10 @@ def _evolution(problem: Problem, seed: int, _batch: int) -> Searcher:
     return Evolution(problem, seed=seed)
 
 
-def _cma(problem: Problem, seed: int, batch: int) -> Searcher:
+def _cma(problem: Problem, seed: int, _batch: int) -> Searcher:
     from .cma import CovarianceAdaptation
 
-    return CovarianceAdaptation(problem, seed=seed, batch=batch)
+    return CovarianceAdaptation(problem, seed=seed)
 
 
 def _random(problem: Problem, seed: int, _batch: int) -> Searcher:

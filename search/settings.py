@@ -23,6 +23,7 @@ from .searchers import SEARCHERS
 
 METRIC_SPACES = ("tree", "meta")
 TREE_SEARCHERS = ("gp", "random")
+SMALLEST_CMA_BATCH = 5  # the mean, and four samples to rank
 ONE_NUMBER_SPACES = ("ramp", "owl", "dlp", "dsa", "alpha")
 
 
@@ -216,6 +217,11 @@ class SearchSettings(BaseModel):
         if self.searcher == "cma" and (self.metric_space or self.ratio_space == "feature"):
             raise ValueError(
                 f"expected a space of numbers alone, such as curve, for the searcher cma, got {self.space}"
+            )
+        if self.searcher == "cma" and self.batch < SMALLEST_CMA_BATCH:
+            raise ValueError(
+                f"expected batches of at least {SMALLEST_CMA_BATCH} for the searcher cma, which learns from "
+                f"their ranks, got {self.batch}"
             )
         if self.searcher == "cma" and len(self.objectives) > 1:
             raise ValueError(

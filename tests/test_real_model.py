@@ -58,7 +58,7 @@ def test_masks_of_published_metrics_equal_their_formulas_bit_for_bit(real_evalua
 def test_the_gram_error_is_the_output_error_in_double_precision(real_evaluator, real_calibration):
     """On the statistics tokens themselves, for every layer of some blocks."""
     decoder: Decoder = real_evaluator._decoder
-    layers = {i: h for i, h in enumerate(real_evaluator._shard.held) if h.layer.block in (0, 13, 29)}
+    layers = {i: h for i, h in enumerate(real_evaluator._shard.held) if h.layer.block % 4 == 1}
     fed = {i: [] for i in layers}
     hooks = [
         decoder.modules[i].register_forward_pre_hook(
@@ -131,6 +131,25 @@ def test_a_search_from_the_command_line_beats_magnitude_and_resumes(real_calibra
     assert (frame["sparsity"].dropna() - 0.5991).abs().max() < 1e-3
     again = in_process("resume", run, "--json")
     assert len(json.loads(again.stdout)["front"]) == len(front)
+
+
+def test_searched_ratios_hold_the_sparsity_and_beat_even_ones(real_calibration, tmp_path):
+    run = tmp_path / "run"
+    done = in_process(
+        "search", real_calibration.folder, "--space", "curve", "--searcher", "evolution", "--sparsity", 0.6,
+        "--rungs", 256, "--batch", 8, "--budget", 45, "--out", run,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    frame = Archive(run).frame()
+    found = frame[frame["baseline"].isna()]
+    assert len(found)
+    assert (found["sparsity"] - 0.6).abs().max() < 2e-4
+    measured = frame[frame["status"] == "measured"].set_index("baseline")["kl"]
+    assert {"wanda", "wanda + owl", "wanda + dlp", "wanda + alpha", "wanda + dsa"} <= set(measured.index)
+    assert measured.min() < 0.95 * measured["wanda"]
+    # what an allocation's ratios remove is what its name says, rounded down as published
+    even = frame[frame["baseline"] == "wanda"].iloc[0]
+    assert (even["ratio_min"], even["ratio_max"]) == (0.6, 0.6)
 
 
 def test_patterns_work_the_same_way(real_calibration):
