@@ -28,6 +28,7 @@ SCREEN_ROWS = 32
 _KEPT_REDUCTIONS = 64  # a layer; each is one row or column of numbers
 _ORDER_BYTES = 1 << 29  # orders of scores that are kept, two bytes a weight and metric
 _METRICS_SEEN = 4096
+S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -234,9 +235,9 @@ class Shard:
             scores = self._each(lambda h: h.dense_scores(metric), held)
             for name in reductions:
                 if name == "quantiles":
-                    found[name] += map(quantiles, scores)
+                    found[name] += self._each(quantiles, scores)
                 else:
-                    found[name].append(of_block(scores, name))
+                    found[name].append(of_block(scores, name, self._each))
         return {name: np.array(values) for name, values in found.items()}
 
     def _keeps_order(self, candidate: Candidate) -> bool:
@@ -274,7 +275,7 @@ class Shard:
         """End the threads."""
         self._pool.shutdown(cancel_futures=True)
 
-    def _each(self, work: Callable[[HeldLayer], T], held: Iterable[HeldLayer]) -> list[T]:
+    def _each(self, work: Callable[[S], T], held: Iterable[S]) -> list[T]:
         futures = [self._pool.submit(work, layer) for layer in held]
         try:
             return [future.result() for future in futures]
