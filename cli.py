@@ -135,9 +135,10 @@ def measure(
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Measure one metric."""
+    from .metrics_dsl.published import read_metric
     from .search.allocation import ALLOCATIONS, Dense
     from .search.candidate import STAGES, Candidate
-    from .search.settings import SearchSettings, read_metric
+    from .search.settings import SearchSettings
 
     if stage not in STAGES:
         raise ValueError(f"expected a stage among {', '.join(STAGES)}, got {stage!r}")
@@ -333,7 +334,7 @@ def _run(start: Callable[[Any], Any], out: Path, as_json: bool) -> None:
         if begun and begun[-1] == out:
             _note(f"interrupted; what was measured is kept, continue with: secateur resume {out}")
         elif begun:
-            _note("interrupted; what was measured is kept, continue with the same command")
+            _note(f"interrupted; what was measured is kept, continue these seeds with: secateur resume {out}")
         else:
             _note("interrupted before anything was measured")
         raise typer.Exit(130) from None

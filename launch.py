@@ -15,10 +15,9 @@ from .results.compare import incumbents
 from .results.memory import RememberingEvaluator
 from .search.budget import Budget
 from .search.candidate import Candidate, Stage, Trial
-from .search.loop import INDIFFERENCE, INDIFFERENCE_OF_RATIOS, Funnel, run
+from .search.loop import run
 from .search.meta import MetaSpace
-from .search.objectives import look_up_objectives
-from .search.opening import Opening, build_problem, check_leaves
+from .search.opening import Opening, build_funnel, build_problem, check_leaves
 from .search.protocols import Evaluator
 from .search.searchers import build_searcher
 from .search.settings import SearchSettings, SettingsError
@@ -77,6 +76,14 @@ def run_seeds(
     """
     if seeds < 1:
         raise SettingsError(f"expected at least 1 seed, got {seeds}")
+    if (Path(out) / "run.toml").is_file():
+        raise SettingsError(f"expected a folder for runs of several seeds, got {out}, which is a run itself")
+    for path in Path(out).glob("seed-*/run.toml"):
+        if SearchSettings.load(path).model_copy(update={"seed": settings.seed}) != settings:
+            raise SettingsError(
+                f"expected runs of one configuration in {out}, got {path.parent} with another one; choose "
+                "another --out"
+            )
     each = range(settings.seed, settings.seed + seeds)
     runs = {Path(out) / f"seed-{seed}": settings.model_copy(update={"seed": seed}) for seed in each}
     _run_all(runs, listener or Listener())
@@ -90,7 +97,7 @@ def _run_all(runs: dict[Path, SearchSettings], listener: Listener) -> None:
     parts = calibration.manifest["parts"]["selection"]
     rungs = _rungs(settings, parts["sequences"], parts["length"])
     check_leaves(settings, calibration.leaves)
-    _funnel(settings, [], rungs)  # checks that the stages know the objectives
+    build_funnel(settings, [], rungs)  # checks that the stages know the objectives
     for folder, own in runs.items():
         _check_folder(own, folder)
     evaluator = _evaluator(settings, calibration)
@@ -112,13 +119,19 @@ def _run_all(runs: dict[Path, SearchSettings], listener: Listener) -> None:
         evaluator.close()
 
 
-def resume(folder: str | Path, listener: Listener | None = None) -> Archive:
+def resume(folder: str | Path, listener: Listener | None = None) -> Archive | list[Archive]:
     """Continue a run from its archive, or measure what is missing of its holdout figures.
+
+    A folder of seeds is continued seed by seed; the archives of all are returned.
 
     Raises:
         ValueError: When the folder holds no run or its calibration has changed.
     """
     path = Path(folder) / "run.toml"
+    seeds = sorted(Path(folder).glob("seed-*/run.toml"))
+    if seeds and not path.is_file():
+        _run_all({p.parent: SearchSettings.load(p) for p in seeds}, listener or Listener())
+        return [Archive(p.parent) for p in seeds]
     if not path.is_file():
         raise ArchiveError(f"expected a run folder, got {folder} without run.toml; see `secateur search`")
     return run_search(SearchSettings.load(path), folder, listener)
@@ -158,26 +171,23 @@ def _search(
         tell=settings.seeding,
     )
     always = [opening[b.name].key for b in baselines if b.is_one]
-    funnel = _funnel(settings, always, rungs)
-    for trials in run(searcher, remembering, funnel, Budget.parse(settings.budget)):
+    funnel = build_funnel(settings, always, rungs)
+    budget, spent = Budget.parse(settings.budget), 0.0
+    if budget.unit == "candidates" and budget.amount <= len(opening):
+        listener.line(
+            f"the {len(opening)} published rules take the whole budget of {budget.amount:.0f} candidates: "
+            "nothing is left to search; give a larger --budget"
+        )
+    for trials in run(searcher, remembering, funnel, budget):
         archive.add(trials)
+        spent += budget.cost(trials)
         listener.batch(archive, trials)
+    if spent < budget.amount:
+        listener.line(
+            f"nothing new was proposed any more: the search ended after {spent:.0f} of {budget.amount:.0f} "
+            f"{budget.unit}"
+        )
     _measure_holdout(settings, remembering, archive, listener)
-
-
-def _funnel(settings: SearchSettings, always: list[str], rungs: tuple[int, ...] = ()) -> Funnel:
-    """Return the funnel: layer errors screen metrics, and race on few tokens everything with ratios."""
-    screen: float | None = INDIFFERENCE
-    if isinstance(settings.sparsity, tuple) or not settings.metric_space:
-        screen = None  # a layer's error says nothing of how to share a budget between layers
-    elif settings.ratio_space:
-        screen = INDIFFERENCE_OF_RATIOS
-    if settings.stage == "screen":
-        screen = INDIFFERENCE
-    objectives = look_up_objectives(settings.objectives)
-    return Funnel(
-        objectives, settings.batch, settings.promote, settings.stage, frozenset(always), screen, rungs
-    )
 
 
 def _rungs(settings: SearchSettings, sequences: int, length: int) -> tuple[int, ...]:
@@ -236,7 +246,7 @@ def _check_folder(settings: SearchSettings, folder: Path) -> None:
             for name in mine
             if mine[name] != other[name]
         ]
-        if changed:
+        if changed and _has_measured(folder):
             raise SettingsError(
                 f"{folder} holds a run with another configuration ({'; '.join(changed)}); choose "
                 f"another --out, or continue that run with `secateur resume {folder}`"
@@ -246,6 +256,13 @@ def _check_folder(settings: SearchSettings, folder: Path) -> None:
         raise SettingsError(f"expected a folder that can be written for --out, got {folder}")
     if not path.is_file() and folder.exists() and any(p.name != "run.partial" for p in folder.iterdir()):
         raise SettingsError(f"expected a new or empty run folder, got {folder} with other files in it")
+
+
+def _has_measured(folder: Path) -> bool:
+    if not (folder / "archive.sqlite").is_file():
+        return False
+    with Archive(folder) as archive:
+        return bool(archive.rows("SELECT 1 FROM measurements LIMIT 1"))
 
 
 def _claim(archive: Archive, settings: SearchSettings, calibration: Calibration, listener: Listener) -> None:
@@ -289,8 +306,10 @@ def _claim(archive: Archive, settings: SearchSettings, calibration: Calibration,
 def _save(settings: SearchSettings, folder: Path) -> None:
     """Write the settings before anything else: a folder that has them can be resumed."""
     path = folder / "run.toml"
-    if not path.is_file():
+    if not path.is_file() or SearchSettings.load(path) != settings:  # a run that measured nothing is nobody's
         folder.mkdir(parents=True, exist_ok=True)
+        for file in folder.glob("archive.sqlite*"):
+            file.unlink()
         partial = path.with_suffix(".partial")
         partial.write_text(settings.to_toml())
         partial.replace(path)

@@ -8,10 +8,11 @@ sqrt(a_j) = sqrt(2048) X and sqrt(sum of g^2) = sqrt(128) G.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
-from .expression import Expression
-from .parser import parse_metric
+from .expression import Expression, MetricError
+from .parser import did_you_mean, parse_metric
 
 
 @dataclass(frozen=True)
@@ -69,3 +70,20 @@ PUBLISHED: dict[str, Published] = {
         ),
     )
 }  # fmt: skip
+
+
+def read_metric(text: str) -> Expression:
+    """Return a metric from the name of a published one or from its text.
+
+    Raises:
+        MetricError: For text that is neither; a name that is nearly right is told.
+    """
+    if text in PUBLISHED:
+        return PUBLISHED[text].expression
+    try:
+        return parse_metric(text)
+    except MetricError as error:
+        hint = did_you_mean(text, PUBLISHED) if re.fullmatch(r"[\w+-]+", text) else ""
+        if "did you mean" not in hint:
+            raise
+        raise MetricError(f"expected a metric or the name of a published one, got {text!r}{hint}") from error

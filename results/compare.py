@@ -57,13 +57,18 @@ def compare(runs: Sequence[Archive]) -> pd.DataFrame:
         found = {str(run.fact(name, settings[run.folder].get(name))): run.folder for run in runs}
         if len(found) > 1:
             first, second, *_ = found.values()
+            values = "" if name == "calibration" else f" ({' and '.join(list(found)[:2])})"
             raise ArchiveError(
-                f"expected runs of the same {name}, got {first} and {second} with different ones"
+                f"expected runs of the same {name}, got {first} and {second} with different ones{values}"
             )
     groups: dict[str, list[Archive]] = {}
+    seen: set[tuple[str, object]] = set()
     for run in runs:
         own = sorted((n, v) for n, v in settings[run.folder].items() if n not in ("seed", "calibration"))
-        groups.setdefault(str(own), []).append(run)
+        seed = settings[run.folder].get("seed", str(run.folder))
+        if (str(own), seed) not in seen:  # a copy of a run is no further seed
+            groups.setdefault(str(own), []).append(run)
+        seen.add((str(own), seed))
     names = _names(groups)
     frames = {run.folder: run.frame() for run in runs}
     box = _box(list(frames.values()))
@@ -92,8 +97,10 @@ def verdicts(table: pd.DataFrame) -> list[str]:
         change = abs(row[measure] - best[measure])
         share = f"{change:.4f} ({change / abs(best[measure]):.1%})" if best[measure] else f"{change:.4f}"
         if min(row["seeds"], best["seeds"]) < 2:
+            one = " and ".join(r["search"] for r in (best, row) if r["seeds"] < 2)
             sentences.append(
-                f"{row['search']} is behind by {share} in one seed; --seeds 3 would tell if that is chance."
+                f"{row['search']} is behind by {share}; {one} ran with one seed, and --seeds 3 would tell if "
+                "that is chance."
             )
             continue
         spread = math.hypot(row["spread"], best["spread"])
@@ -103,6 +110,14 @@ def verdicts(table: pd.DataFrame) -> list[str]:
             )
         else:
             sentences.append(f"{row['search']} is worse by {share}, more than the spread of {spread:.4f}.")
+    costs = known["tokens"]
+    if costs.max() > 1.1 * costs.min():
+        sentences.append(
+            f"Costs differ: from {costs.min():,.0f} to {costs.max():,.0f} tokens run through pruned models."
+        )
+    idle = known.loc[known["kl_holdout"] == known["published"], "search"]
+    if len(idle):
+        sentences.append(f"Nothing better than the published rules was found by {', '.join(idle)}.")
     return sentences
 
 

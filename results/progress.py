@@ -72,7 +72,8 @@ class Progress:
             f"rejected {self._counts['rejected']}  aliases {self._counts['alias']}  "
             f"failed {self._counts['failed']}"
         )
-        self.line(self._text)
+        if not self._is_replay:  # what an earlier session measured was told then
+            self.line(self._text)
 
     def _amount(self, done: int) -> str:
         budget = self._budget

@@ -100,34 +100,46 @@ def verdict(
 ) -> str:
     """Return one sentence: whether anything found beats the best published rule on holdout.
 
-    With the holdout's parts the difference has a standard error, of differences sequence by sequence: what
-    both rules find hard falls out.
+    With the holdout's parts the difference has an interval, of differences sequence by sequence: what both
+    rules find hard falls out.
     """
     published = rows[rows["baseline"].notna() & rows["kl_holdout"].notna()]
     found = front[front["baseline"].isna() & front["kl_holdout"].notna()]
     if published.empty:
+        stages = set(rows["stage"])
+        if len(rows) and "model" not in stages:
+            return "This run measured layers; `secateur measure` tells what a rule does to the model."
         return "No published rule has been measured on holdout tokens yet."
-    best = published.nsmallest(1, "kl_holdout").iloc[0]
     if "density" in front.attrs.get("objectives", []):
         return _of_densities(published, front)
+    best = published.nsmallest(1, "kl_holdout").iloc[0]
+    if rows["baseline"].notna().all():
+        return (
+            f"The budget ended before anything was searched; the best published rule is {best['baseline']}."
+        )
     if found.empty:
         return f"Nothing was found that is not published; the best of those is {best['baseline']}."
     mine = found.nsmallest(1, "kl").iloc[0]  # chosen before the holdout is looked at
-    change = mine["kl_holdout"] / best["kl_holdout"] - 1
-    word = "beats" if change < 0 else "does not beat"
-    error = _paired_error(mine, best, holdout or {})
     difference = mine["kl_holdout"] - best["kl_holdout"]
-    if error is not None:
-        if abs(difference) <= _quantile(len((holdout or {}).get(best["key"], ()))) * error:
-            word = "ties with"
-        margin = f"; difference {difference:+.4f} +- {error:.4f}"
+    word, margin = "beats" if difference < 0 else "does not beat", ""
+    error, parts = _paired_error(mine, best, holdout or {})
+    if error is None:
+        word = "has a lower KL than" if difference < 0 else "has no lower KL than"
+        margin = "; one holdout sequence cannot tell if that is chance"
     else:
-        margin = ""
+        reach = _quantile(parts) * error
+        margin = f"; 95 % interval of the difference {difference - reach:+.4f} to {difference + reach:+.4f}"
+        if abs(difference) <= reach:
+            word = "cannot be told apart from"
+    zeros = f"{mine['sparsity']:.1%} zeros against {best['sparsity']:.1%}, "
+    if abs(mine["sparsity"] - best["sparsity"]) < 0.001:
+        zeros = ""
     is_even = mine["ratio_max"] - mine["ratio_min"] < 1e-9
     ratios = "" if is_even else f" with ratios from {mine['ratio_min']:.0%} to {mine['ratio_max']:.0%}"
+    change = difference / best["kl_holdout"]
     return (
         f"The best rule found, `{mine['metric']}`{ratios}, {word} the best published one, "
-        f"{best['baseline']}, on holdout: KL {mine['kl_holdout']:.4f} against "
+        f"{best['baseline']}, on holdout: {zeros}KL {mine['kl_holdout']:.4f} against "
         f"{best['kl_holdout']:.4f} ({change:+.1%}{margin})."
     )
 
@@ -142,15 +154,19 @@ def _of_densities(published: pd.DataFrame, front: pd.DataFrame) -> str:
     )
 
 
-def _paired_error(mine: pd.Series, other: pd.Series, holdout: Mapping[str, Sequence[float]]) -> float | None:
+def _paired_error(
+    mine: pd.Series, other: pd.Series, holdout: Mapping[str, Sequence[float]]
+) -> tuple[float | None, int]:
+    """Return the standard error of the difference sequence by sequence, and how many there are."""
+
     def parts(row: pd.Series) -> Sequence[float]:
         alias = row["alias_of"]
         return holdout.get(row["key"] if pd.isna(alias) else alias, ())
 
     first, second = parts(mine), parts(other)
     if len(first) != len(second):
-        return None
-    return standard_error([a - b for a, b in zip(first, second, strict=True)])
+        return None, 0
+    return standard_error([a - b for a, b in zip(first, second, strict=True)]), len(first)
 
 
 # Student's t, two-sided 95 %, for 1 to 10 degrees of freedom.

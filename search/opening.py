@@ -12,6 +12,7 @@ from ..metrics_dsl.expression import Expression
 from ..metrics_dsl.published import PUBLISHED
 from .allocation import ALLOCATIONS, Dense
 from .candidate import Candidate, Trial
+from .loop import INDIFFERENCE, INDIFFERENCE_OF_RATIOS, Funnel
 from .meta import MetaSpace
 from .objectives import look_up_objectives
 from .problem import FixedRatios, Problem
@@ -73,6 +74,21 @@ def build_problem(settings: SearchSettings, evaluator: Evaluator) -> tuple[Probl
     if settings.seeding and problem.variables:
         problem = replace(problem, seeds=seeds(problem, found))
     return problem, found
+
+
+def build_funnel(settings: SearchSettings, always: list[str], rungs: tuple[int, ...] = ()) -> Funnel:
+    """Return the funnel: layer errors screen metrics, and race on few tokens everything with ratios."""
+    screen: float | None = INDIFFERENCE
+    if isinstance(settings.sparsity, tuple) or not settings.metric_space:
+        screen = None  # a layer's error says nothing of how to share a budget between layers
+    elif settings.ratio_space:
+        screen = INDIFFERENCE_OF_RATIOS
+    if settings.stage == "screen":
+        screen = INDIFFERENCE
+    objectives = look_up_objectives(settings.objectives)
+    return Funnel(
+        objectives, settings.batch, settings.promote, settings.stage, frozenset(always), screen, rungs
+    )
 
 
 def _fixed(settings: SearchSettings, dense: Dense) -> FixedRatios:

@@ -11,9 +11,9 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from ..metrics_dsl.expression import Expression, MetricError
+from ..metrics_dsl.expression import Expression
 from ..metrics_dsl.parser import did_you_mean, parse_metric
-from ..metrics_dsl.published import PUBLISHED
+from ..metrics_dsl.published import PUBLISHED, read_metric
 from .allocation import ALLOCATIONS
 from .budget import Budget
 from .candidate import Stage, parse_pattern
@@ -46,7 +46,7 @@ class SearchSettings(BaseModel):
     group: Literal["row", "layer"] = "row"
     objectives: tuple[str, ...] = ()
     budget: int | str = 200
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**32)  # what NumPy and pymoo take
     batch: int = Field(default=16, ge=1)
     promote: float = Field(default=0.25, gt=0, le=1)
     rungs: tuple[int, ...] | None = None
@@ -193,6 +193,11 @@ class SearchSettings(BaseModel):
                 "expected density among the objectives of an interval of sparsities, got "
                 f"{','.join(self.objectives)}: the least sparsity would win; add --objectives kl,density"
             )
+        if "density" in self.objectives and not isinstance(self.sparsity, tuple):
+            raise ValueError(
+                f"expected an interval of sparsities such as 0.3:0.75 for the objective density, got "
+                f"{self.sparsity}, which every candidate has"
+            )
         if "size" in self.objectives and not self.metric_space:
             raise ValueError(
                 "expected objectives that differ between candidates, got size with a given metric"
@@ -280,23 +285,6 @@ class SearchSettings(BaseModel):
         values = self.model_dump(mode="json", exclude_none=True)
         # Strings, numbers, booleans and lists of strings are written alike in JSON and TOML.
         return "[search]\n" + "".join(f"{n} = {json.dumps(v)}\n" for n, v in values.items())
-
-
-def read_metric(text: str) -> Expression:
-    """Return a metric from the name of a published one or from its text.
-
-    Raises:
-        MetricError: For text that is neither; a name that is nearly right is told.
-    """
-    if text in PUBLISHED:
-        return PUBLISHED[text].expression
-    try:
-        return parse_metric(text)
-    except MetricError as error:
-        hint = did_you_mean(text, PUBLISHED) if re.fullmatch(r"[\w+-]+", text) else ""
-        if "did you mean" not in hint:
-            raise
-        raise MetricError(f"expected a metric or the name of a published one, got {text!r}{hint}") from error
 
 
 def _number(value: Any) -> float:

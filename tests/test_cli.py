@@ -241,13 +241,56 @@ class TestRatios:
         done = in_process("compare", tmp_path / "random", tmp_path / "tpe")
         assert done.returncode == 0, done.stderr
         assert re.search(r"has the lowest holdout KL", done.stdout)
-        assert re.search(r"is a tie with it|is worse by", done.stdout)
+        assert re.search(r"is a tie with it|is worse by", done.stdout), done.stdout
         table = json.loads(in_process("compare", tmp_path / "random", tmp_path / "tpe", "--json").stdout)
         assert {row["search"] for row in table["searches"]} == {"random", "tpe"}
         for row in table["searches"]:
             assert row["seeds"] == 2
             assert 8000 <= row["tokens"] < 16_000
             assert row["spread"] >= 0
+
+    def test_seeds_are_resumed_together_and_copies_are_no_seeds(self, tiny_calibration, tmp_path):
+        import shutil
+
+        out = tmp_path / "seeds"
+        options = (*RATIOS, "--searcher", "random", "--budget", 40, "--seeds", 2, "--out", out)
+        whole = in_process("search", tiny_calibration.folder, *options)
+        assert whole.returncode == 0, whole.stderr
+        shutil.rmtree(out / "seed-1")
+        (out / "seed-1").mkdir()
+        shutil.copy(out / "seed-0" / "run.toml", out / "seed-1")
+        text = (out / "seed-1" / "run.toml").read_text().replace("seed = 0", "seed = 1")
+        (out / "seed-1" / "run.toml").write_text(text)
+        again = in_process("resume", out)
+        assert again.stdout.splitlines()[-1] == whole.stdout.splitlines()[-1]
+        shutil.copytree(out / "seed-0", out / "seed-9")
+        assert json.loads(in_process("compare", out, "--json").stdout)["searches"][0]["seeds"] == 2
+        assert "another one; choose" in refused(
+            "search", tiny_calibration.folder, "--seeds", 2, "--budget", 99, "--out", out
+        )
+
+    def test_a_run_that_measured_nothing_is_replaced(self, tiny_calibration, tmp_path):
+        run = tmp_path / "run"
+        run.mkdir()
+        settings = SearchSettings.read({"calibration": tiny_calibration.folder, "budget": 77})
+        (run / "run.toml").write_text(settings.to_toml())
+        Archive(run, write=True).close()
+        done = in_process("search", tiny_calibration.folder, *SEARCH, "--out", run)
+        assert done.returncode == 0, done.stderr
+        assert SearchSettings.load(run / "run.toml").budget == 14
+
+    def test_a_budget_of_published_rules_alone_is_told(self, tiny_calibration, tmp_path):
+        done = in_process(
+            "search", tiny_calibration.folder, "--budget", 8, "--batch", 4, "--out", tmp_path / "run"
+        )
+        assert "the 10 published rules take the whole budget of 8" in done.stderr
+        assert "The budget ended before anything was searched" in done.stdout
+
+    def test_a_search_that_finds_nothing_new_says_where_it_ended(self, tiny_calibration, tmp_path):
+        options = ("--space", "ramp", "--searcher", "grid", "--sparsity", 0.6, "--budget", 5000)
+        done = in_process("search", tiny_calibration.folder, *options, "--out", tmp_path / "run")
+        assert done.returncode == 0, done.stderr
+        assert "nothing new was proposed any more: the search ended after" in done.stderr
 
     def test_runs_of_different_calibrations_are_not_compared(
         self, tiny_model, text_file, run_folder, tmp_path
