@@ -45,11 +45,7 @@ class Evolution:
     """
 
     def __init__(self, problem: Problem, *, seed: int, elite: int = 0) -> None:
-        if problem.trees or not problem.variables:
-            raise ValueError(
-                "expected numbers to search for the searcher evolution, got "
-                f"{'trees' if problem.trees else 'nothing'}; choose --searcher gp or a ratio space"
-            )
+        problem.check_numbers("evolution")
         self._problem = problem
         self._rng = random.Random(seed)
         self._elite = elite or (6 if len(problem.objectives) == 1 else 24)

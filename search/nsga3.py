@@ -42,11 +42,7 @@ class NSGA3Searcher:
     """
 
     def __init__(self, problem: Problem, *, seed: int, batch: int = 16) -> None:
-        if problem.trees or not problem.variables:
-            raise ValueError(
-                "expected numbers to search for the searcher nsga3, got "
-                f"{'trees' if problem.trees else 'nothing'}; choose --searcher gp or a ratio space"
-            )
+        problem.check_numbers("nsga3")
         self._problem = problem
         self._rng = random.Random(seed)
         self._seed, self._batch = seed, batch

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from ..metrics_dsl.expression import Expression
 from .candidate import Candidate, Layer
@@ -68,11 +69,23 @@ class Problem:
         """The choices that make a metric of the meta family."""
         return self.metrics.variables if isinstance(self.metrics, MetaSpace) else ()
 
-    @property
+    @cached_property
     def variables(self) -> tuple[Variable, ...]:
         """All numbers and choices: of the metric, of the ratios, and the sparsity if it is free."""
         own = () if isinstance(self.sparsity, float) else (Variable("sparsity", *self.sparsity),)
         return (*self.metric_variables, *self.ratios.variables, *own)
+
+    def check_numbers(self, searcher: str) -> None:
+        """Check that a searcher of numbers can represent the problem.
+
+        Raises:
+            ValueError: When trees are searched, or nothing is.
+        """
+        if self.trees or not self.variables:
+            raise ValueError(
+                f"expected numbers to search for the searcher {searcher}, got "
+                f"{'trees' if self.trees else 'nothing'}; choose --searcher gp or a ratio space"
+            )
 
     def candidate(self, encoding: Encoding) -> Candidate:
         """Return the complete rule that an encoding stands for."""

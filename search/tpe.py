@@ -32,11 +32,7 @@ class TPESearcher:
     """
 
     def __init__(self, problem: Problem, *, seed: int) -> None:
-        if problem.trees or not problem.variables:
-            raise ValueError(
-                "expected numbers to search for the searcher tpe, got "
-                f"{'trees' if problem.trees else 'nothing'}; choose --searcher gp or a ratio space"
-            )
+        problem.check_numbers("tpe")
         self._problem = problem
         names = [f"{i} {variable.name}" for i, variable in enumerate(problem.variables)]
         self._distributions: dict[str, BaseDistribution] = {
