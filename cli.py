@@ -184,7 +184,9 @@ def measure(
 def search(
     calibration: Annotated[Path, DIR],
     out: Annotated[Path, typer.Option(help="The run folder to write.", show_default=False)],
-    searcher: Annotated[str, typer.Option(help="gp, nsga3, tpe, evolution, cma, random or grid.")] = "gp",
+    searcher: Annotated[
+        str, typer.Option(help="gp, descent, nsga3, tpe, evolution, cma, random or grid.")
+    ] = "gp",
     space: Annotated[
         str,
         typer.Option(
@@ -218,6 +220,10 @@ def search(
     rungs: Annotated[
         str | None,
         typer.Option(help="Tokens to race on before all, such as 256,1024, or none; chosen if left out."),
+    ] = None,
+    sensitivity: Annotated[
+        int | None,
+        typer.Option(help="Tokens on which a batch's best tells how KL changes with each ratio; 0: none."),
     ] = None,
     phase: Annotated[
         int, typer.Option(help="Vary metrics and ratios in turn for so many batches; 0: both.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from .search.meta import MetaSpace
 from .search.opening import Opening, build_funnel, build_problem, check_leaves
 from .search.protocols import Evaluator
 from .search.searchers import build_searcher
-from .search.settings import SearchSettings, SettingsError
+from .search.settings import DESCENDING, SearchSettings, SettingsError
 from .workers.local import Device, LocalEvaluator
 from .workers.reference import SHORTEST, len_of_rung
 from .workers.statistics import Calibration
@@ -94,8 +95,9 @@ def _run_all(runs: dict[Path, SearchSettings], listener: Listener) -> None:
     """Run searches that differ in folder and seed alone."""
     settings = next(iter(runs.values()))
     calibration = Calibration(settings.calibration)
-    parts = calibration.manifest["parts"]["selection"]
-    rungs = _rungs(settings, parts["sequences"], parts["length"])
+    parts = {name: (p["sequences"], p["length"]) for name, p in calibration.manifest["parts"].items()}
+    rungs = _rungs(settings, *parts["selection"])
+    sensitivity = _sensitivity(settings, math.prod(parts["statistics"]))
     check_leaves(settings, calibration.leaves)
     build_funnel(settings, [], rungs)  # checks that the stages know the objectives
     for folder, own in runs.items():
@@ -111,7 +113,7 @@ def _run_all(runs: dict[Path, SearchSettings], listener: Listener) -> None:
                 listener.line(
                     f"searching on {calibration.folder}: {len(evaluator.layers)} layers, {weights:,} weights"
                 )
-                _search(own, evaluator, archive, rungs, listener)
+                _search(own, evaluator, archive, rungs, sensitivity, listener)
                 if evaluator.prefixes and evaluator.prefixes.reused:
                     share = evaluator.prefixes.reused / evaluator.prefixes.blocks
                     listener.line(f"{share:.0%} of the blocks were not run again: their states were known")
@@ -152,6 +154,7 @@ def _search(
     evaluator: Evaluator,
     archive: Archive,
     rungs: tuple[int, ...],
+    sensitivity: int,
     listener: Listener,
 ) -> None:
     remembering = RememberingEvaluator(evaluator, archive, listener.step)
@@ -171,7 +174,7 @@ def _search(
         tell=settings.seeding,
     )
     always = [opening[b.name].key for b in baselines if b.is_one]
-    funnel = build_funnel(settings, always, rungs)
+    funnel = build_funnel(settings, always, rungs, sensitivity)
     budget, spent = Budget.parse(settings.budget), 0.0
     if budget.unit == "candidates" and budget.amount <= len(opening):
         listener.line(
@@ -210,6 +213,13 @@ def _rungs(settings: SearchSettings, sequences: int, length: int) -> tuple[int, 
     if is_metric_alone or settings.stage != "model" or tokens < _FEWEST_TO_RACE:
         return ()
     return (tokens // 4,)
+
+
+def _sensitivity(settings: SearchSettings, tokens: int) -> int:
+    """Return on how many of the statistics tokens sensitivities are found: a quarter if nothing is said."""
+    if settings.sensitivity is not None:
+        return settings.sensitivity
+    return max(1, tokens // 4) if settings.can_descend and settings.searcher in DESCENDING else 0
 
 
 def _measure_holdout(

@@ -25,21 +25,23 @@ from ..search.candidate import Candidate, Measurement, Part, Stage, Trial
 if TYPE_CHECKING:
     import pandas
 
-SCHEMA = 2
+SCHEMA = 3
 _TABLES = """
 CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE measurements (
     key TEXT NOT NULL, stage TEXT NOT NULL, part TEXT NOT NULL, of_tokens INTEGER NOT NULL,
     layer_errors BLOB NOT NULL, "values" TEXT NOT NULL, seconds REAL NOT NULL, failure TEXT NOT NULL,
     fingerprint TEXT NOT NULL, tokens INTEGER NOT NULL, parts BLOB NOT NULL,
+    sensitivities BLOB NOT NULL,
     PRIMARY KEY (key, stage, part, of_tokens));
 CREATE TABLE trials (
     number INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE, status TEXT NOT NULL, alias_of TEXT NOT NULL,
     metric TEXT NOT NULL, "group" TEXT NOT NULL, ratios BLOB NOT NULL, size INTEGER NOT NULL,
     stage TEXT NOT NULL, layer_errors BLOB NOT NULL, "values" TEXT NOT NULL, seconds REAL NOT NULL,
-    failure TEXT NOT NULL, fingerprint TEXT NOT NULL, tokens INTEGER NOT NULL, parts BLOB NOT NULL);
+    failure TEXT NOT NULL, fingerprint TEXT NOT NULL, tokens INTEGER NOT NULL, parts BLOB NOT NULL,
+    sensitivities BLOB NOT NULL);
 """
-_MEASURED = 'layer_errors, "values", seconds, failure, fingerprint, tokens, parts'
+_MEASURED = 'layer_errors, "values", seconds, failure, fingerprint, tokens, parts, sensitivities'
 
 
 class ArchiveError(ValueError):
@@ -107,7 +109,7 @@ class Archive:
         with self._transaction():
             self._db.executemany(
                 'INSERT OR IGNORE INTO trials (key, status, alias_of, metric, "group", ratios, size, '
-                f"stage, {_MEASURED}) VALUES ({', '.join('?' * 15)})",
+                f"stage, {_MEASURED}) VALUES ({', '.join('?' * 16)})",
                 rows,
             )
 
@@ -115,7 +117,7 @@ class Archive:
         """Keep what was just measured on ``tokens`` tokens of a part, 0 being all, in one transaction."""
         rows = [(c.key, m.stage, part, tokens, *_columns(m)) for c, m in measured]
         with self._transaction():
-            self._db.executemany(f"INSERT OR IGNORE INTO measurements VALUES ({', '.join('?' * 11)})", rows)
+            self._db.executemany(f"INSERT OR IGNORE INTO measurements VALUES ({', '.join('?' * 12)})", rows)
 
     def note(self, **facts: Any) -> None:
         """Keep facts about the run, as JSON, replacing those of the same name."""
@@ -256,12 +258,13 @@ def _floats(values: Sequence[float]) -> bytes:
 def _columns(m: Measurement) -> tuple[Any, ...]:
     values = json.dumps(dict(m.values), allow_nan=False)
     return (
-        _floats(m.layer_errors), values, m.seconds, m.failure, m.fingerprint, m.tokens, _floats(m.parts)
+        _floats(m.layer_errors), values, m.seconds, m.failure, m.fingerprint, m.tokens, _floats(m.parts),
+        _floats(m.sensitivities),
     )  # fmt: skip
 
 
 def _measurement(stage: Stage, row: Sequence[Any]) -> Measurement:
-    errors, text, seconds, failure, fingerprint, tokens, parts = row
+    errors, text, seconds, failure, fingerprint, tokens, *others = row
     values: Mapping[str, float] = json.loads(text)
-    own, of_parts = tuple(array("d", errors)), tuple(array("d", parts))
-    return Measurement(stage, own, values, seconds, failure, fingerprint, tokens, of_parts)
+    own, parts, sensitivities = (tuple(array("d", numbers)) for numbers in (errors, *others))
+    return Measurement(stage, own, values, seconds, failure, fingerprint, tokens, parts, sensitivities)

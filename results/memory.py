@@ -11,7 +11,7 @@ from .archive import Archive
 
 # Candidates measured between two commits: a killed search loses no more than these. Cheap stages
 # share work between candidates, dear ones are committed one by one.
-_CHUNK: dict[Stage, int] = {"screen": 8, "layer": 1, "model": 1}
+_CHUNK: dict[Stage, int] = {"screen": 8, "layer": 1, "model": 1, "sensitivity": 1}
 
 
 class RememberingEvaluator:

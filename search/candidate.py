@@ -13,8 +13,9 @@ from typing import Literal
 from ..metrics_dsl.expression import Expression, check_metric
 from ..metrics_dsl.order import GROUPS, order_form
 
-Stage = Literal["screen", "layer", "model"]
-Part = Literal["selection", "holdout"]
+# The first three decide; "sensitivity" says how a measured candidate would change with its ratios.
+Stage = Literal["screen", "layer", "model", "sensitivity"]
+Part = Literal["statistics", "selection", "holdout"]
 Status = Literal["measured", "rejected", "alias", "failed"]
 # How scores of a metric are summed up: one number a block, or for "quantiles" a row a layer.
 Reduction = Literal[
@@ -87,10 +88,11 @@ class Measurement:
         layer_errors: Relative squared output error of each layer, in model order; may be empty.
         values: Finite numbers by name: ``sparsity``, ``layer_error``, ``kl`` and so on.
         seconds: Wall-clock time that measuring took.
-        tokens: Tokens that were run through the pruned model.
+        tokens: Tokens that were run through the pruned model, forwards; backwards counts twice.
         parts: KL of each sequence that the model stage ran on, nats per token; may be empty.
         failure: A sentence that says why there are no values; empty for a success.
         fingerprint: Hash of the masks on the sampled rows, made by the screen stage.
+        sensitivities: Change of KL with each layer's ratio, nats per token, in model order; may be empty.
     """
 
     stage: Stage
@@ -101,6 +103,7 @@ class Measurement:
     fingerprint: str = ""
     tokens: int = 0
     parts: tuple[float, ...] = ()
+    sensitivities: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

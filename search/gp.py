@@ -20,16 +20,18 @@ from deap import gp
 from ..metrics_dsl.expression import MAX_EXPONENT, Expression, MetricError, constant
 from ..metrics_dsl.operators import COLUMN, FULL, LEAVES, OPERATORS, ROW, SCALAR, Shape
 from .candidate import Candidate, Trial
-from .objectives import point
+from .descent import Prices, can_descend, moved_values
+from .objectives import raced_point
 from .pareto import best_first
 from .problem import Problem
 from .space import EXPONENTS, MetricSpace, replace_at, walk
-from .variables import Encoding, blend, draw, mutate
+from .variables import Encoding, Values, blend, draw, mutate
 
 # DEAP chooses among types in the order of a set, which for classes differs between processes: numbers
 # are types that hash alike everywhere.
 _TYPES: dict[Shape, int] = {FULL: 0, COLUMN: 1, ROW: 2, SCALAR: 3}
 _CROSSOVER, _SUBTREE, _NODE = 0.35, 0.15, 0.15  # the rest moves a number
+_DESCENT = 0.7  # of the times that ratios vary, where sensitivities are known
 
 
 class _Member(NamedTuple):
@@ -63,6 +65,7 @@ class GeneticProgramming:
         self._asked: dict[str, Encoding] = {}
         self._known: set[Encoding] = set()
         self._batches = 0
+        self._prices = Prices(problem.layers) if can_descend(problem) else None
         self._primitives = _primitive_set(problem.trees) if problem.trees else None
         self._states = (random.Random(seed).getstate(), np.random.RandomState(seed).get_state())
 
@@ -80,10 +83,12 @@ class GeneticProgramming:
         return candidates
 
     def tell(self, trials: Sequence[Trial]) -> None:
-        """Let the fully measured trials compete with the population."""
+        """Let the trials compete with the population: by the tokens they raced on, where they did."""
         members = {member.encoding: member for member in self._population}
         for trial in trials:
-            values = point(trial, self._problem.objectives)
+            if self._prices and trial.measurement.sensitivities:
+                self._prices.learn(trial.measurement.sensitivities)
+            values = raced_point(trial, self._problem.objectives)
             encoding = self._encoding(trial.candidate)
             if values is None or encoding is None or encoding in members:
                 continue
@@ -134,12 +139,21 @@ class GeneticProgramming:
             if tree is None:
                 return None
         if vary_values:
-            variables = self._problem.variables
-            if self._rng.random() < 0.5:
-                values = blend(variables, values, second.encoding.values, self._rng)
-            else:
-                values = mutate(variables, values, self._rng, 10 ** self._rng.uniform(-2, -0.5))
+            values = self._vary_values(first.encoding, second.encoding)
         return Encoding(tree, values)
+
+    def _vary_values(self, first: Encoding, second: Encoding) -> Values:
+        variables = self._problem.variables
+        kind = self._rng.random()
+        if self._prices and self._prices.known and kind < _DESCENT:
+            assert isinstance(self._problem.sparsity, float)
+            ratios = self._problem.candidate(first).ratios
+            step = 10 ** self._rng.uniform(-2.3, -1.1)
+            values = moved_values(self._problem, self._prices, ratios, step, self._problem.sparsity)
+            return (*first.values[: len(self._problem.metric_variables)], *values)
+        if self._rng.random() < 0.5:
+            return blend(variables, first.values, second.values, self._rng)
+        return mutate(variables, first.values, self._rng, 10 ** self._rng.uniform(-2, -0.5))
 
     def _turn(self) -> tuple[bool, bool]:
         """Return whether to vary the tree, and whether to vary the values."""

@@ -31,6 +31,7 @@ class Funnel:
         always: Keys of candidates that are promoted whatever is found (baselines).
         screen: Errors within this share of each other are alike to the screen; without a screen, None.
         rungs: Tokens of the model stage that candidates race on, growing, before all of them.
+        sensitivity: Tokens on which the best of a batch is asked for its sensitivities; 0 asks none.
     """
 
     objectives: Sequence[Objective]
@@ -40,6 +41,7 @@ class Funnel:
     always: frozenset[str] = field(default=frozenset(), repr=False)
     screen: float | None = INDIFFERENCE
     rungs: tuple[int, ...] = ()
+    sensitivity: int = 0
 
     def __post_init__(self) -> None:
         if self.batch < 1:
@@ -90,10 +92,14 @@ class Funnel:
     def race(self, raced: Sequence[Trial]) -> set[str]:
         """Return the keys of the candidates that a rung promotes: the best by the objectives on it."""
         chosen = {t.candidate.key for t in raced} & self.always
-        points = {t.candidate.key: point(replace(t, status="measured"), self.objectives) for t in raced}
-        waiting = sorted((key, p) for key, p in points.items() if p is not None and key not in chosen)
-        order = best_first([p for _, p in waiting])[: math.ceil(self.promote * len(waiting))]
-        return chosen | {waiting[i][0] for i in order}
+        waiting = [trial for trial in raced if trial.candidate.key not in chosen]
+        return chosen | set(self.best(waiting)[: math.ceil(self.promote * len(waiting))])
+
+    def best(self, trials: Sequence[Trial]) -> list[str]:
+        """Return the keys of trials in the order of selection; equal ones by their keys."""
+        points = {t.candidate.key: point(replace(t, status="measured"), self.objectives) for t in trials}
+        known = sorted((key, p) for key, p in points.items() if p is not None)
+        return [known[i][0] for i in best_first([p for _, p in known])]
 
 
 def run(
@@ -162,6 +168,8 @@ def _measure(
     if funnel.last != "screen":
         going_on = _stage(going_on, evaluator, funnel.last, done)
     done.update((t.candidate.key, replace(t, status="measured")) for t in going_on)
+    for key in funnel.best(going_on)[: 1 if funnel.sensitivity else 0]:
+        done[key] = _with_sensitivities(done[key], evaluator, funnel.sensitivity)
     for candidate in candidates:
         if candidate.key in alias:
             original = alias[candidate.key]
@@ -191,6 +199,19 @@ def _stage(
             own = replace(joined, values={**joined.values, **measurement.values})
             result.append(replace(trial, measurement=own) if tokens else trial)
     return result
+
+
+def _with_sensitivities(trial: Trial, evaluator: Evaluator, tokens: int) -> Trial:
+    """Return a trial with its sensitivities; if they cannot be found it stays as it is, but for the cost."""
+    (found,) = evaluator.measure([trial.candidate], "sensitivity", "statistics", tokens)
+    before = trial.measurement
+    measurement = replace(
+        before,
+        seconds=before.seconds + found.seconds,
+        tokens=before.tokens + found.tokens,
+        sensitivities=found.sensitivities,
+    )
+    return replace(trial, measurement=measurement)
 
 
 def _joined(before: Measurement, found: Measurement, *, is_rung: bool) -> Measurement:

@@ -95,6 +95,12 @@ def rung_point(trial: Trial, objectives: Sequence[Objective]) -> tuple[float, ..
     return point(replace(trial, measurement=measurement, status="measured"), objectives)
 
 
+def raced_point(trial: Trial, objectives: Sequence[Objective]) -> tuple[float, ...] | None:
+    """Return a trial's values on its first rung, which a race's losers have too, or those of ``point``."""
+    has_raced = any(name.endswith(RUNG) for name in trial.measurement.values)
+    return rung_point(trial, objectives) if has_raced else point(trial, objectives)
+
+
 def point(trial: Trial, objectives: Sequence[Objective]) -> tuple[float, ...] | None:
     """Return the trial's objective values, or None if it was rejected or lacks one."""
     if trial.measurement.failure or trial.status == "rejected":

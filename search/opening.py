@@ -76,7 +76,9 @@ def build_problem(settings: SearchSettings, evaluator: Evaluator) -> tuple[Probl
     return problem, found
 
 
-def build_funnel(settings: SearchSettings, always: list[str], rungs: tuple[int, ...] = ()) -> Funnel:
+def build_funnel(
+    settings: SearchSettings, always: list[str], rungs: tuple[int, ...] = (), sensitivity: int = 0
+) -> Funnel:
     """Return the funnel: layer errors screen metrics, and race on few tokens everything with ratios."""
     screen: float | None = INDIFFERENCE
     if isinstance(settings.sparsity, tuple) or not settings.metric_space:
@@ -87,8 +89,9 @@ def build_funnel(settings: SearchSettings, always: list[str], rungs: tuple[int, 
         screen = INDIFFERENCE
     objectives = look_up_objectives(settings.objectives)
     return Funnel(
-        objectives, settings.batch, settings.promote, settings.stage, frozenset(always), screen, rungs
-    )
+        objectives, settings.batch, settings.promote, settings.stage, frozenset(always), screen, rungs,
+        sensitivity,
+    )  # fmt: skip
 
 
 def _fixed(settings: SearchSettings, dense: Dense) -> FixedRatios:

@@ -6,6 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
+import numpy as np
+from numpy.typing import ArrayLike
+
 from ..metrics_dsl.expression import Expression
 from .candidate import Candidate, Layer
 from .meta import MetaSpace
@@ -32,9 +35,9 @@ class FixedRatios:
         """Return the ratios, rounded down to whole columns when masks are made, as published."""
         return self.rule(sparsity) if self.rule else (float(sparsity),) * len(self.layers)
 
-    def encode(self, ratios: Sequence[float], sparsity: float) -> Values | None:
+    def encode(self, ratios: ArrayLike, sparsity: float) -> Values | None:
         """Return no values for the fixed ratios, None for others."""
-        return () if tuple(ratios) == self.ratios((), sparsity) else None
+        return () if tuple(np.asarray(ratios).tolist()) == self.ratios((), sparsity) else None
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,11 @@ class Problem:
     def trees(self) -> MetricSpace | None:
         """The space of trees, if they are searched."""
         return self.metrics if isinstance(self.metrics, MetricSpace) else None
+
+    @property
+    def layers(self) -> Sequence[Layer]:
+        """The prunable layers."""
+        return self.ratios.layers
 
     @property
     def metric_variables(self) -> Sequence[Variable]:

@@ -45,7 +45,7 @@ class Evaluator(Protocol):
         """Return a measurement of each candidate, in order; a candidate's mistake is a failure in it.
 
         What is measured of one candidate does not depend on its companions in the call. ``part`` says
-        which tokens the model stage runs on, and ``tokens`` how many of them, 0 being all.
+        which tokens the model stage and sensitivities run on, and ``tokens`` how many of them, 0 being all.
         """
 
     def summarise(self, metric: Expression, reductions: Sequence[Reduction]) -> Summaries:

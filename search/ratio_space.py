@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from ..metrics_dsl.expression import Expression
 from ..metrics_dsl.published import PUBLISHED
@@ -27,13 +27,17 @@ class RatioSpace(Protocol):
     """Allocations that a few numbers describe."""
 
     @property
+    def layers(self) -> Sequence[Layer]:
+        """The prunable layers."""
+
+    @property
     def variables(self) -> Sequence[Variable]:
         """The numbers."""
 
     def ratios(self, values: Values, sparsity: float) -> tuple[float, ...]:
         """Return each layer's ratio; the sparsity is held."""
 
-    def encode(self, ratios: Sequence[float], sparsity: float) -> Values | None:
+    def encode(self, ratios: ArrayLike, sparsity: float) -> Values | None:
         """Return the values that come nearest to given ratios, None if there are none."""
 
 
@@ -59,7 +63,7 @@ class LinearSpace:
         wanted = sparsity + self.matrix @ np.asarray(values, dtype=np.float64)
         return to_columns(project(wanted, sizes(self.layers), sparsity), self.layers, sparsity)
 
-    def encode(self, ratios: Sequence[float], sparsity: float) -> Values:
+    def encode(self, ratios: ArrayLike, sparsity: float) -> Values:
         """Return the values whose ratios are nearest in the weighted sum of squares."""
         root = np.sqrt(sizes(self.layers))
         offsets = np.asarray(ratios, dtype=np.float64) - sparsity
@@ -77,6 +81,11 @@ class FeatureSpace:
     features: _Floats  # (features, blocks), each in [0, 1]
 
     @property
+    def layers(self) -> Sequence[Layer]:
+        """The prunable layers."""
+        return self.dense.layers
+
+    @property
     def variables(self) -> Sequence[Variable]:
         """Which feature, and how far it spreads the ratios; the sign is the direction."""
         return (Variable("feature", choices=self.names), Variable("width", -0.25, 0.25))
@@ -89,7 +98,7 @@ class FeatureSpace:
         layers = self.dense.layers
         return to_columns(project(wanted, sizes(layers), sparsity), layers, sparsity)
 
-    def encode(self, ratios: Sequence[float], sparsity: float) -> Values | None:
+    def encode(self, ratios: ArrayLike, sparsity: float) -> Values | None:
         """Return the feature and width that come nearest, unless they explain less than half."""
         layers = self.dense.layers
         weighted = np.bincount([x.block for x in layers], sizes(layers) * (np.asarray(ratios) - sparsity))

@@ -27,6 +27,12 @@ def _tpe(problem: Problem, seed: int, _batch: int) -> Searcher:
     return TPESearcher(problem, seed=seed)
 
 
+def _descent(problem: Problem, seed: int, _batch: int) -> Searcher:
+    from .descent import Descent
+
+    return Descent(problem, seed=seed)
+
+
 def _evolution(problem: Problem, seed: int, _batch: int) -> Searcher:
     from .evolution import Evolution
 
@@ -56,6 +62,7 @@ SEARCHERS: dict[str, Callable[[Problem, int, int], Searcher]] = {
     "nsga3": _nsga3,
     "tpe": _tpe,
     "evolution": _evolution,
+    "descent": _descent,
     "cma": _cma,
     "random": _random,
     "grid": _grid,

@@ -23,6 +23,7 @@ from .searchers import SEARCHERS
 
 METRIC_SPACES = ("tree", "meta")
 TREE_SEARCHERS = ("gp", "random")
+DESCENDING = ("descent", "gp")  # searchers that use sensitivities
 SMALLEST_CMA_BATCH = 5  # the mean, and four samples to rank
 ONE_NUMBER_SPACES = ("ramp", "owl", "dlp", "dsa", "alpha")
 
@@ -50,6 +51,7 @@ class SearchSettings(BaseModel):
     batch: int = Field(default=16, ge=1)
     promote: float = Field(default=0.25, gt=0, le=1)
     rungs: tuple[int, ...] | None = None
+    sensitivity: int | None = Field(default=None, ge=0)
     phase: int = Field(default=0, ge=0)
     stage: Stage = "model"
     seeding: bool = True
@@ -219,6 +221,20 @@ class SearchSettings(BaseModel):
                 f"expected a searcher of trees ({', '.join(TREE_SEARCHERS)}) for the space {self.space}, got "
                 f"{self.searcher!r}, which varies numbers; choose another --searcher or --space"
             )
+        if self.searcher == "descent" and not (self.can_descend and not self.metric_space):
+            raise ValueError(
+                "expected a given metric, the objective kl first, one sparsity and a space of ratios such as "
+                f"layer for the searcher descent, got the space {self.space}, the objectives "
+                f"{','.join(self.objectives)} and the sparsity {self.sparsity}; --searcher gp descends in "
+                "ratios while metrics vary"
+            )
+        if self.sensitivity and not (self.can_descend and self.searcher in DESCENDING):
+            raise ValueError(
+                f"expected a searcher that uses sensitivities ({', '.join(DESCENDING)}) on ratios at one "
+                f"sparsity, got {self.searcher!r} on {self.space}; leave --sensitivity out"
+            )
+        if self.searcher == "descent" and self.sensitivity == 0:
+            raise ValueError("expected tokens for the sensitivities that descent follows, got 0")
         if self.searcher == "cma" and (self.metric_space or self.ratio_space == "feature"):
             raise ValueError(
                 f"expected a space of numbers alone, such as curve, for the searcher cma, got {self.space}"
@@ -241,6 +257,16 @@ class SearchSettings(BaseModel):
                 f"searcher grid, got the space {self.space} and the sparsity {self.sparsity}"
             )
         return self
+
+    @property
+    def can_descend(self) -> bool:
+        """Whether the sensitivity of KL to ratios leads anywhere: in linear spaces, at one sparsity."""
+        return (
+            self.ratio_space not in ("", "feature")
+            and isinstance(self.sparsity, float)
+            and self.stage == "model"
+            and self.objectives[0] == "kl"
+        )
 
     @property
     def metric_space(self) -> str:

@@ -158,7 +158,7 @@ def test_another_version_is_refused(tmp_path):
     db.execute("PRAGMA user_version = 99")
     db.commit()
     for write in (False, True):
-        with pytest.raises(ArchiveError, match="expected an archive of version 2, got version 99"):
+        with pytest.raises(ArchiveError, match="expected an archive of version 3, got version 99"):
             Archive(tmp_path, write=write)
 
 

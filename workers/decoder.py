@@ -168,7 +168,18 @@ class Decoder:
         states: Tensor = output[0] if isinstance(output, tuple) else output
         return states
 
-    @torch.no_grad()
+    def run_block_with(self, index: int, batch: Batch, hidden: Tensor, weights: dict[int, Tensor]) -> Tensor:
+        """Return what ``run_block`` does with other weights (rows, columns), differentiable in them."""
+        names = {id(module): name for name, module in self.blocks[index].named_modules()}
+        own = {
+            f"{names[id(self.modules[i])]}.weight".removeprefix("."): oriented(self.modules[i], weight)
+            for i, weight in weights.items()
+        }
+        args, kwargs = batch.calls[index].with_hidden(hidden)
+        output = torch.func.functional_call(self.blocks[index], own, args, kwargs)
+        states: Tensor = output[0] if isinstance(output, tuple) else output
+        return states
+
     def leave(self, ids: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Return what follows the last block: (final hidden states, logits), in 32-bit floats.
 

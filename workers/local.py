@@ -17,7 +17,8 @@ from ..search.candidate import Candidate, Layer, Measurement, Part, Reduction, S
 from .decoder import Decoder
 from .model import choose_device, choose_dtype, load_model
 from .prefix import Prefix, Prefixes
-from .reference import Reference, some_tokens
+from .reference import Reference, count_windows, some_tokens, window_of
+from .sensitivity import FORWARD_PASSES, sensitivities
 from .shard import SCREEN_ROWS, LayerResult, ScoreError, Shard
 from .statistics import Calibration, CalibrationError
 
@@ -81,6 +82,7 @@ class LocalEvaluator:
             self._decoder, calibration, pattern=pattern, rows=rows, threads=device.threads or None
         )
         self._references: dict[tuple[Part, int], Reference] = {}
+        self._windows: dict[tuple[Part, int, int], Reference] = {}
         self._summaries: dict[tuple[Expression, Reduction], NDArray[np.float64]] = {}
         self.prefixes = Prefixes(self.layers) if reuse else None
 
@@ -100,7 +102,7 @@ class LocalEvaluator:
         """Return a measurement of each candidate, in order.
 
         The model stage runs on ``tokens`` tokens of a part, rounded to whole pieces of its sequences; 0
-        is all of them.
+        is all of them. Sensitivities are those on as many tokens, another window for each candidate.
         """
         if not candidates:
             return []
@@ -111,6 +113,8 @@ class LocalEvaluator:
                 )
             if candidate.group not in ("row", "layer"):
                 raise ValueError(f"expected the group row or layer, got {candidate.group!r}")
+        if stage == "sensitivity":
+            return [self._sensitivity_stage(candidate, part, tokens) for candidate in candidates]
         if stage == "model":
             return [self._model_stage(candidate, part, tokens) for candidate in candidates]
         return self._layer_stage(candidates, stage)
@@ -133,6 +137,7 @@ class LocalEvaluator:
         """Free the threads and the model."""
         self._shard.close()
         self._references.clear()
+        self._windows.clear()
         if self.prefixes:
             self.prefixes.clear()
 
@@ -181,6 +186,27 @@ class LocalEvaluator:
             return Measurement("model", (), {}, seconds, "the pruned model's output is not finite")
         values["sparsity"] = removed / sum(layer.size for layer in self.layers)
         return Measurement("model", (), values, seconds, tokens=reference.tokens, parts=parts)
+
+    def _sensitivity_stage(self, candidate: Candidate, part: Part, tokens: int) -> Measurement:
+        """Measure sensitivities on a window of a part, which the candidate's key chooses as if by chance."""
+        if self._pattern != "unstructured":
+            raise ValueError(f"expected ratios that can change for sensitivities, got {self._pattern}")
+        ids = self._calibration.tokens(part)
+        window = int(candidate.key, 16) % count_windows(ids, tokens)
+        if (part, tokens, window) not in self._windows:
+            # Probabilities are not kept: windows are many, and each is seldom met.
+            self._windows[part, tokens, window] = Reference(self._decoder, window_of(ids, tokens, window), 0)
+        reference = self._windows[part, tokens, window]
+        start = time.perf_counter()
+        try:
+            found = sensitivities(self._decoder, self._shard, reference, candidate)
+        except (ScoreError, MetricError) as error:
+            return Measurement("sensitivity", seconds=time.perf_counter() - start, failure=str(error))
+        seconds = time.perf_counter() - start
+        if not all(map(math.isfinite, found)):
+            return Measurement("sensitivity", (), {}, seconds, "the sensitivities are not finite")
+        cost = FORWARD_PASSES * reference.tokens
+        return Measurement("sensitivity", seconds=seconds, tokens=cost, sensitivities=found)
 
     def _reference(self, part: Part, tokens: int) -> Reference:
         if (part, tokens) not in self._references:

@@ -74,6 +74,23 @@ def below(ranks: Tensor, ratio: float, group: str) -> Tensor:
     return ranks < int(rows * columns * ratio if group == "layer" else columns * ratio)
 
 
+def blurred(ranks: Tensor, ratio: Tensor, group: str, band: float) -> Tensor:
+    """Return how much of each weight is kept, (rows, columns) from 0 to 1: a mask with a soft edge.
+
+    Weights whose place is within ``band`` of the ratio's, as a share of their group, are kept in part, the
+    more the higher they stand. So what a model does becomes a smooth function of the ratio.
+
+    Args:
+        ranks: Places in the order of scores, (rows, columns).
+        ratio: The ratio, a number as a tensor; gradients flow back to it.
+        group: ``row`` or ``layer``.
+        band: Half of the edge's width, as a share of the group.
+    """
+    rows, columns = ranks.shape
+    size = rows * columns if group == "layer" else columns
+    return ((ranks + (0.5 + band * size - size * ratio)) / (2 * band * size)).clamp(0, 1)
+
+
 def _smallest(scores: Tensor, count: int) -> Tensor:
     """Return where the ``count`` smallest of each row are, the first of equals, as bool."""
     if count == 0:

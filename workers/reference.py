@@ -30,6 +30,20 @@ def some_tokens(ids: Tensor, count: int) -> Tensor:
     return ids[:sequences, :length]
 
 
+def count_windows(ids: Tensor, count: int) -> int:
+    """Return into how many windows of about ``count`` tokens a part (sequences, tokens) falls."""
+    sequences, length = ids.shape
+    rows, columns = _shape_of_rung(sequences, length, count)
+    return (sequences // rows) * (length // columns)
+
+
+def window_of(ids: Tensor, count: int, number: int) -> Tensor:
+    """Return one of a part's windows, (sequences, tokens): pieces of as many sequences as there are."""
+    rows, columns = _shape_of_rung(ids.shape[0], ids.shape[1], count)
+    column, row = divmod(number, ids.shape[0] // rows)
+    return ids[row * rows : (row + 1) * rows, column * columns : (column + 1) * columns]
+
+
 def len_of_rung(sequences: int, length: int, count: int) -> int:
     """Return how many tokens a rung of about ``count`` has."""
     rows, columns = _shape_of_rung(sequences, length, count)
@@ -66,9 +80,7 @@ class _Dense:
     def compare(self, decoder: Decoder, hidden: Tensor) -> dict[str, float]:
         """Return sums over the tokens: divergence, negative log-likelihood, error and energy."""
         final, logits = decoder.leave(self._ids, hidden)
-        normaliser = logits.logsumexp(-1)
-        got = torch.linalg.vecdot(self._probabilities(decoder), logits)
-        divergence = (self._expected - got).double() + (normaliser - self._normaliser).double()
+        normaliser, divergence = self._divergence(decoder, logits)
         count = self._following.shape[1]
         chosen = logits[:, :count].gather(-1, self._following[..., None])[..., 0]
         return {
@@ -78,6 +90,22 @@ class _Dense:
             "energy": float(self._final.double().square().sum()),
         }
 
+    def gradient(self, decoder: Decoder, hidden: Tensor) -> Tensor:
+        """Return the gradient of the sum of divergences by the hidden states, (1, tokens, width)."""
+        with torch.enable_grad():
+            states = hidden.detach().requires_grad_(True)
+            _, logits = decoder.leave(self._ids, states)
+            _, divergence = self._divergence(decoder, logits)
+            (found,) = torch.autograd.grad(divergence.sum(), states)
+        return found
+
+    def _divergence(self, decoder: Decoder, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the logits' log-normalisers and the divergence from the dense model, (1, tokens)."""
+        normaliser = logits.logsumexp(-1)
+        got = torch.linalg.vecdot(self._probabilities(decoder), logits)
+        return normaliser, (self._expected - got).double() + (normaliser - self._normaliser).double()
+
+    @torch.no_grad()
     def _probabilities(self, decoder: Decoder) -> Tensor:
         if self._kept is not None:
             return self._kept
@@ -86,16 +114,23 @@ class _Dense:
 
 
 class Reference:
-    """One part of the tokens with the dense model's outputs, to compare pruned models with."""
+    """Some tokens with the dense model's outputs, to compare pruned models with.
 
-    def __init__(self, decoder: Decoder, ids: Tensor) -> None:
+    Args:
+        decoder: The dense model.
+        ids: Token ids, (sequences, tokens).
+        kept_bytes: Room for the dense model's probabilities; what finds none is computed again.
+    """
+
+    @torch.no_grad()
+    def __init__(self, decoder: Decoder, ids: Tensor, kept_bytes: int = _KEPT_BYTES) -> None:
         kind = decoder.device.type
         size = max(1, _TOKENS_A_CALL.get(kind, 1024) // ids.shape[1])
         self._piece = _TOKENS_OF_LOGITS.get(kind, 128)
         self.batches: list[Batch] = [decoder.enter(part) for part in ids.split(size)]
         self._pieces: list[_Dense] = []
         vocabulary = decoder.model.get_output_embeddings().weight.shape[0]  # type: ignore[operator]
-        room = _KEPT_BYTES // (4 * vocabulary)
+        room = kept_bytes // (4 * vocabulary)
         for batch in self.batches:
             states = batch.hidden
             for block in range(len(decoder.blocks)):
@@ -115,6 +150,19 @@ class Reference:
         pieces: tuple[Tensor, ...] = state.split(self._piece, 1)
         return pieces
 
+    def gradients(self, decoder: Decoder, hidden: Sequence[Tensor]) -> list[Tensor]:
+        """Return the gradient of kl by a pruned model's hidden states after the last block, one a batch."""
+        pieces = iter(self._pieces)
+        found = []
+        for states in hidden:
+            rows = [
+                torch.cat([next(pieces).gradient(decoder, piece) for piece in self._split(state)], 1)
+                for state in states.split(1)
+            ]
+            found.append(torch.cat(rows).div_(self.tokens))
+        return found
+
+    @torch.no_grad()
     def compare(
         self, decoder: Decoder, hidden: Sequence[Tensor]
     ) -> tuple[dict[str, float], tuple[float, ...]]:

@@ -19,7 +19,7 @@ from ..metrics_dsl.order import order_form
 from ..metrics_dsl.score import Scorer
 from ..search.candidate import Candidate, Layer, Reduction
 from .decoder import Decoder, weight_matrix
-from .masks import below, ranks, removed
+from .masks import below, blurred, ranks, removed
 from .reconstruction import relative_error
 from .statistics import Calibration, LayerStatistics
 from .summary import of_block, quantiles
@@ -110,12 +110,19 @@ class HeldLayer:
         """
         ratio, group = candidate.ratios[self.index], candidate.group
         form = order_form(candidate.metric, group)
-        if (form, group) not in self.orders:
-            scores = self.dense_scores(form)
-            if not keep_order:
-                return removed(scores, ratio, group, pattern)
-            self.orders[form, group] = ranks(scores, group)
-        return below(self.orders[form, group], ratio, group)
+        if (form, group) not in self.orders and not keep_order:
+            return removed(self.dense_scores(form), ratio, group, pattern)
+        return below(self.order(candidate, keep=keep_order), ratio, group)
+
+    def order(self, candidate: Candidate, *, keep: bool) -> Tensor:
+        """Return the places of the weights in the order of a candidate's scores, (rows, columns)."""
+        key = order_form(candidate.metric, candidate.group), candidate.group
+        if key in self.orders:
+            return self.orders[key]
+        found = ranks(self.dense_scores(key[0]), candidate.group)
+        if keep:
+            self.orders[key] = found
+        return found
 
     def dense_scores(self, metric: Expression) -> Tensor:
         """Return the scores of all weights, (rows, columns).
@@ -215,10 +222,35 @@ class Shard:
             # A product with the kept ones takes a quarter of the time of masked_fill on the CPU.
             return held.index, held.weights * ~mask, int(mask.count_nonzero())
 
-        held = [h for h in self.held if h.layer.block == block]
-        held.sort(key=lambda h: -h.layer.size)  # large layers first leaves no core idle at the end
-        pruned = self._each(prune, held)
+        pruned = self._each(prune, self.of_block(block))
         return {i: weights for i, weights, _ in pruned}, sum(count for _, _, count in pruned)
+
+    def blurred_weights(
+        self, candidate: Candidate, block: int, ratios: Mapping[int, Tensor], band: float
+    ) -> dict[int, Tensor]:
+        """Return a block's weights under masks with soft edges, by layer index, differentiable in ratios.
+
+        Args:
+            candidate: Says how the weights are ordered.
+            block: The block.
+            ratios: A number as a tensor for each layer of the block, by layer index.
+            band: Half of the edge's width, as a share of the group.
+
+        Raises:
+            ScoreError: When scores are not finite.
+        """
+        keep_order = self._keeps_order(candidate)
+
+        def blur(held: HeldLayer) -> tuple[int, Tensor]:
+            order = held.order(candidate, keep=keep_order)
+            kept = blurred(order, ratios[held.index], candidate.group, band)
+            return held.index, held.weights * kept.to(held.weights.dtype)
+
+        return dict(self._each(blur, self.of_block(block)))
+
+    def of_block(self, block: int) -> list[HeldLayer]:
+        """Return a block's layers, large ones first: so no core is idle at the end."""
+        return sorted((h for h in self.held if h.layer.block == block), key=lambda h: -h.layer.size)
 
     def summarise(
         self, metric: Expression, reductions: Sequence[Reduction]

@@ -1,0 +1,153 @@
+"""Descent: steps of all ratios at once, along what the evaluator says of each layer's sensitivity.
+
+At the best ratios under a budget, taking one more weight from any layer costs the same: were one layer's
+price lower, its weights should go instead of another's. Descent moves each ratio by the logarithm of its
+layer's price over the mean price, as far as prices are known, and holds the budget. Where removing weights
+grows dearer exponentially, as it about does, equal steps in that logarithm are equal steps to the goal,
+and a price that is off by a factor, as estimates from a few tokens are, does no harm.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import deque
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..metrics_dsl.expression import Expression
+from .candidate import Candidate, Layer, Trial
+from .problem import Problem
+from .ratio_space import LinearSpace
+from .ratios import project, sizes
+from .variables import Encoding, Values
+
+_Floats = NDArray[np.float64]
+_MEMORY = 0.6  # how much of the mean of earlier prices each new estimate leaves
+_FARTHEST = 10.0  # a price counts as at most this many times the mean price, and at least a part of it
+_FIRST_STEP, _LEAST_STEP, _LARGEST_STEP = 0.03, 0.002, 0.12
+_LENGTHS = (1.0, 0.5, 2.0)  # of the step, tried in one batch
+_PATH = 24  # points that are remembered; the mean of the later half is tried
+
+
+class Prices:
+    """What one more weight costs in each layer, relative to the mean over layers.
+
+    Args:
+        layers: The prunable layers.
+    """
+
+    def __init__(self, layers: Sequence[Layer]) -> None:
+        self._sizes = sizes(layers)
+        self._sum = np.zeros(len(layers))
+        self._weight = 0.0
+
+    @property
+    def known(self) -> bool:
+        """Whether any sensitivities have been learned."""
+        return self._weight > 0
+
+    def learn(self, sensitivities: Sequence[float]) -> None:
+        """Join the sensitivities of a candidate, (layers,), with those of the ones before."""
+        found = np.asarray(sensitivities, dtype=np.float64)
+        mean = float(found.sum() / self._sizes.sum())
+        if not (math.isfinite(mean) and mean > 0):
+            return  # pruning everywhere seems to help: noise, which says nothing
+        self._sum = _MEMORY * self._sum + (1 - _MEMORY) * found / self._sizes / mean
+        self._weight = _MEMORY * self._weight + 1 - _MEMORY
+
+    def move(self, ratios: Sequence[float], step: float, sparsity: float) -> _Floats:
+        """Return ratios from which dear layers have moved down and cheap ones up, (layers,)."""
+        relative = np.clip(self._sum / self._weight, 1 / _FARTHEST, _FARTHEST)
+        return project(np.asarray(ratios) - step * np.log(relative), self._sizes, sparsity)
+
+
+def moved_values(
+    problem: Problem, prices: Prices, ratios: Sequence[float], step: float, sparsity: float
+) -> Values:
+    """Return the values of a linear space whose ratios come nearest to a step of descent."""
+    assert isinstance(problem.ratios, LinearSpace)
+    return problem.ratios.encode(prices.move(ratios, step, sparsity), sparsity)
+
+
+class Descent:
+    """Follows the sensitivities of the best candidate of each batch.
+
+    A batch tries some lengths of the step and the mean of the path, which is better than its points where
+    estimates are noisy. The best of them is the next point, and what won says whether steps should grow.
+
+    Args:
+        problem: A given metric, one objective, one sparsity, and a linear space of ratios.
+        seed: Seed of the searcher's own generator.
+
+    Raises:
+        ValueError: For any other problem.
+    """
+
+    def __init__(self, problem: Problem, *, seed: int) -> None:
+        if not can_descend(problem) or not isinstance(problem.metrics, Expression):
+            raise ValueError(
+                "expected a given metric, the objective kl, one sparsity and a space of ratios such as layer "
+                "for the searcher descent; choose another --searcher, or --searcher gp to descend in ratios "
+                "while metrics vary"
+            )
+        self._problem = problem
+        self._sparsity = float(problem.sparsity)  # type: ignore[arg-type]
+        self._rng = random.Random(seed)
+        assert isinstance(problem.ratios, LinearSpace)
+        self._layers = problem.ratios.layers
+        self._prices = Prices(self._layers)
+        self._seeds = list(problem.seeds)
+        self._path: deque[tuple[float, ...]] = deque(maxlen=_PATH)
+        self._step = _FIRST_STEP
+        self._lengths: dict[str, float] = {}  # key of what was asked -> length of its step
+        self._stale = 0
+
+    def ask(self, count: int) -> list[Candidate]:
+        """Return the seeds, or points near the middle, until prices are known; then steps from the last."""
+        if not (self._prices.known and self._path):
+            asked, self._seeds = self._seeds[:count], self._seeds[count:]
+            return [self._problem.candidate(encoding) for encoding in asked] or [
+                self._candidate([self._rng.gauss(self._sparsity, _FIRST_STEP) for _ in self._layers])
+            ]
+        here = self._path[-1]
+        candidates = []
+        for length in _LENGTHS[: max(1, count - 1)]:
+            step = self._step * length
+            ratios = self._prices.move(here, step, self._sparsity)
+            if self._stale:  # nothing new came of the last batch: look beside the way
+                ratios = ratios + [self._rng.gauss(0, step * self._stale) for _ in ratios]
+            candidates.append(self._candidate(ratios))
+            self._lengths[candidates[-1].key] = length
+        if count > 1 and len(self._path) > 2:
+            candidates.append(self._candidate(np.mean(list(self._path)[len(self._path) // 2 :], axis=0)))
+            self._lengths.setdefault(candidates[-1].key, 0.0)
+        return candidates
+
+    def tell(self, trials: Sequence[Trial]) -> None:
+        """Go on from the candidate whose sensitivities were found."""
+        found = [t for t in trials if t.measurement.sensitivities and t.candidate.ratios not in self._path]
+        for trial in found:
+            self._path.append(trial.candidate.ratios)
+            self._prices.learn(trial.measurement.sensitivities)
+            length = self._lengths.get(trial.candidate.key, 1.0)
+            # The mean of the path wins where steps lead nowhere but around: they are too long.
+            factor = {0.0: 0.7, 0.5: 0.7, 2.0: 1.4}.get(length, 1.0)
+            self._step = min(max(self._step * factor, _LEAST_STEP), _LARGEST_STEP)
+        self._stale = 0 if found else min(self._stale + 1, 5)
+
+    def _candidate(self, ratios: _Floats | Sequence[float]) -> Candidate:
+        assert isinstance(self._problem.ratios, LinearSpace)
+        held = project(ratios, sizes(self._layers), self._sparsity)
+        return self._problem.candidate(Encoding(None, self._problem.ratios.encode(held, self._sparsity)))
+
+
+def can_descend(problem: Problem) -> bool:
+    """Whether sensitivities, which are those of KL at one sparsity, lead anywhere in a problem's ratios."""
+    return (
+        isinstance(problem.ratios, LinearSpace)
+        and isinstance(problem.sparsity, float)
+        and problem.objectives[0].name == "kl"
+    )
