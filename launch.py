@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -92,7 +93,7 @@ def run_seeds(
 
 
 def _run_all(runs: dict[Path, SearchSettings], listener: Listener) -> None:
-    """Run searches that differ in folder and seed alone."""
+    """Run searches that differ in folder and seed alone; each takes over what those before it measured."""
     settings = next(iter(runs.values()))
     calibration = Calibration(settings.calibration)
     parts = {name: (p["sequences"], p["length"]) for name, p in calibration.manifest["parts"].items()}
@@ -103,17 +104,21 @@ def _run_all(runs: dict[Path, SearchSettings], listener: Listener) -> None:
     for folder, own in runs.items():
         _check_folder(own, folder)
     evaluator = _evaluator(settings, calibration)
+    before: list[Path] = []
     try:
         for folder, own in runs.items():
             _save(own, folder)
             listener.begin(own)
-            with Archive(folder, write=True) as archive:
+            with Archive(folder, write=True) as archive, contextlib.ExitStack() as opened:
                 _claim(archive, own, calibration, listener)
                 weights = sum(layer.size for layer in evaluator.layers)
                 listener.line(
                     f"searching on {calibration.folder}: {len(evaluator.layers)} layers, {weights:,} weights"
                 )
-                _search(own, evaluator, archive, rungs, sensitivity, listener)
+                earlier = [opened.enter_context(Archive(other)) for other in before]
+                remembering = RememberingEvaluator(evaluator, archive, listener.step, earlier)
+                _search(own, remembering, archive, rungs, sensitivity, listener)
+                before.append(folder)
                 if evaluator.prefixes and evaluator.prefixes.reused:
                     share = evaluator.prefixes.reused / evaluator.prefixes.blocks
                     listener.line(f"{share:.0%} of the blocks were not run again: their states were known")
@@ -157,8 +162,7 @@ def _search(
     sensitivity: int,
     listener: Listener,
 ) -> None:
-    remembering = RememberingEvaluator(evaluator, archive, listener.step)
-    problem, baselines = build_problem(settings, remembering)
+    problem, baselines = build_problem(settings, evaluator)
     if isinstance(problem.metrics, MetaSpace):
         listener.line(
             f"meta: {problem.metrics.names} names are {problem.metrics.distinct} different metrics; the "
@@ -181,7 +185,7 @@ def _search(
             f"the {len(opening)} published rules take the whole budget of {budget.amount:.0f} candidates: "
             "nothing is left to search; give a larger --budget"
         )
-    for trials in run(searcher, remembering, funnel, budget):
+    for trials in run(searcher, evaluator, funnel, budget):
         archive.add(trials)
         spent += budget.cost(trials)
         listener.batch(archive, trials)
@@ -190,7 +194,7 @@ def _search(
             f"nothing new was proposed any more: the search ended after {spent:.0f} of {budget.amount:.0f} "
             f"{budget.unit}"
         )
-    _measure_holdout(settings, remembering, archive, listener)
+    _measure_holdout(settings, evaluator, archive, listener)
 
 
 def _rungs(settings: SearchSettings, sequences: int, length: int) -> tuple[int, ...]:

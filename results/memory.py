@@ -21,6 +21,7 @@ class RememberingEvaluator:
         evaluator: Measures what is new.
         archive: Open for writing.
         tell: Called with (stage, done, total) after what was new in a chunk has been measured.
+        earlier: Archives of runs whose measurements are this run's too; all but the seed is the same.
     """
 
     def __init__(
@@ -28,10 +29,12 @@ class RememberingEvaluator:
         evaluator: Evaluator,
         archive: Archive,
         tell: Callable[[Stage, int, int], None] = lambda _stage, _done, _total: None,
+        earlier: Sequence[Archive] = (),
     ) -> None:
         self._evaluator = evaluator
         self._archive = archive
         self._tell = tell
+        self._earlier = earlier
 
     @property
     def layers(self) -> Sequence[Layer]:
@@ -51,7 +54,7 @@ class RememberingEvaluator:
         size = _CHUNK[stage]
         for start in range(0, len(candidates), size):
             chunk = candidates[start : start + size]
-            known = {c.key: self._archive.recall(c.key, stage, part, tokens) for c in chunk}
+            known = {c.key: self._recall(c, stage, part, tokens) for c in chunk}
             new = [c for c in chunk if known[c.key] is None]
             if new:
                 measured = self._evaluator.measure(new, stage, part, tokens)
@@ -61,6 +64,17 @@ class RememberingEvaluator:
                 self._tell(stage, start + len(chunk), len(candidates))
             found += [m for c in chunk if (m := known[c.key]) is not None]
         return found
+
+    def _recall(self, candidate: Candidate, stage: Stage, part: Part, tokens: int) -> Measurement | None:
+        found = self._archive.recall(candidate.key, stage, part, tokens)
+        if found is not None:
+            return found
+        for archive in self._earlier:
+            found = archive.recall(candidate.key, stage, part, tokens)
+            if found is not None:
+                self._archive.record([(candidate, found)], part, tokens)
+                return found
+        return None
 
     def summarise(self, metric: Expression, reductions: Sequence[Reduction]) -> Summaries:
         """Return reductions of a metric's scores on the dense model."""

@@ -131,21 +131,29 @@ class GeneticProgramming:
         return Encoding(trees.draw(self._rng) if trees else None, draw(self._problem.variables, self._rng))
 
     def _child(self) -> Encoding | None:
-        first, second = self._parent(), self._parent()
+        first, second = self._parent().encoding, self._parent().encoding
         vary_tree, vary_values = self._turn()
-        tree, values = first.encoding
+        descends = self._prices is not None and self._prices.known
+        if descends:
+            # What ratios are worth hardly depends on the metric: the best ones serve all, and metrics with
+            # the same ratios can be screened against each other.
+            best = min(self._population, key=lambda member: member.point).encoding
+            of_metric = len(self._problem.metric_variables)
+            first = Encoding(first.tree, (*first.values[:of_metric], *best.values[of_metric:]))
+            first = first if vary_tree else best
+        tree, values = first
         if vary_tree:
-            tree = self._vary_tree(first.encoding, second.encoding)
+            tree = self._vary_tree(first, second)
             if tree is None:
                 return None
         if vary_values:
-            values = self._vary_values(first.encoding, second.encoding)
+            values = self._vary_values(first, second, descends=descends)
         return Encoding(tree, values)
 
-    def _vary_values(self, first: Encoding, second: Encoding) -> Values:
+    def _vary_values(self, first: Encoding, second: Encoding, *, descends: bool) -> Values:
         variables = self._problem.variables
-        kind = self._rng.random()
-        if self._prices and self._prices.known and kind < _DESCENT:
+        if descends and self._rng.random() < _DESCENT:
+            assert self._prices is not None
             assert isinstance(self._problem.sparsity, float)
             ratios = self._problem.candidate(first).ratios
             step = 10 ** self._rng.uniform(-2.3, -1.1)

@@ -13,9 +13,8 @@ from .pareto import best_first
 from .protocols import Evaluator, Searcher
 
 # Between metrics whose screen errors differ by less (as a share), KL at 60 % on SmolLM2-135M does not
-# follow the error: it ranges over 4 % with no trend. Between allocations the error says less still.
+# follow the error: it ranges over 4 % with no trend.
 INDIFFERENCE = 0.04
-INDIFFERENCE_OF_RATIOS = 0.3
 PATIENCE = 20  # batches that cost nothing, for nothing is new or all fails, before a search ends
 
 
@@ -75,19 +74,25 @@ class Funnel:
     def choose(self, screened: Sequence[Trial]) -> set[str]:
         """Return the keys of the candidates that the screen promotes.
 
-        The least screen errors win, but errors that are alike say nothing about the model and are taken
-        in the order of their keys, which is as good as chance. Taking them in the order of the error
-        would promote nothing but copies of the metric with the least.
+        Of metrics with the same ratios the least screen errors win; between allocations errors do not
+        tell, so every one of them promotes its share. Errors that are alike say nothing about the model and
+        are taken in the order of their keys, which is as good as chance. Taking them in the order of the
+        error would promote nothing but copies of the metric with the least.
         """
         errors = {t.candidate.key: t.measurement.values["layer_error"] for t in screened}
         if self.last == "screen" or self.screen is None:
             return set(errors)
         alike = self.screen
         chosen = set(errors) & self.always
-        waiting = sorted(set(errors) - chosen)
-        least = min((errors[key] for key in waiting), default=0.0) or 1.0
-        waiting.sort(key=lambda key: int(math.log(max(errors[key] / least, 1.0)) / alike))
-        return chosen | set(waiting[: math.ceil(self.promote * len(waiting))])
+        by_ratios: dict[tuple[float, ...], list[str]] = {}
+        for trial in screened:
+            if trial.candidate.key not in chosen:
+                by_ratios.setdefault(trial.candidate.ratios, []).append(trial.candidate.key)
+        for waiting in by_ratios.values():
+            least = min(errors[key] for key in waiting) or 1.0
+            waiting.sort(key=lambda key: (int(math.log(max(errors[key] / least, 1.0)) / alike), key))
+            chosen |= set(waiting[: math.ceil(self.promote * len(waiting))])
+        return chosen
 
     def race(self, raced: Sequence[Trial]) -> set[str]:
         """Return the keys of the candidates that a rung promotes: the best by the objectives on it."""

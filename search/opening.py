@@ -12,7 +12,7 @@ from ..metrics_dsl.expression import Expression
 from ..metrics_dsl.published import PUBLISHED
 from .allocation import ALLOCATIONS, Dense
 from .candidate import Candidate, Trial
-from .loop import INDIFFERENCE, INDIFFERENCE_OF_RATIOS, Funnel
+from .loop import INDIFFERENCE, Funnel
 from .meta import MetaSpace
 from .objectives import look_up_objectives
 from .problem import FixedRatios, Problem
@@ -83,8 +83,6 @@ def build_funnel(
     screen: float | None = INDIFFERENCE
     if isinstance(settings.sparsity, tuple) or not settings.metric_space:
         screen = None  # a layer's error says nothing of how to share a budget between layers
-    elif settings.ratio_space:
-        screen = INDIFFERENCE_OF_RATIOS
     if settings.stage == "screen":
         screen = INDIFFERENCE
     objectives = look_up_objectives(settings.objectives)

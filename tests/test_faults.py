@@ -87,6 +87,7 @@ def test_a_run_killed_three_times_equals_the_undisturbed_one(tiny_calibration, t
 @pytest.mark.parametrize(
     ("searcher", "space"),
     [("gp", "tree+curve"), ("nsga3", "curve"), ("tpe", "curve"), ("evolution", "layer"), ("cma", "curve"),
+     ("descent", "layer"),
      ("random", "meta+block"), ("grid", "ramp")],
 )  # fmt: skip
 def test_every_searcher_continues_where_it_was_killed(tiny_calibration, tmp_path, searcher, space):

@@ -1,6 +1,7 @@
 """Searchers and the loop: one behaviour for every searcher, and what the loop promises."""
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from secateur.search.opening import Opening
 from secateur.search.problem import FixedRatios, Problem
 from secateur.search.ratio_space import RATIO_SPACES
 from secateur.search.searchers import SEARCHERS, build_searcher
-from secateur.search.settings import ONE_NUMBER_SPACES, TREE_SEARCHERS
+from secateur.search.settings import DESCENDING, ONE_NUMBER_SPACES, TREE_SEARCHERS
 from secateur.search.space import MetricSpace
 from secateur.search.variables import Encoding
 from support import FakeEvaluator
@@ -56,6 +57,8 @@ def can(searcher, space):
         return space in ONE_NUMBER_SPACES
     if searcher == "cma":
         return not {"tree", "meta", "feature"} & set(space.split("+"))
+    if searcher == "descent":
+        return space in ("curve", "block", "layer", "ramp", "owl")
     return "tree" not in space or searcher in TREE_SEARCHERS
 
 
@@ -79,6 +82,8 @@ def told(searcher, rounds=5, count=8):
     for _ in range(rounds):
         batch = searcher.ask(count)
         found = fake.measure(batch, "model")
+        slopes = fake.measure(batch[:1], "sensitivity", "statistics")[0].sensitivities
+        found[0] = replace(found[0], sensitivities=slopes)
         trials = [
             Trial(c, m, "failed" if m.failure else "measured") for c, m in zip(batch, found, strict=True)
         ]
@@ -130,7 +135,7 @@ class TestEverySearcherOnEverySpace:
             assert told(build_searcher(name, problem(objectives, space=space), 0), rounds=3)
 
     def test_an_interval_of_sparsities_is_searched_too(self, name, space):
-        if name in ("grid", "cma"):
+        if name in ("grid", "cma", "descent"):
             return  # the sparsity is a second number, and density a second objective
         searcher = build_searcher(name, problem("kl,density", space=space, sparsity=(0.3, 0.75)), 0)
         means = [float(np.mean(c.ratios)) for c in searcher.ask(20)]
@@ -143,7 +148,15 @@ def test_a_searcher_of_numbers_refuses_trees(name):
         build_searcher(name, problem(), 0)
 
 
-@pytest.mark.parametrize("name", ["gp", "nsga3", "tpe", "evolution", "cma"])
+@pytest.mark.parametrize("space", ["tree", "tree+layer", "meta", "feature", "meta+layer"])
+def test_descent_refuses_what_has_no_slope(space):
+    with pytest.raises(ValueError, match=r"expected a given metric, .* a space of ratios such as layer"):
+        build_searcher("descent", problem(space=space), 0)
+    with pytest.raises(ValueError, match="one sparsity"):
+        build_searcher("descent", problem("kl,density", space="layer", sparsity=(0.3, 0.7)), 0)
+
+
+@pytest.mark.parametrize("name", ["gp", "nsga3", "tpe", "evolution", "cma", "descent"])
 def test_seeds_are_asked_first(name):
     given = [
         Encoding(None, tuple(0.01 * i for _ in RATIO_SPACES["curve"](DENSE).variables)) for i in range(3)
@@ -153,16 +166,76 @@ def test_seeds_are_asked_first(name):
     assert [c.key for c in asked] == [wanted.candidate(encoding).key for encoding in given]
 
 
-@pytest.mark.parametrize("name", ["gp", "nsga3", "tpe", "evolution", "cma"])
+@pytest.mark.parametrize("name", ["gp", "nsga3", "tpe", "evolution", "cma", "descent"])
 def test_ratios_are_found_better_than_by_chance(name):
     def best(searcher):
-        funnel_ = Funnel(look_up_objectives(["kl"]), 8, last="model", screen=None)
+        sensitivity = 100 if searcher in DESCENDING else 0
+        funnel_ = Funnel(look_up_objectives(["kl"]), 8, screen=None, sensitivity=sensitivity)
         batches = run(
             build_searcher(searcher, problem("kl", space="curve"), 0), FakeEvaluator(), funnel_, 240
         )
         return min(t.measurement.values["kl"] for batch in batches for t in batch)
 
     assert best(name) < best("random")
+
+
+class TestDescent:
+    """On a formula whose best ratios are known: they grow with depth."""
+
+    def search(self, name="descent", space="layer", budget=120, **changes):
+        fake = FakeEvaluator()
+        wanted = Funnel(look_up_objectives(["kl"]), 8, sensitivity=100, screen=None, **changes)
+        trials = [
+            t for b in run(build_searcher(name, problem(space=space), 0), fake, wanted, budget) for t in b
+        ]
+        return fake, trials
+
+    def test_comes_to_the_ratios_that_are_best(self):
+        _, trials = self.search()
+        best = min(trials, key=lambda t: t.measurement.values["kl"]).candidate
+        for layer, ratio in zip(LAYERS, best.ratios, strict=True):
+            assert ratio == pytest.approx(0.5 + 0.1 * (layer.block - 1.5), abs=0.05)
+
+    def test_asks_for_the_sensitivities_of_the_best_of_a_batch_alone(self):
+        fake, trials = self.search(budget=40)
+        asked = [key for key, stage, *_ in fake.measured if stage == "sensitivity"]
+        assert len(asked) == len(set(asked))
+        known = {t.candidate.key for t in trials if t.measurement.sensitivities}
+        assert known == set(asked)
+        assert all(part == "statistics" for _, stage, part, _ in fake.measured if stage == "sensitivity")
+        assert next(t for t in trials if t.candidate.key in known).measurement.tokens == 500
+
+    def test_goes_on_where_sensitivities_fail(self):
+        class Broken(FakeEvaluator):
+            def _one(self, c, stage):
+                if stage == "sensitivity":
+                    return Measurement(stage, failure="no gradient")
+                return super()._one(c, stage)
+
+        wanted = Funnel(look_up_objectives(["kl"]), 8, sensitivity=100, screen=None)
+        searcher = build_searcher("descent", problem(space="layer"), 0)
+        trials = [t for b in run(searcher, Broken(), wanted, 10) for t in b]
+        assert {t.status for t in trials} == {"measured"}
+        assert len(trials) == 10
+
+    def test_metrics_that_vary_beside_ratios_share_the_best_ratios(self):
+        searcher = build_searcher("gp", problem(space="tree+layer", leaves="WX"), 0)
+        told(searcher, rounds=4, count=10)
+        asked = searcher.ask(20)
+        common = max({c.ratios for c in asked}, key=[c.ratios for c in asked].count)
+        assert sum(c.ratios == common for c in asked) >= 5
+        assert len({c.metric for c in asked if c.ratios == common}) >= 4
+
+
+def test_the_screen_compares_metrics_with_the_same_ratios_alone():
+    evaluator, wanted = FakeEvaluator(), Funnel(look_up_objectives(["kl"]), 8, promote=0.25)
+    metrics = [parse(t) for t in ("abs(W)", "abs(W) * X", "square(W) / D", "abs(W) * Y")]
+    ratios = [0.5] * 4 + [0.3, 0.6, 0.7]
+    asked = [uniform(m, LAYERS, r) for m, r in zip(metrics + metrics[:3], ratios, strict=True)]
+    found = evaluator.measure(asked, "screen")
+    chosen = wanted.choose([Trial(c, m, "rejected") for c, m in zip(asked, found, strict=True)])
+    assert len(chosen & {c.key for c in asked[:4]}) == 1
+    assert chosen >= {c.key for c in asked[4:]}
 
 
 def test_phases_vary_trees_and_ratios_in_turn():
