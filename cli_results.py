@@ -1,0 +1,69 @@
+"""Commands that read runs: fronts, comparisons, the language."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .cli_options import JSON, RUN, app, print_comparison, print_json, print_report
+
+
+@app.command(epilog="Example: secateur front runs/a --objectives kl,size")
+def front(
+    run: Annotated[Path, RUN],
+    objectives: Annotated[
+        str | None, typer.Option(help="What to minimise; the run's own if left out.")
+    ] = None,
+    as_json: Annotated[bool, JSON] = False,
+) -> None:
+    """Print a run's front and baselines, also while it runs."""
+    from .results.archive import Archive
+
+    names = [name.strip() for name in objectives.split(",")] if objectives else None
+    with Archive(run) as archive:
+        print_report(archive, names, as_json)
+
+
+@app.command("compare", epilog="Example: secateur compare runs/gp runs/tpe")
+def compare_runs(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, or folders of seeds.", show_default=False)],
+    as_json: Annotated[bool, JSON] = False,
+) -> None:
+    """Compare runs on one calibration: what they found, for what cost."""
+    from .results.compare import open_runs
+
+    print_comparison(open_runs(runs), as_json)
+
+
+@app.command(epilog="Example: secateur metrics --language")
+def metrics(
+    language: Annotated[bool, typer.Option("--language", help="Print leaves and operators instead.")] = False,
+    allocations: Annotated[
+        bool, typer.Option("--allocations", help="Print the published allocations instead.")
+    ] = False,
+    as_json: Annotated[bool, JSON] = False,
+) -> None:
+    """Print the published metrics, or the language they are written in."""
+    from .metrics_dsl.operators import LEAVES, OPERATORS
+    from .metrics_dsl.published import PUBLISHED
+
+    if allocations:
+        from .search.allocation import ALLOCATIONS
+
+        rows = [{"name": a.name, "meaning": a.meaning, "source": a.source} for a in ALLOCATIONS.values()]
+    elif language:
+        rows = [{"name": leaf.name, "shape": str(leaf.shape), "meaning": f"{leaf.meaning} [{leaf.unit}]"}
+                for leaf in LEAVES.values()]  # fmt: skip
+        rows += [{"name": o.name, "shape": o.symbol, "meaning": o.meaning} for o in OPERATORS.values()]
+    else:
+        rows = [{"name": p.name, "metric": p.text, "group": p.group,
+                 "source": f"{p.source} ({p.note})" if p.note else p.source}
+                for p in PUBLISHED.values()]  # fmt: skip
+    if as_json:
+        print_json(rows)
+        return
+    widths = [max(len(row[column]) for row in rows) for column in rows[0]]
+    for row in rows:
+        typer.echo("  ".join(f"{v:{w}}" for v, w in zip(row.values(), widths, strict=True)).rstrip())
