@@ -34,7 +34,7 @@ def from_file(context: typer.Context, path: Path | None) -> Path | None:
     """Take what the command line leaves out from a TOML file's section of the command's name."""
     if path is not None:
         from .metrics_dsl.parser import did_you_mean
-        from .search.settings import SettingsError, read_section
+        from .search.configuration import SettingsError, read_section
 
         section = read_section(path, str(context.info_name))
         known = {p.name: p for p in context.command.params if p.name not in ("config", "as_json")}

@@ -17,12 +17,13 @@ from .results.compare import incumbents
 from .results.memory import RememberingEvaluator
 from .search.budget import Budget
 from .search.candidate import Candidate, Stage, Trial
+from .search.configuration import SettingsError
 from .search.loop import run
 from .search.meta import MetaSpace
 from .search.opening import Opening, build_funnel, build_problem, check_leaves
 from .search.protocols import Evaluator
 from .search.searchers import build_searcher
-from .search.settings import DESCENDING, SearchSettings, SettingsError
+from .search.settings import DESCENDING, SearchSettings
 from .workers.local import Device, LocalEvaluator
 from .workers.reference import SHORTEST, len_of_rung
 from .workers.statistics import Calibration

@@ -12,11 +12,12 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ..metrics_dsl.expression import Expression
-from ..metrics_dsl.parser import did_you_mean, parse_metric
+from ..metrics_dsl.parser import parse_metric
 from ..metrics_dsl.published import PUBLISHED, read_metric
 from .allocation import ALLOCATIONS
 from .budget import Budget
 from .candidate import Stage, parse_pattern
+from .configuration import SettingsError, number, sentence
 from .objectives import look_up, look_up_objectives
 from .ratio_space import RATIO_SPACES
 from .searchers import SEARCHERS
@@ -26,10 +27,6 @@ TREE_SEARCHERS = ("gp", "random")
 DESCENDING = ("descent", "gp")  # searchers that use sensitivities
 SMALLEST_CMA_BATCH = 5  # the mean, and four samples to rank
 ONE_NUMBER_SPACES = ("ramp", "owl", "dlp", "dsa", "alpha")
-
-
-class SettingsError(ValueError):
-    """Settings that cannot be used; the message says which, what was expected and what came."""
 
 
 class SearchSettings(BaseModel):
@@ -111,7 +108,7 @@ class SearchSettings(BaseModel):
     @classmethod
     def _target_or_interval(cls, value: Any) -> Any:
         ends = re.split("[:,]", value) if isinstance(value, str) else value
-        numbers = [_number(end) for end in (ends if isinstance(ends, list | tuple) else [ends])]
+        numbers = [number(end) for end in (ends if isinstance(ends, list | tuple) else [ends])]
         if not (
             1 <= len(numbers) <= 2 and all(0 <= n < 1 for n in numbers) and numbers == sorted(set(numbers))
         ):
@@ -132,7 +129,7 @@ class SearchSettings(BaseModel):
         numbers = value.split(",") if isinstance(value, str) else value
         if numbers is None or (isinstance(value, str) and value.strip() in ("", "none")):
             return None if numbers is None else ()
-        found = [int(_number(n)) for n in numbers]
+        found = [int(number(n)) for n in numbers]
         if found != sorted({n for n in found if n > 0}):
             raise ValueError(
                 f"expected growing numbers of tokens such as 512 or 256,1024, or none, got {value!r}"
@@ -165,7 +162,7 @@ class SearchSettings(BaseModel):
             return values
         share = counts[0] / counts[1]
         given = values.get("sparsity")
-        if given is not None and _number(given) != share:
+        if given is not None and number(given) != share:
             raise ValueError(
                 f"expected the sparsity {share:g}, which the pattern {values['pattern']} has, got "
                 f"{values['sparsity']}; leave it out"
@@ -290,7 +287,7 @@ class SearchSettings(BaseModel):
         try:
             return cls(**{name: value for name, value in values.items() if value is not None})
         except ValidationError as error:
-            raise SettingsError(_sentence(error, cls)) from None
+            raise SettingsError(sentence(error, cls)) from None
 
     @property
     def given_metric(self) -> Expression:
@@ -311,40 +308,3 @@ class SearchSettings(BaseModel):
         values = self.model_dump(mode="json", exclude_none=True)
         # Strings, numbers, booleans and lists of strings are written alike in JSON and TOML.
         return "[search]\n" + "".join(f"{n} = {json.dumps(v)}\n" for n, v in values.items())
-
-
-def _number(value: Any) -> float:
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        raise ValueError(f"expected a number, got {value!r}") from None
-
-
-def _sentence(error: ValidationError, model: type[BaseModel]) -> str:
-    first = error.errors()[0]
-    name = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        return f"unknown setting {name!r}{did_you_mean(name, model.model_fields)}"
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "value_error":
-        return f"{name}: {message}" if name else message
-    if first["type"] == "missing":
-        return f"the setting {name!r} is missing"
-    return f"{name}: {message[0].lower()}{message[1:]}, got {first['input']!r}"
-
-
-def read_section(path: Path, section: str) -> dict[str, Any]:
-    """Return a section of a TOML file as a dictionary.
-
-    Raises:
-        SettingsError: When the file is missing, is not TOML or lacks the section.
-    """
-    try:
-        content = tomllib.loads(path.read_text())
-    except OSError as error:
-        raise SettingsError(f"expected a TOML file, got {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path} is not valid TOML: {error}") from None
-    if not isinstance(content.get(section), dict):
-        raise SettingsError(f"expected a section [{section}] in {path}, got {sorted(content)}")
-    return dict(content[section])
