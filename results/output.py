@@ -1,0 +1,36 @@
+"""Output files: written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def replace_file(path: str | Path, content: bytes) -> Path:
+    """Write a file in one step: whoever opens it meanwhile sees the old content or the new.
+
+    Raises:
+        ValueError: When the path is a folder.
+    """
+    path = Path(path)
+    check_file(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_bytes(content)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def check_file(path: str | Path) -> None:
+    """Refuse a path that cannot become a file, before work is spent on its content.
+
+    Raises:
+        ValueError: When it is a folder, or is to be in one that does not exist.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"expected a file to write, got {path}, which is a folder; name a file in it")
+    if not path.absolute().parent.is_dir():
+        raise ValueError(f"expected a file in a folder that exists, got {path}; make {path.parent} first")

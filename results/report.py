@@ -1,0 +1,296 @@
+"""The report: one HTML file on a run, for reading offline and passing on."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .. import __version__
+from ..search.budget import Budget
+from .archive import Archive
+from .output import check_file, replace_file
+from .overview import Overview
+from .report_charts import Pictures
+from .report_page import Markup, document, element, joined
+from .report_tables import candidates, compared, figures, funnel, pairs, ratios_text, shown, use
+from .table import verdict
+
+_POINTS = 2000  # candidates with figures in the page; beyond them the front alone is complete
+_LONGEST = 160  # characters of a metric that is not in a table
+_RATIO_BYTES = 200_000  # ratios in the page
+
+
+def write_report(archive: Archive, path: str | Path) -> Path:
+    """Write the report of a run, also of one that is being written, replacing an earlier one in one step.
+
+    Raises:
+        ValueError: When the path cannot become a file.
+    """
+    check_file(path)
+    return replace_file(path, report_html(Overview(archive)).encode())
+
+
+def report_html(view: Overview) -> str:
+    """Return the report as the text of an HTML file under a megabyte."""
+    chosen = _chosen(view)
+    ids = {index: i for i, index in enumerate(chosen)}
+    left_out = len(view.decided) - sum(view.decided.index.isin(chosen))
+    thinned = f"{left_out:,} points are left out of the picture, none of the front." if left_out else ""
+    pictures = Pictures(view, ids, thinned)
+    ratios = _ratios(view, chosen)
+    name = view.folder.resolve().name or str(view.folder)
+    body = joined(
+        _header(view, name),
+        element(
+            "main",
+            _verdict(view),
+            _section("front", "Front", _front(view, pictures)),
+            _section("ratios", "Ratios", _heat(view, pictures, ratios, chosen)),
+            _section("course", "Course of the search", _course(pictures)),
+            _section("parts", "What became of candidates", _parts(view)),
+            _section("front-table", "Every rule on the front", candidates(
+                view, view.front, ids, f"The front, by {view.objectives[0].replace('_', ' ')}.")),
+            _section("published", "Published rules", candidates(
+                view, view.baselines.sort_values(view.objectives[0]), ids, "Measured in the same run.")),
+            _section("card", "Run card", _card(view)),
+        ),
+        element("footer", f"Written by secateur {__version__}. This file makes no connections."),
+        element("div", id="tip", role="status", hidden=True),
+    )  # fmt: skip
+    return document(f"{name} \N{EN DASH} secateur", body, _data(view, chosen, ratios))
+
+
+# What the page holds ---------------------------------------------------------------------------
+
+
+def _chosen(view: Overview) -> list[int]:
+    """Return the indices of the rows that the page has figures of: the front first, others evenly."""
+    improved = view.history().index
+    first = list(dict.fromkeys(int(i) for i in (*view.front.index, *view.baselines.index, *improved)))
+    first = first if len(first) <= _POINTS else _evenly(first, _POINTS)
+    others = [int(i) for i in view.decided.index.difference(first)]
+    return first + _evenly(others, _POINTS - len(first))
+
+
+def _evenly(items: list[int], count: int) -> list[int]:
+    return items if len(items) <= count else [items[i * len(items) // count] for i in range(count)]
+
+
+def _ratios(view: Overview, chosen: Sequence[int]) -> dict[int, tuple[float, ...]]:
+    """Return the ratios of as many of the rows as there is room for, the best first."""
+    if not view.layers:
+        return {}
+    room = max(1, _RATIO_BYTES // (4 * len(view.layers)))
+    found = view.vectors([i for i in (view.best, *chosen) if i is not None][:room])
+    return {i: each for i, each in found.items() if len(each) == len(view.layers)}
+
+
+def _data(view: Overview, chosen: Sequence[int], ratios: dict[int, tuple[float, ...]]) -> dict[str, Any]:
+    """Return what the page's script knows: columns of the chosen rows, and ratios in thousandths."""
+    rows = view.rows.loc[list(chosen)]
+    metrics = list(dict.fromkeys(rows["metric"]))
+    places = {text: i for i, text in enumerate(metrics)}
+    columns = {
+        heading: [shown(value, form) for value in rows[name]]
+        for name, (heading, form) in figures(view).items()
+    }
+    columns["ratios"] = [ratios_text(row) for _, row in rows.iterrows()]
+    ids = {index: i for i, index in enumerate(chosen)}
+    packed = {
+        ids[i]: round(1000 * each[0]) if max(each) - min(each) < 1e-9 else [round(1000 * r) for r in each]
+        for i, each in ratios.items()
+    }
+    return {
+        "metrics": [text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..." for text in metrics],
+        "key": list(rows["key"]),
+        "metric": [places[text] for text in rows["metric"]],
+        "columns": columns,
+        "ratios": packed,
+        "middle": [None if math.isnan(s) else round(1000 * s, 1) for s in rows["sparsity"]],
+        "layers": [layer.name for layer in view.layers],
+        "selected": None if view.best is None else ids[view.best],
+        "front": [ids[i] for i in view.front.index if i in ids],
+        "commands": _commands(view, "KEY"),
+    }
+
+
+def _commands(view: Overview, key: str) -> dict[str, str]:
+    """Return what to type to use a candidate."""
+    run = shlex.quote(str(view.folder))
+    model = shlex.quote(str(view.card.get("model", "MODEL")))
+    candidate = shlex.quote(f"{view.folder}:{key}")
+    return {
+        "export": f"secateur export {run} {key} --to python -o metric.py",
+        "prune": f"secateur prune {model} --candidate {candidate} -o pruned",
+    }
+
+
+# Sections --------------------------------------------------------------------------------------
+
+
+def _section(name: str, heading: str, *content: object) -> Markup:
+    return element("section", element("h2", heading), *content, id=name, aria_label=heading)
+
+
+def _header(view: Overview, name: str) -> Markup:
+    card, settings = view.card, view.settings
+    facts = {
+        "model": Path(str(card["model"])).name if card.get("model") else None,
+        "text": Path(str(card["text"])).name if card.get("text") else None,
+        "layers": f"{len(view.layers)} linear layers" if view.layers else None,
+        "seed": settings.get("seed"),
+        "budget": settings.get("budget"),
+        "state": _state(view),
+    }
+    shown_facts = [
+        element("div", element("dt", term), element("dd", value))
+        for term, value in facts.items()
+        if value is not None
+    ]
+    links = ["front", "ratios", "course", "parts", "front-table", "published", "card"]
+    words = {"parts": "candidates", "front-table": "rules"}
+    nav = [element("a", words.get(link, link), href=f"#{link}") for link in links]
+    return element(
+        "header",
+        element("p", "secateur run", class_="soft kicker"),
+        element("h1", name),
+        element("p", view.searched),
+        element("dl", *shown_facts, class_="facts"),
+        element("nav", *nav, aria_label="Sections"),
+    )
+
+
+def _state(view: Overview) -> str:
+    """Return how far the run is, and whether its holdout figures are there."""
+    done = f"{len(view.rows):,} candidates"
+    if "budget" not in view.settings:
+        return done
+    budget = Budget.parse(view.settings["budget"])
+    spent = float(view.costs()[budget.unit].max()) if len(view.rows) else 0.0
+    text = f"{done}, {spent:,.0f} of {budget.amount:,.0f} {budget.unit} spent"
+    is_model = view.settings.get("stage", "model") == "model"
+    return f"{text}, no holdout figures yet" if is_model and not view.holdout else text
+
+
+def _verdict(view: Overview) -> Markup:
+    sentence = verdict(view.rows, view.front, view.holdout)
+    parts = re.split(r"`([^`]*)`", sentence)  # metrics stand between backticks
+    text = [element("code", part) if i % 2 else part for i, part in enumerate(parts)]
+    return element(
+        "section",
+        element("h2", "Verdict"),
+        element("p", *text, class_="verdict"),
+        compared(view),
+        id="verdict",
+        aria_label="Verdict",
+    )
+
+
+def _front(view: Overview, pictures: Pictures) -> Markup:
+    if view.best is None:
+        reached = ", ".join(sorted(set(view.rows["stage"])))
+        why = (
+            "Nothing has been measured yet."
+            if view.rows.empty
+            else f"No candidate has {' and '.join(view.objectives)}: the run reached the stage {reached}."
+        )
+        return element("p", why, class_="empty")
+    row = view.rows.loc[view.best]
+    lines = {heading: shown(row[name], form) for name, (heading, form) in figures(view).items()}
+    lines["ratios"] = ratios_text(row)
+    terms = [
+        element("div", element("dt", term), element("dd", value, data_figure=term))
+        for term, value in lines.items()
+    ]
+    commands = [
+        element("p", element("code", text, data_command=name), class_="command")
+        for name, text in _commands(view, row["key"]).items()
+    ]
+    panel = element(
+        "div",
+        element("h3", "Selected rule ", element("code", row["key"], data_figure="key")),
+        element("p", element("code", row["metric"], data_figure="metric"), class_="metric"),
+        element("dl", *terms, class_="figures"),
+        *commands,
+        element("p", "Select another one in the picture or in a table.", class_="soft script-only"),
+        id="selected",
+        aria_live="polite",
+    )
+    return element("div", pictures.front(), panel, class_="pair")
+
+
+def _heat(
+    view: Overview, pictures: Pictures, ratios: dict[int, tuple[float, ...]], chosen: Sequence[int]
+) -> Markup:
+    if view.best is None or view.best not in ratios:
+        why = (
+            "No candidate to show yet."
+            if view.best is None
+            else "The archive does not name the layers of this run: its ratios have no place over depth."
+        )
+        return element("p", why, class_="empty")
+    each = ratios[view.best]
+    legend = element(
+        "p",
+        element("span", class_="ramp"),
+        element("span", _spread(each), id="spread"),
+        class_="soft",
+    )
+    more = "" if len(ratios) >= len(chosen) else f" The file holds those of {len(ratios):,} candidates."
+    return joined(
+        element("p", "How much each layer of the selected rule loses, beside the whole model's sparsity: blue "
+                "keeps more, orange loses more.", more, class_="soft"),
+        element("div", pictures.heat(view.best, each), class_="scroll", tabindex=0, role="region",
+                aria_label="Ratios by layer"),
+        legend,
+    )  # fmt: skip
+
+
+def _spread(each: Sequence[float]) -> str:
+    if max(each) - min(each) < 1e-9:
+        return f"every layer loses {each[0]:.1%}"
+    return f"from {min(each):.1%} to {max(each):.1%} removed"
+
+
+def _course(pictures: Pictures) -> Markup:
+    found = [part for part in (pictures.history(), pictures.agreement()) if part]
+    return element("div", *found, class_="grid") if found else element("p", "Nothing yet.", class_="empty")
+
+
+def _parts(view: Overview) -> Markup:
+    if view.rows.empty:
+        return element("p", "No candidate yet.", class_="empty")
+    return element("div", element("div", funnel(view)), use(view), class_="grid")
+
+
+def _card(view: Overview) -> Markup:
+    costs = view.costs()
+    spent = {unit: f"{costs[unit].max() if len(costs) else 0:,.0f}" for unit in costs}
+    versions = {**view.fact("versions", {}), **view.card.get("versions", {})}
+    own: dict[str, Any] = {name: v for name, v in view.card.items() if name not in ("versions", "parts")}
+    parts = view.card.get("parts") or view.manifest.get("parts") or {}
+    for name, part in parts.items():
+        if isinstance(part, dict):
+            own[f"{name} tokens"] = (
+                f"{part.get('sequences')} x {part.get('length')}, sha256 {str(part.get('sha256'))[:16]}"
+            )
+    calibration = view.fact("calibration")
+    if calibration:
+        own["calibration, sha256"] = calibration
+    missing = [n for n in ("model", "text", "hardware") if n not in own]
+    own = {n: v if isinstance(v, str) else json.dumps(v) for n, v in own.items()}
+    note = f"This run did not note its {', '.join(missing)}." if missing else ""
+    settings = {n: v if isinstance(v, str) else json.dumps(v) for n, v in view.settings.items()}
+    return joined(
+        element("div",
+                element("div", pairs("Sources", own | {f"{u} spent": v for u, v in spent.items()}),
+                        pairs("Versions", versions)),
+                pairs("Settings, as in run.toml", settings),
+                class_="grid"),
+        element("p", note, class_="soft") if note else None,
+    )  # fmt: skip
