@@ -12,8 +12,8 @@ from numpy.typing import ArrayLike, NDArray
 from .report_page import Markup, element, joined
 
 WIDTH, HEIGHT = 560, 340
-_LEFT, _RIGHT, _TOP, _BOTTOM = 66, 16, 14, 50
-_LOG_SPAN = 20.0  # values that span more than this are told apart on a logarithmic axis only
+_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 16, 36, 54
+_LOG_SPAN = 6.0  # values that span more than this are told apart on a logarithmic axis only
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Chart:
     def dots(self, kind: str, xs: ArrayLike, ys: ArrayLike, of: Sequence[int] = ()) -> None:
         """Draw points, all in one path; ``of`` says which candidates they are."""
         # A line of no length with round ends is a dot, in a tenth of the bytes of a circle.
-        shape = "m0-5l5 5l-5 5l-5-5z" if kind == "published" else "h0"
+        shape = "m0-5l5 5l-5 5l-5-5z" if "published" in kind else "h0"
         path = "".join(f"M{x:.1f} {y:.1f}{shape}" for x, y in self._places(xs, ys))
         if path:
             ids = " ".join(map(str, of)) if len(of) else None
@@ -114,7 +114,7 @@ class Chart:
         """Draw a horizontal line with its meaning."""
         (_, y), *_ = self._places([self._x.low], [value])
         self._marks.append(element("path", d=f"M{_LEFT} {y:.1f}H{WIDTH - _RIGHT}", class_=f"level {kind}"))
-        above = y - 6 if y > _TOP + 22 else y + 16
+        above = y - 6 if y > _TOP + 24 else y + 18
         self._marks.append(element("text", label, x=WIDTH - _RIGHT - 2, y=f"{above:.1f}", class_="end note"))
 
     def svg(self, description: str) -> Markup:
@@ -124,18 +124,13 @@ class Chart:
         for value in self._y.ticks():
             (_, y), *_ = self._places([self._x.low], [value])
             frame.append(element("path", d=f"M{_LEFT} {y:.1f}H{right}", class_="grid"))
-            frame.append(element("text", short(value), x=_LEFT - 8, y=f"{y + 4:.1f}", class_="end"))
+            frame.append(element("text", short(value), x=_LEFT - 8, y=f"{y + 4.5:.1f}", class_="end"))
         for value in self._x.ticks():
             (x, _), *_ = self._places([value], [self._y.low])
             frame.append(element("path", d=f"M{x:.1f} {bottom}v5", class_="axis"))
-            frame.append(element("text", short(value), x=f"{x:.1f}", y=bottom + 20, class_="middle"))
-        labels = joined(
-            element("text", _named(self._x), x=(_LEFT + right) / 2, y=HEIGHT - 8, class_="middle label"),
-            element(
-                "text", _named(self._y), x=-(_TOP + bottom) / 2, y=15, class_="middle label",
-                transform="rotate(-90)",
-            ),
-        )  # fmt: skip
+            frame.append(element("text", short(value), x=f"{x:.1f}", y=bottom + 22, class_="middle"))
+        across = element("text", _named(self._x), x=(_LEFT + right) / 2, y=HEIGHT - 6, class_="middle label")
+        labels = joined(across, element("text", _named(self._y), x=4, y=16, class_="label"))
         return element(
             "svg",
             *frame,
@@ -157,13 +152,13 @@ class Chart:
 def interval(scale: Axis, value: float, error: float | None, kind: str) -> Markup:
     """Return a small picture of a value with its 95 % interval, on a scale that several of them share."""
     reach = 1.96 * error if error is not None and math.isfinite(error) else 0.0
-    start, middle, end = 4 + scale.place([value - reach, value, value + reach]) * 232
+    start, middle, end = 6 + scale.place([value - reach, value, value + reach]) * 268
     whisker = element(
         "path", d=f"M{start:.1f} 9H{end:.1f}M{start:.1f} 5v8M{end:.1f} 5v8", class_=f"whisker {kind}"
     )
     dot = element("path", d=f"M{middle:.1f} 9h0", class_=f"dots {kind}")
     return element(
-        "svg", whisker if reach else None, dot, viewBox="0 0 240 18", class_="bar", aria_hidden="true"
+        "svg", whisker if reach else None, dot, viewBox="0 0 280 18", class_="bar wide", aria_hidden="true"
     )
 
 
@@ -189,7 +184,7 @@ def bar(share: float, kind: str) -> Markup:
 
 
 def _named(scale: Axis) -> str:
-    return f"{scale.label} (logarithmic)" if scale.is_log else scale.label
+    return f"{scale.label} (log scale)" if scale.is_log else scale.label
 
 
 def _round_step(step: float) -> float:

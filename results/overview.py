@@ -122,7 +122,8 @@ class Overview:
         first = self.objectives[0]
         values = self.decided[first]
         improved = values[values < values.cummin().shift(fill_value=np.inf)]
-        return self.costs().loc[improved.index].assign(best=improved)
+        found: pd.DataFrame = self.costs().loc[improved.index]
+        return found.assign(best=improved)
 
     def hypervolume(self) -> pd.DataFrame:
         """Return how much of the box that the final front spans was dominated, over what had been spent.
@@ -147,7 +148,8 @@ class Overview:
             kept = kept[moocore.is_nondominated(kept)]
             volumes.append(float(moocore.hypervolume(kept, ref=reference)) / 1.1 ** len(self.objectives))
         last = self.decided.index[[piece[-1] for piece in pieces]]
-        return costs.loc[last].assign(hypervolume=volumes)
+        spent: pd.DataFrame = costs.loc[last]
+        return spent.assign(hypervolume=volumes)
 
     def vectors(self, indices: Sequence[int], column: str = "ratios") -> dict[int, tuple[float, ...]]:
         """Return ``ratios``, ``layer_errors`` or ``sensitivities`` of some rows, in model order."""

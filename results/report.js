@@ -65,7 +65,8 @@
       spread.textContent = `every layer loses ${(packed / 10).toFixed(1)}%`;
     } else {
       const [low, high] = [Math.min(...ratios), Math.max(...ratios)];
-      spread.textContent = `from ${(low / 10).toFixed(1)}% to ${(high / 10).toFixed(1)}% removed`;
+      spread.textContent = `from ${(low / 10).toFixed(1)}% to ${(high / 10).toFixed(1)}% removed, ` +
+        `${(data.middle[id] / 10).toFixed(1)}% of the whole model`;
     }
     const middle = data.middle[id] ?? ratios.reduce((a, b) => a + b, 0) / ratios.length;
     const reach = Math.max(20, ...ratios.map((ratio) => Math.abs(ratio - middle)));

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from .. import __version__
 from ..search.budget import Budget
 from .archive import Archive
@@ -140,8 +142,8 @@ def _section(name: str, heading: str, *content: object) -> Markup:
 def _header(view: Overview, name: str) -> Markup:
     card, settings = view.card, view.settings
     facts = {
-        "model": Path(str(card["model"])).name if card.get("model") else None,
-        "text": Path(str(card["text"])).name if card.get("text") else None,
+        "model": _source(card.get("model")),
+        "text": _source(card.get("text")),
         "layers": f"{len(view.layers)} linear layers" if view.layers else None,
         "seed": settings.get("seed"),
         "budget": settings.get("budget"),
@@ -165,6 +167,11 @@ def _header(view: Overview, name: str) -> Markup:
     )
 
 
+def _source(place: str | None) -> str | None:
+    """Return the last part of a path of this machine, which says enough; a hub name stays whole."""
+    return Path(place).name if place and Path(place).is_absolute() else place
+
+
 def _state(view: Overview) -> str:
     """Return how far the run is, and whether its holdout figures are there."""
     done = f"{len(view.rows):,} candidates"
@@ -181,11 +188,13 @@ def _verdict(view: Overview) -> Markup:
     sentence = verdict(view.rows, view.front, view.holdout)
     parts = re.split(r"`([^`]*)`", sentence)  # metrics stand between backticks
     text = [element("code", part) if i % 2 else part for i, part in enumerate(parts)]
+    picture = compared(view)
     return element(
         "section",
         element("h2", "Verdict"),
-        element("p", *text, class_="verdict"),
-        compared(view),
+        element(
+            "div", element("p", *text, class_="verdict"), picture, class_="pair even" if picture else None
+        ),
         id="verdict",
         aria_label="Verdict",
     )
@@ -200,7 +209,7 @@ def _front(view: Overview, pictures: Pictures) -> Markup:
             else f"No candidate has {' and '.join(view.objectives)}: the run reached the stage {reached}."
         )
         return element("p", why, class_="empty")
-    row = view.rows.loc[view.best]
+    row = _row(view, view.best)
     lines = {heading: shown(row[name], form) for name, (heading, form) in figures(view).items()}
     lines["ratios"] = ratios_text(row)
     terms = [
@@ -209,7 +218,7 @@ def _front(view: Overview, pictures: Pictures) -> Markup:
     ]
     commands = [
         element("p", element("code", text, data_command=name), class_="command")
-        for name, text in _commands(view, row["key"]).items()
+        for name, text in _commands(view, str(row["key"])).items()
     ]
     panel = element(
         "div",
@@ -224,6 +233,10 @@ def _front(view: Overview, pictures: Pictures) -> Markup:
     return element("div", pictures.front(), panel, class_="pair")
 
 
+def _row(view: Overview, index: int) -> pd.Series:
+    return view.rows.iloc[index]  # rows are numbered in the order told, from 0
+
+
 def _heat(
     view: Overview, pictures: Pictures, ratios: dict[int, tuple[float, ...]], chosen: Sequence[int]
 ) -> Markup:
@@ -231,30 +244,30 @@ def _heat(
         why = (
             "No candidate to show yet."
             if view.best is None
-            else "The archive does not name the layers of this run: its ratios have no place over depth."
+            else "The archive does not name the layers of this run, so ratios have no place over depth."
         )
         return element("p", why, class_="empty")
-    each = ratios[view.best]
+    each, row = ratios[view.best], _row(view, view.best)
     legend = element(
         "p",
         element("span", class_="ramp"),
-        element("span", _spread(each), id="spread"),
+        element("span", _spread(each, float(row["sparsity"])), id="spread"),
         class_="soft",
     )
     more = "" if len(ratios) >= len(chosen) else f" The file holds those of {len(ratios):,} candidates."
     return joined(
-        element("p", "How much each layer of the selected rule loses, beside the whole model's sparsity: blue "
-                "keeps more, orange loses more.", more, class_="soft"),
+        element("p", "How much each layer of the selected rule loses beside the whole model: blue keeps more, "
+                "orange loses more.", more, class_="soft"),
         element("div", pictures.heat(view.best, each), class_="scroll", tabindex=0, role="region",
                 aria_label="Ratios by layer"),
         legend,
     )  # fmt: skip
 
 
-def _spread(each: Sequence[float]) -> str:
+def _spread(each: Sequence[float], sparsity: float) -> str:
     if max(each) - min(each) < 1e-9:
         return f"every layer loses {each[0]:.1%}"
-    return f"from {min(each):.1%} to {max(each):.1%} removed"
+    return f"from {min(each):.1%} to {max(each):.1%} removed, {sparsity:.1%} of the whole model"
 
 
 def _course(pictures: Pictures) -> Markup:

@@ -18,15 +18,15 @@ _UNITS = {
     "seconds": "seconds of measuring",
 }
 _NAMES = {
-    "kl": "KL on selection tokens, nats per token",
-    "layer_error": "relative squared error of the layers' outputs",
-    "model_error": "relative squared error of the final hidden states",
-    "density": "density: fraction of the weights that stay",
-    "size": "size: nodes of the metric",
+    "kl": "KL, nats per token",
+    "layer_error": "layer error, relative",
+    "model_error": "model error, relative",
+    "density": "density",
+    "size": "size, nodes of the metric",
     "seconds": "seconds of measuring",
 }
 _FOUND = (("other", "candidates found"), ("published", "published rules"))
-_CELL, _GAP, _SIDE = 18, 2, 92
+_WIDE, _SIDE, _LINE = 1080, 96, 26  # of the map: its cells, its words, one row
 
 
 class Pictures:
@@ -60,8 +60,10 @@ class Pictures:
         order = best.sort_values(across, kind="stable")
         self._dots(chart, "other", points[~published & ~points.index.isin(best.index)], across, up)
         chart.steps("front", order[across], np.minimum.accumulate(order[up].to_numpy(dtype=float)))
-        self._dots(chart, "front", best, across, up)
-        self._dots(chart, "published", points[published], across, up)
+        is_on = points.index.isin(best.index)
+        self._dots(chart, "published", points[published & ~is_on], across, up)
+        self._dots(chart, "front", best[~best.index.isin(view.baselines.index)], across, up)
+        self._dots(chart, "front published", best[best.index.isin(view.baselines.index)], across, up)
         return chart.svg(
             f"Front of {len(best)} candidates: {_name(up)} against {_name(across)}, among "
             f"{len(view.decided)} measured; the table of the front has the figures."
@@ -160,40 +162,41 @@ class Pictures:
         """Return the ratios of a row as a map: type of layer by depth."""
         layers = self._view.layers
         kinds, blocks = list(dict.fromkeys(x.kind for x in layers)), sorted({x.block for x in layers})
-        middle = float(self._view.rows.loc[index, "sparsity"])
+        middle = float(self._view.rows["sparsity"].iloc[index])
         middle = middle if np.isfinite(middle) else float(np.mean(ratios))
         reach = max(max((abs(r - middle) for r in ratios), default=0.0), 0.02)
-        step = _CELL + _GAP
+        step = min(max(_WIDE // len(blocks), 12), 44)
         cells = []
         for layer, ratio in zip(layers, ratios, strict=True):
-            x, y = _SIDE + blocks.index(layer.block) * step, 4 + kinds.index(layer.kind) * step
             cells.append(
                 element(
-                    "rect", element("title", f"{layer.name}: {ratio:.1%} removed"), x=x, y=y, width=_CELL,
-                    height=_CELL, class_="more" if ratio > middle else "less",
+                    "rect",
+                    element("title", f"{layer.name}: {ratio:.1%} removed"),
+                    x=_SIDE + blocks.index(layer.block) * step,
+                    y=4 + kinds.index(layer.kind) * _LINE,
+                    width=step - 2,
+                    height=_LINE - 2,
+                    class_="more" if ratio > middle else "less",
                     fill_opacity=f"{abs(ratio - middle) / reach:.2f}",
                 )
-            )  # fmt: skip
-        bottom = 4 + len(kinds) * step
+            )
+        bottom, width = 4 + len(kinds) * _LINE, max(_SIDE + len(blocks) * step + 4, 260)
         texts = [
-            element("text", kind, x=_SIDE - 8, y=18 + i * step, class_="end") for i, kind in enumerate(kinds)
+            element("text", kind, x=_SIDE - 8, y=21 + i * _LINE, class_="end") for i, kind in enumerate(kinds)
         ]
         every = 1 if len(blocks) <= 12 else 5 if len(blocks) <= 60 else 10
         texts += [
-            element("text", block, x=_SIDE + i * step + _CELL / 2, y=bottom + 15, class_="middle")
+            element("text", block, x=_SIDE + i * step + step / 2 - 1, y=bottom + 18, class_="middle")
             for i, block in enumerate(blocks)
             if i % every == 0
         ]
-        width = _SIDE + len(blocks) * step + 4
-        texts.append(
-            element("text", "decoder block", x=(_SIDE + width) / 2, y=bottom + 34, class_="middle label")
-        )
+        texts.append(element("text", "decoder block", x=_SIDE, y=bottom + 40, class_="label"))
         return element(
             "svg",
             *texts,
             element("g", *cells, id="cells"),
-            viewBox=f"0 0 {width} {bottom + 40}",
-            class_="heat",
+            viewBox=f"0 0 {width} {bottom + 48}",
+            class_="heat wide" if width > 560 else "heat",
             role="img",
             width=width,
             aria_label="Ratios of the selected rule by type of layer and decoder block",

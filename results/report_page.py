@@ -17,7 +17,7 @@ class Markup(str):
 
 
 def element(name: str, /, *children: object, **attributes: object) -> Markup:
-    """Return an element; ``class_`` stands for the attribute ``class``, ``fill_opacity`` for ``fill-opacity``.
+    """Return an element; ``class_`` stands for the attribute ``class``, ``data_of`` for ``data-of``.
 
     An attribute that is None or False is left out, one that is True has no value.
     """

@@ -132,15 +132,15 @@ def compared(view: Overview) -> Markup | None:
         )
     count = f"best {_COMPARED} of {len(published)}" if len(published) > _COMPARED else f"{len(published)}"
     caption = (
-        "KL on holdout tokens, nats per token, \N{PLUS-MINUS SIGN} standard error; bars are 95 % intervals of "
-        f"each figure alone. Published rules: {count}."
+        "KL on holdout tokens, nats per token, \N{PLUS-MINUS SIGN} standard error; bars are 95 % "
+        f"intervals of each figure alone. Published rules: {count}."
     )
     table = element("table", element("caption", caption), element("tbody", *lines), class_="intervals")
     return _box(table, "Holdout KL")
 
 
 def use(view: Overview) -> Markup | None:
-    """Return which leaves and operators the measured metrics use; None where one metric is given."""
+    """Return which leaves and operators the measured metrics use; None where few metrics were tried."""
     rows = view.use()
     if rows.empty or view.decided["metric"].nunique() < 4:
         return None
@@ -152,7 +152,7 @@ def use(view: Overview) -> Markup | None:
             element("td", f"{row['every']:.0%}", class_="number soft"),
             element("td", shares(row["best"], row["every"])),
         )
-        for _, row in rows.sort_values("best", ascending=False, kind="stable").iterrows()
+        for _, row in rows.sort_values(["best", "every"], ascending=False, kind="stable").iterrows()
     ]
     heads = [element("th", text, scope="col", class_=c) for text, c in (
         ("word", None), ("best quarter", "number"), ("all", "number"), ("", None))]  # fmt: skip
