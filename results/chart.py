@@ -13,6 +13,7 @@ from .report_page import Markup, element, joined
 
 WIDTH, HEIGHT = 560, 340
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 16, 36, 54
+_FINEST = 0.4  # steps below this width do not show
 _LOG_SPAN = 6.0  # values that span more than this are told apart on a logarithmic axis only
 
 
@@ -89,10 +90,11 @@ class Chart:
         """Draw points, all in one path; ``of`` says which candidates they are."""
         # A line of no length with round ends is a dot, in a tenth of the bytes of a circle.
         shape = "m0-5l5 5l-5 5l-5-5z" if "published" in kind else "h0"
-        path = "".join(f"M{x:.1f} {y:.1f}{shape}" for x, y in self._places(xs, ys))
+        marks = [f"M{x:.1f} {y:.1f}{shape}" for x, y in self._places(xs, ys)]
+        path = "".join(marks if len(of) else dict.fromkeys(marks))  # what nobody asks about shows once
         if path:
             ids = " ".join(map(str, of)) if len(of) else None
-            if kind == "front":
+            if kind == "front" and len(of):
                 self._marks.append(element("path", d=path, class_="halo"))
             self._marks.append(element("path", d=path, class_=f"dots {kind}", data_of=ids))
 
@@ -101,7 +103,11 @@ class Chart:
         places = self._places(xs, ys)
         if places:
             (x, y), *rest = places
-            path = f"M{x:.1f} {y:.1f}" + "".join(f"H{a:.1f}V{b:.1f}" for a, b in rest)
+            path = f"M{x:.1f} {y:.1f}"
+            for a, b in rest:
+                if (a, b) == rest[-1] or max(abs(a - x), abs(b - y)) >= _FINEST:
+                    path += f"H{a:.1f}V{b:.1f}"
+                    x, y = a, b
             self._marks.append(element("path", d=path, class_=f"line {kind}"))
 
     def line(self, kind: str, xs: ArrayLike, ys: ArrayLike) -> None:

@@ -22,9 +22,9 @@ from .report_page import Markup, document, element, joined
 from .report_tables import candidates, compared, figures, funnel, pairs, ratios_text, shown, use
 from .table import verdict
 
-_POINTS = 2000  # candidates with figures in the page; beyond them the front alone is complete
-_LONGEST = 160  # characters of a metric that is not in a table
-_RATIO_BYTES = 200_000  # ratios in the page
+_POINTS = 1500  # candidates with figures in the page; beyond them the front alone is complete
+_LONGEST = 120  # characters of a metric that is not in a table
+_RATIO_BYTES = 150_000  # ratios in the page
 
 
 def write_report(archive: Archive, path: str | Path) -> Path:
@@ -256,8 +256,8 @@ def _heat(
     )
     more = "" if len(ratios) >= len(chosen) else f" The file holds those of {len(ratios):,} candidates."
     return joined(
-        element("p", "How much each layer of the selected rule loses beside the whole model: blue keeps more, "
-                "orange loses more.", more, class_="soft"),
+        element("p", "How much each layer of the selected rule loses beside the whole model: blue keeps "
+                "more, orange loses more.", more, class_="soft"),
         element("div", pictures.heat(view.best, each), class_="scroll", tabindex=0, role="region",
                 aria_label="Ratios by layer"),
         legend,

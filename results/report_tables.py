@@ -13,9 +13,10 @@ from .overview import Overview
 from .report_page import Markup, element, joined
 from .table import columns_for
 
-MOST_ROWS = 700  # of one table, which keeps the page under a megabyte
+_TABLE_BYTES = 300_000  # of one table of candidates, which keeps the page under a megabyte
+_ROW_BYTES = 480  # of one row without its metric
+_REASON = 400  # characters of a failure
 _COMPARED = 10  # published rules beside the best in the verdict's picture
-_NUMERIC = ("kl", "kl_holdout", "kl_holdout_error", "perplexity", "size", "sparsity")
 
 
 def figures(view: Overview) -> dict[str, tuple[str, str]]:
@@ -52,9 +53,10 @@ def candidates(view: Overview, rows: pd.DataFrame, ids: Mapping[int, int], capti
         return element("p", "None yet.", class_="empty")
     columns = figures(view)
     note = ""
-    if len(rows) > MOST_ROWS:
-        note = f" {MOST_ROWS:,} of {len(rows):,} are listed, evenly; Archive.frame() has them all."
-        rows = rows.iloc[[round(i * (len(rows) - 1) / (MOST_ROWS - 1)) for i in range(MOST_ROWS)]]
+    most = int(_TABLE_BYTES // (_ROW_BYTES + rows["metric"].str.len().mean()))
+    if len(rows) > most:
+        note = f" {most:,} of {len(rows):,} are listed, evenly; Archive.frame() has them all."
+        rows = rows.iloc[[round(i * (len(rows) - 1) / (most - 1)) for i in range(most)]]
     heads = [element("th", element("span", "selected", class_="hidden"), class_="pick", scope="col")]
     heads += [
         element("th", heading, scope="col", data_sort="text" if name == "baseline" else "number",
@@ -193,7 +195,11 @@ def funnel(view: Overview) -> Markup:
     reasons = view.failures()
     if len(reasons):
         rows = [
-            element("tr", element("td", f"{count:,}", class_="number"), element("td", reason, class_="wrap"))
+            element(
+                "tr",
+                element("td", f"{count:,}", class_="number"),
+                element("td", str(reason)[:_REASON], class_="wrap"),
+            )
             for reason, count in reasons.head(20).items()
         ]
         more = f", the 20 most frequent of {len(reasons)}" if len(reasons) > 20 else ""

@@ -1,0 +1,365 @@
+"""The report and plots: what they hold for every kind of run, and that they are safe, small and offline."""
+
+import json
+import re
+import shutil
+import subprocess
+import time
+from html.parser import HTMLParser
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from secateur.metrics_dsl.parser import parse
+from secateur.results.archive import Archive
+from secateur.results.chart import axis, short
+from secateur.results.overview import Overview
+from secateur.results.plot import PLOTS, write_plot
+from secateur.results.report import write_report
+from secateur.search.candidate import Candidate, Measurement, Trial
+from support import FakeEvaluator, in_process
+
+SECTIONS = {"verdict", "front", "ratios", "course", "parts", "front-table", "published", "card"}
+LAYERS = [[x.name, x.block, x.kind, x.rows, x.columns] for x in FakeEvaluator.layers]
+METRICS = ("abs(W)", "abs(W) * X", "square(W) * G", "(abs(W) / row_sum(W) + G) * X**0.5", "abs(W) * (X + G)")
+TOML = """[search]
+calibration = "/nowhere"
+searcher = "gp"
+space = "{space}"
+metric = "wanda"
+sparsity = {sparsity}
+pattern = "unstructured"
+group = "row"
+objectives = {objectives}
+budget = 20
+seed = 7
+stage = "model"
+"""
+
+
+class Page(HTMLParser):
+    """What a browser would read: elements, texts, the data script."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.elements, self.ids, self.text, self.scripts = [], [], "", []
+        self._inside = None
+        self._open = []
+        self.feed(text)
+        assert not self._open, "every element is closed"
+
+    def handle_starttag(self, tag, attributes):
+        found = dict(attributes)
+        self.elements.append((tag, found))
+        if "id" in found:
+            self.ids.append(found["id"])
+        if tag not in ("meta", "link", "input"):
+            self._open.append(tag)
+        if tag in ("script", "style"):
+            self._inside = tag
+
+    def handle_endtag(self, tag):
+        assert self._open.pop() == tag
+        self._inside = None
+
+    def handle_data(self, data):
+        if self._inside is None:
+            self.text += data
+        elif self._inside == "script":
+            self.scripts.append(data)
+
+    @property
+    def data(self):
+        return json.loads(self.scripts[0])
+
+
+def ratios(rng, sparsity, is_even):
+    if is_even:
+        return (sparsity,) * len(LAYERS)
+    return tuple(np.clip(sparsity + rng.normal(0, 0.1, len(LAYERS)), 0, 0.95).round(6).tolist())
+
+
+def make_run(folder, kind, count=24, has_holdout=True):
+    """A run of one of three kinds, with measured, rejected, failed and alias rows and two baselines."""
+    rng = np.random.default_rng(3)
+    objectives = {"metric": ["kl", "size"], "ratios": ["kl"], "interval": ["kl", "density"]}[kind]
+    trials = []
+    for i in range(count):
+        sparsity = float(rng.uniform(0.3, 0.75)) if kind == "interval" else 0.6
+        text = f"{METRICS[i % 5]} + {i} * G" if kind == "metric" and i > 4 else METRICS[i % 5]
+        metric = parse(text if kind == "metric" else "abs(W) * X")
+        each = ratios(rng, sparsity, kind == "metric")
+        candidate = Candidate(metric, each if kind == "metric" or i else (sparsity,) * len(LAYERS))
+        values = {"sparsity": sparsity, "layer_error": float(rng.random())}
+        if i % 4 == 2:
+            trials.append(Trial(candidate, Measurement("screen", (), values, 0.1), "rejected"))
+        elif i % 4 == 3 and kind == "metric":
+            failed = Measurement("screen", failure="the scores of 3 layers are not finite")
+            trials.append(Trial(candidate, failed, "failed"))
+        else:
+            kl = float(sparsity * (1 + rng.random()))
+            values |= {"kl": kl, "perplexity": 10 + kl, "kl_rung": kl * 1.01}
+            trials.append(
+                Trial(candidate, Measurement("model", (), values, 1.0, "", str(i), 100), "measured")
+            )
+    first = trials[0]
+    alias = Candidate(parse("2 * abs(W)"), first.candidate.ratios)
+    trials.append(Trial(alias, first.measurement, "alias", first.candidate.key))
+    with Archive(folder, write=True) as archive:
+        names = ("magnitude", "wanda") if kind == "metric" else ("wanda", "wanda + owl")
+        baselines = {t.candidate.key: n for t, n in zip(trials, names, strict=False)}
+        archive.note(
+            objectives=objectives,
+            pattern="unstructured",
+            baselines=baselines,
+            layers=LAYERS,
+            versions={"torch": "2.13.0"},
+            calibration="c0ffee",
+            card={"model": "hub/some-model", "text": "self", "hardware": "2 cores"},
+        )
+        archive.add(trials)
+        if has_holdout:
+            kls = [(t.candidate, t.measurement.values["kl"]) for t in trials if t.status == "measured"]
+            held = [
+                (c, Measurement("model", (), {"kl": kl * 1.1}, 1.0, parts=(kl, kl * 1.2))) for c, kl in kls
+            ]
+            archive.record(held, "holdout")
+    sparsity = "[0.3, 0.75]" if kind == "interval" else "0.6"
+    space = {"metric": "tree", "ratios": "layer", "interval": "curve"}[kind]
+    (folder / "run.toml").write_text(
+        TOML.format(space=space, sparsity=sparsity, objectives=json.dumps(objectives))
+    )
+    return folder
+
+
+def report_of(folder, tmp_path):
+    with Archive(folder) as archive:
+        path = write_report(archive, tmp_path / "report.html")
+    text = path.read_text()
+    page = Page(text)
+    assert set(page.ids) >= SECTIONS
+    assert len(page.ids) == len(set(page.ids)), "an id is given once"
+    assert len(text.encode()) < 1_000_000
+    check_offline(text, page)
+    return text, page
+
+
+def check_offline(text, page):
+    """Nothing is fetched: no address but those of name spaces, and a policy that forbids connections."""
+    for name, attributes in page.elements:
+        for key, value in attributes.items():
+            if key in ("src", "href", "action", "data", "poster", "srcset"):
+                assert value.startswith(("#", "data:")), (name, key, value)
+            assert key != "style" and not key.startswith("on"), "the policy would refuse it"  # noqa: PT018
+    assert set(re.findall(r"https?://[^\s\"'<)]+", text)) <= {"http://www.w3.org/2000/svg"}
+    assert "@import" not in text
+    assert "url(" not in text
+    (policy,) = (a["content"] for _, a in page.elements if a.get("http-equiv") == "Content-Security-Policy")
+    assert "default-src 'none'" in policy
+    assert "connect-src 'none'" in policy
+    assert "unsafe" not in policy
+
+
+@pytest.mark.parametrize("kind", ["metric", "ratios", "interval"])
+def test_a_report_holds_what_was_searched_found_and_spent(kind, tmp_path):
+    folder = make_run(tmp_path / "run", kind)
+    text, page = report_of(folder, tmp_path)
+    with Archive(folder) as archive:
+        front, rows = archive.front(), archive.frame()
+        best = Overview(archive).best
+    searched = {"metric": "metrics", "ratios": "layerwise ratios", "interval": "30 % to 75 %"}[kind]
+    assert searched in page.text
+    assert "hub/some-model" in page.text
+    for key in front["key"]:
+        assert key in page.text
+    for name in rows["baseline"].dropna():
+        assert name in page.text
+    assert f"secateur export {folder} {rows.loc[best, 'key']} --to python -o metric.py" in page.text
+    assert f"secateur prune hub/some-model --candidate {folder}:{rows.loc[best, 'key']}" in page.text
+    assert "c0ffee" in page.text
+    assert "2.13.0" in page.text
+    assert "rejected at screen" in page.text
+    cells = [a for name, a in page.elements if name == "rect" and "fill-opacity" in a]
+    assert len(cells) == len(LAYERS)
+    data = page.data
+    assert data["key"][data["selected"]] == rows.loc[best, "key"]
+    assert {data["key"][i] for i in data["front"]} == set(front["key"])
+    marks = [a["data-of"].split() for name, a in page.elements if name == "path" and a.get("data-of")]
+    assert {int(i) for some in marks for i in some} <= set(range(len(data["key"])))
+    assert ("Leaves and operators" in text) == (kind == "metric")
+    assert ("not finite" in page.text) == (kind == "metric")
+    assert "95 %" in page.text or kind == "interval"
+
+
+def test_the_chart_of_several_objectives_switches_without_a_script(tmp_path):
+    folder = make_run(tmp_path / "run", "metric")
+    with Archive(folder, write=True) as archive:
+        archive.note(objectives=["kl", "size", "layer_error"])
+    _, page = report_of(folder, tmp_path)
+    switches = [a["id"] for name, a in page.elements if name == "input" and a.get("name") == "front-axis"]
+    assert switches == ["front-axis-0", "front-axis-1"]
+
+
+def test_an_empty_run_has_a_report_that_says_so(tmp_path):
+    Archive(tmp_path / "run", write=True).close()
+    _, page = report_of(tmp_path / "run", tmp_path)
+    assert "Nothing has been measured yet" in page.text
+    assert "what was searched is not known" in page.text
+    assert page.data["selected"] is None
+
+
+def test_a_run_that_only_screened_says_what_is_missing(tmp_path):
+    candidates = [Candidate(parse(text), (0.5,) * 12) for text in METRICS]
+    found = [Measurement("screen", (), {"layer_error": 0.1 * i, "sparsity": 0.5}) for i in range(5)]
+    with Archive(tmp_path / "run", write=True) as archive:
+        archive.note(objectives=["kl", "size"])
+        archive.add([Trial(c, m, "rejected") for c, m in zip(candidates, found, strict=True)])
+    _, page = report_of(tmp_path / "run", tmp_path)
+    assert "the run reached the stage screen" in page.text
+    with Archive(tmp_path / "run", write=True) as archive:
+        archive.note(objectives=["layer_error", "size"])
+        more = [Candidate(parse(f"{text} + X"), (0.5,) * 12) for text in METRICS]
+        archive.add([Trial(c, m, "measured") for c, m in zip(more, found, strict=True)])
+    _, page = report_of(tmp_path / "run", tmp_path)
+    assert "layer error, relative" in page.text
+    assert "does not name the layers" in page.text
+
+
+def test_a_run_that_is_being_written_is_reported_as_far_as_it_is(tmp_path):
+    folder = make_run(tmp_path / "run", "ratios", has_holdout=False)
+    with Archive(folder, write=True) as archive:
+        archive._db.execute("BEGIN IMMEDIATE")
+        archive._db.execute("DELETE FROM trials")
+        _, page = report_of(folder, tmp_path)
+        archive._db.execute("ROLLBACK")
+    assert "24 of 20 candidates spent, no holdout figures yet" in page.text
+    assert "No published rule has been measured on holdout tokens yet" in page.text
+
+
+def test_text_of_a_run_never_becomes_code(tmp_path):
+    evil = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>"
+    folder = make_run(tmp_path / evil.replace("/", "\u2215"), "metric")
+    with Archive(folder, write=True) as archive:
+        key = archive.frame()["key"][0]
+        baselines = archive.fact("baselines") | {key: evil}
+        archive.note(
+            baselines=baselines, card={"model": evil, "text": evil, evil: {"a": evil}}, calibration=evil
+        )
+        archive.note(
+            layers=[[f"{evil}{i}", b, f"{kind}{evil}", r, c] for i, (_, b, kind, r, c) in enumerate(LAYERS)]
+        )
+        failed = Candidate(parse("exp(W)"), (0.5,) * 12)
+        archive.add([Trial(failed, Measurement("screen", failure=f"</table>{evil}"), "failed")])
+    text, page = report_of(folder, tmp_path)
+    assert sum(name == "script" for name, _ in page.elements) == 2
+    assert not any(name == "img" for name, _ in page.elements)
+    assert page.text.count("<script>alert(1)") > 5, "it is shown as text"
+    assert "<script>alert" not in text
+
+
+def test_a_hundred_thousand_candidates_stay_under_a_megabyte(tmp_path):
+    rng = np.random.default_rng(0)
+    long = [parse(f"(abs(W) / col_sum(abs(W)**1.{i:03}) + {i} * G) * X**0.5") for i in range(1, 900)]
+    short_ = [parse(f"abs(W)**1.{i:03}") for i in range(1, 900)]  # which are written faster
+    sparsities, kls = rng.uniform(0.3, 0.75, 100_000).tolist(), rng.exponential(1, 100_000).tolist()
+    trials = []
+    for i, (sparsity, kl) in enumerate(zip(sparsities, kls, strict=True)):
+        values = {"sparsity": sparsity, "kl": sparsity * 3 + (kl if i % 40 else 0.0), "layer_error": kl}
+        candidate = Candidate((short_ if i % 40 else long)[i % 899], (sparsity, sparsity))
+        trials.append(Trial(candidate, Measurement("model", (), values, 0.1, tokens=9), "measured"))
+    with Archive(tmp_path / "run", write=True) as archive:
+        layers = [["a", 0, "q", 8, 8], ["b", 1, "q", 8, 8]]
+        archive.note(objectives=["kl", "density"], layers=layers)
+        archive.add(trials)
+    begin = time.monotonic()
+    text, page = report_of(tmp_path / "run", tmp_path)
+    assert time.monotonic() - begin < 60  # seconds on a busy machine
+    with Archive(tmp_path / "run") as archive:
+        on_front = len(archive.front())
+    assert on_front > 2000
+    assert f"of {on_front:,} are listed" in text
+    assert "points are left out of the picture, none of the front" in page.text
+
+
+def test_the_command_replaces_an_older_file_and_leaves_nothing_beside_it(tmp_path):
+    folder = make_run(tmp_path / "run", "metric")
+    out = tmp_path / "out" / "report.html"
+    out.parent.mkdir()
+    out.write_text("older")
+    done = in_process("report", folder, "-o", out)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "kB, opens offline" in done.stdout
+    assert out.read_text().startswith("<!DOCTYPE html>")
+    assert list(out.parent.iterdir()) == [out]
+    again = in_process("report", folder, "-o", out, "--json")
+    assert json.loads(again.stdout)["bytes"] == out.stat().st_size
+
+
+@pytest.mark.parametrize("command", ["report", "plot"])
+def test_mistakes_are_one_sentence(command, tmp_path):
+    folder = make_run(tmp_path / "run", "metric")
+    mistakes = {
+        ("nothing", tmp_path / "a.svg"): "expected a run folder with an archive, got nothing",
+        (folder, tmp_path): "expected a file",
+        (folder, tmp_path / "none" / "a.svg"): "in a folder that exists",
+    }
+    for (run, out), message in mistakes.items():
+        done = in_process(command, run, "-o", out)
+        assert done.returncode == 2
+        assert message in done.stderr
+        assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("kind", PLOTS)
+@pytest.mark.parametrize("run", ["metric", "ratios", "interval"])
+def test_a_plot_is_the_same_valid_svg_every_time(kind, run, tmp_path):
+    folder = make_run(tmp_path / "run", run)
+    with Archive(folder) as archive:
+        first = write_plot(archive, kind, tmp_path / "a.svg").read_bytes()
+        second = write_plot(archive, kind, tmp_path / "b.svg").read_bytes()
+    assert first == second
+    root = ElementTree.fromstring(first)
+    assert root.tag == "{http://www.w3.org/2000/svg}svg"
+
+
+def test_plots_are_written_as_their_suffix_says(tmp_path):
+    folder = make_run(tmp_path / "run", "metric")
+    for name, start in (("a.png", b"\x89PNG"), ("a.pdf", b"%PDF")):
+        assert in_process("plot", folder, "--kind", "history", "-o", tmp_path / name).returncode == 0
+        assert (tmp_path / name).read_bytes().startswith(start)
+    wrong = in_process("plot", folder, "-o", tmp_path / "a.gif")
+    assert "ends in .svg, .png, .pdf" in wrong.stderr
+    wrong = in_process("plot", folder, "--kind", "fronts", "-o", tmp_path / "a.svg")
+    assert "did you mean 'front'" in wrong.stderr
+    Archive(tmp_path / "empty", write=True).close()
+    wrong = in_process("plot", tmp_path / "empty", "-o", tmp_path / "a.svg")
+    assert "to plot, got none" in wrong.stderr
+
+
+def test_axes_have_round_ticks_and_hold_their_values():
+    for values in ([0.9, 7.3], [1, 20], [1e-4, 5e3], [0.5], [], [-3, 4], [0.6, 0.6000001]):
+        scale = axis("a", values)
+        assert 2 <= len(scale.ticks()) <= 14
+        assert all(scale.low <= v * (1 + 1e-9) and v <= scale.high * (1 + 1e-9) for v in scale.ticks())
+        places = scale.place(values)
+        assert ((places >= 0) & (places <= 1)).all()
+    assert axis("a", [1, 20]).is_log
+    assert not axis("a", [0, 20]).is_log
+    assert [short(v) for v in (1234567, 20480, 0.25)] == ["1.235M", "20.48k", "0.25"]
+
+
+def test_a_browser_shows_the_report_without_complaint(tmp_path):
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no chromium on this machine to open the report with")
+    folder = make_run(tmp_path / "run", "ratios")
+    report_of(folder, tmp_path)
+    options = (
+        "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+        "--disable-background-networking", "--disable-component-update", "--enable-logging=stderr", "--v=0",
+        f"--user-data-dir={tmp_path / 'profile'}", f"--screenshot={tmp_path / 'report.png'}",
+        "--window-size=1280,2400", (tmp_path / "report.html").as_uri(),
+    )  # fmt: skip
+    done = subprocess.run([chromium, *options], capture_output=True, text=True, timeout=60, check=True)
+    assert "CONSOLE" not in done.stderr, done.stderr
+    assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")
