@@ -162,6 +162,16 @@ class Overview:
         )
         return {wanted[number]: tuple(array("d", blob)) for number, blob in found}
 
+    def sensitivities(self) -> tuple[int, tuple[float, ...]] | None:
+        """Return the best row whose sensitivities are known, and these in model order."""
+        have = self._archive.rows("SELECT number FROM trials ORDER BY number")
+        known = {n for (n,) in self._archive.rows("SELECT number FROM trials WHERE sensitivities != x''")}
+        rows = self.decided[[have[i][0] in known for i in self.decided.index]]
+        if rows.empty:
+            return None
+        best = int(rows[self.objectives[0]].idxmin())
+        return best, self.vectors([best], "sensitivities")[best]
+
     def use(self) -> pd.DataFrame:
         """Return how many metrics use each leaf and operator: name, meaning, best, every.
 

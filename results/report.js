@@ -13,7 +13,7 @@
     Object.entries(data.columns).map(([name, values]) => [name, values[id]]).filter(([, text]) => text !== "\u2013");
   const whole = new Map(all("tr[data-candidate]").map((row) => [Number(row.dataset.candidate), row.querySelector("td.metric").textContent]));
   const metric = (id) => whole.get(id) ?? data.metrics[data.metric[id]]; // long ones are whole in tables alone
-  const command = (name, id) => data.commands[name].replace("KEY", data.key[id]);
+  const command = (name, id) => data.commands[name].replace("@KEY@", data.key[id]);
 
   function show(x, y, heading, text) {
     const bold = document.createElement("b");

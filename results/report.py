@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import json
-import math
 import re
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from .. import __version__
 from ..search.budget import Budget
 from .archive import Archive
 from .output import check_file, replace_file
 from .overview import Overview
 from .report_charts import Pictures
+from .report_data import PageData, commands
 from .report_page import Markup, document, element, joined
 from .report_tables import candidates, compared, figures, funnel, pairs, ratios_text, shown, use
 from .table import verdict
 
-_POINTS = 1500  # candidates with figures in the page; beyond them the front alone is complete
-_LONGEST = 120  # characters of a metric that is not in a table
-_RATIO_BYTES = 150_000  # ratios in the page
+_BEST = 20  # rules in the table of a run with one objective
 
 
 def write_report(archive: Archive, path: str | Path) -> Path:
@@ -39,12 +35,8 @@ def write_report(archive: Archive, path: str | Path) -> Path:
 
 def report_html(view: Overview) -> str:
     """Return the report as the text of an HTML file under a megabyte."""
-    chosen = _chosen(view)
-    ids = {index: i for i, index in enumerate(chosen)}
-    left_out = len(view.decided) - sum(view.decided.index.isin(chosen))
-    thinned = f"{left_out:,} points are left out of the picture, none of the front." if left_out else ""
-    pictures = Pictures(view, ids, thinned)
-    ratios = _ratios(view, chosen)
+    data = PageData(view)
+    pictures = Pictures(view, data.ids, data.thinned)
     name = view.folder.resolve().name or str(view.folder)
     body = joined(
         _header(view, name),
@@ -52,84 +44,18 @@ def report_html(view: Overview) -> str:
             "main",
             _verdict(view),
             _section("front", "Front", _front(view, pictures)),
-            _section("ratios", "Ratios", _heat(view, pictures, ratios, chosen)),
+            _section("ratios", "Ratios", _heat(view, pictures, data)),
             _section("course", "Course of the search", _course(pictures)),
             _section("parts", "What became of candidates", _parts(view)),
-            _section("front-table", "Every rule on the front", candidates(
-                view, view.front, ids, f"The front, by {view.objectives[0].replace('_', ' ')}.")),
+            _best(view, data.ids),
             _section("published", "Published rules", candidates(
-                view, view.baselines.sort_values(view.objectives[0]), ids, "Measured in the same run.")),
+                view, view.baselines.sort_values(view.objectives[0]), data.ids, "Measured in the same run.")),
             _section("card", "Run card", _card(view)),
         ),
-        element("footer", f"Written by secateur {__version__}. This file makes no connections."),
+        element("footer", "Written by secateur. This file makes no connections."),
         element("div", id="tip", role="status", hidden=True),
     )  # fmt: skip
-    return document(f"{name} \N{EN DASH} secateur", body, _data(view, chosen, ratios))
-
-
-# What the page holds ---------------------------------------------------------------------------
-
-
-def _chosen(view: Overview) -> list[int]:
-    """Return the indices of the rows that the page has figures of: the front first, others evenly."""
-    improved = view.history().index
-    first = list(dict.fromkeys(int(i) for i in (*view.front.index, *view.baselines.index, *improved)))
-    first = first if len(first) <= _POINTS else _evenly(first, _POINTS)
-    others = [int(i) for i in view.decided.index.difference(first)]
-    return first + _evenly(others, _POINTS - len(first))
-
-
-def _evenly(items: list[int], count: int) -> list[int]:
-    return items if len(items) <= count else [items[i * len(items) // count] for i in range(count)]
-
-
-def _ratios(view: Overview, chosen: Sequence[int]) -> dict[int, tuple[float, ...]]:
-    """Return the ratios of as many of the rows as there is room for, the best first."""
-    if not view.layers:
-        return {}
-    room = max(1, _RATIO_BYTES // (4 * len(view.layers)))
-    found = view.vectors([i for i in (view.best, *chosen) if i is not None][:room])
-    return {i: each for i, each in found.items() if len(each) == len(view.layers)}
-
-
-def _data(view: Overview, chosen: Sequence[int], ratios: dict[int, tuple[float, ...]]) -> dict[str, Any]:
-    """Return what the page's script knows: columns of the chosen rows, and ratios in thousandths."""
-    rows = view.rows.loc[list(chosen)]
-    metrics = list(dict.fromkeys(rows["metric"]))
-    places = {text: i for i, text in enumerate(metrics)}
-    columns = {
-        heading: [shown(value, form) for value in rows[name]]
-        for name, (heading, form) in figures(view).items()
-    }
-    columns["ratios"] = [ratios_text(row) for _, row in rows.iterrows()]
-    ids = {index: i for i, index in enumerate(chosen)}
-    packed = {
-        ids[i]: round(1000 * each[0]) if max(each) - min(each) < 1e-9 else [round(1000 * r) for r in each]
-        for i, each in ratios.items()
-    }
-    return {
-        "metrics": [text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..." for text in metrics],
-        "key": list(rows["key"]),
-        "metric": [places[text] for text in rows["metric"]],
-        "columns": columns,
-        "ratios": packed,
-        "middle": [None if math.isnan(s) else round(1000 * s, 1) for s in rows["sparsity"]],
-        "layers": [layer.name for layer in view.layers],
-        "selected": None if view.best is None else ids[view.best],
-        "front": [ids[i] for i in view.front.index if i in ids],
-        "commands": _commands(view, "KEY"),
-    }
-
-
-def _commands(view: Overview, key: str) -> dict[str, str]:
-    """Return what to type to use a candidate."""
-    run = shlex.quote(str(view.folder))
-    model = shlex.quote(str(view.card.get("model", "MODEL")))
-    candidate = shlex.quote(f"{view.folder}:{key}")
-    return {
-        "export": f"secateur export {run} {key} --to python -o metric.py",
-        "prune": f"secateur prune {model} --candidate {candidate} -o pruned",
-    }
+    return document(f"{name} \N{EN DASH} secateur", body, data.content())
 
 
 # Sections --------------------------------------------------------------------------------------
@@ -216,16 +142,16 @@ def _front(view: Overview, pictures: Pictures) -> Markup:
         element("div", element("dt", term), element("dd", value, data_figure=term))
         for term, value in lines.items()
     ]
-    commands = [
+    lines_to_type = [
         element("p", element("code", text, data_command=name), class_="command")
-        for name, text in _commands(view, str(row["key"])).items()
+        for name, text in commands(view, str(row["key"])).items()
     ]
     panel = element(
         "div",
         element("h3", "Selected rule ", element("code", row["key"], data_figure="key")),
         element("p", element("code", row["metric"], data_figure="metric"), class_="metric"),
         element("dl", *terms, class_="figures"),
-        *commands,
+        *lines_to_type,
         element("p", "Select another one in the picture or in a table.", class_="soft script-only"),
         id="selected",
         aria_live="polite",
@@ -237,31 +163,45 @@ def _row(view: Overview, index: int) -> pd.Series:
     return view.rows.iloc[index]  # rows are numbered in the order told, from 0
 
 
-def _heat(
-    view: Overview, pictures: Pictures, ratios: dict[int, tuple[float, ...]], chosen: Sequence[int]
-) -> Markup:
-    if view.best is None or view.best not in ratios:
+def _heat(view: Overview, pictures: Pictures, data: PageData) -> Markup:
+    if view.best is None or view.best not in data.ratios:
         why = (
             "No candidate to show yet."
             if view.best is None
             else "The archive does not name the layers of this run, so ratios have no place over depth."
         )
         return element("p", why, class_="empty")
-    each, row = ratios[view.best], _row(view, view.best)
-    legend = element(
-        "p",
-        element("span", class_="ramp"),
-        element("span", _spread(each, float(row["sparsity"])), id="spread"),
-        class_="soft",
-    )
-    more = "" if len(ratios) >= len(chosen) else f" The file holds those of {len(ratios):,} candidates."
+    each, row = data.ratios[view.best], _row(view, view.best)
+    count = len(data.ratios)
+    more = "" if count >= len(data.chosen) else f" The file holds those of {count:,} candidates."
     return joined(
         element("p", "How much each layer of the selected rule loses beside the whole model: blue keeps "
                 "more, orange loses more.", more, class_="soft"),
-        element("div", pictures.heat(view.best, each), class_="scroll", tabindex=0, role="region",
-                aria_label="Ratios by layer"),
-        legend,
+        _box(pictures.heat(view.best, each), "Ratios by layer"),
+        element("p", element("span", class_="ramp"), element(
+            "span", _spread(each, float(row["sparsity"])), id="spread"), class_="soft"),
+        _sensitivities(view, pictures),
     )  # fmt: skip
+
+
+def _sensitivities(view: Overview, pictures: Pictures) -> Markup | None:
+    """Return the sensitivities of the best rule that has some, where the search followed them."""
+    known = view.sensitivities()
+    if known is None or len(known[1]) != len(view.layers):
+        return None
+    index, values = known
+    row = _row(view, index)
+    return joined(
+        element("h3", "Sensitivity"),
+        element("p", "How fast KL grows with each layer's ratio, in nats per token, for the rule ",
+                element("code", row["key"]), ": orange layers cost the most. The search moved ratios by what "
+                "a layer costs for each of its weights.", class_="soft"),
+        _box(pictures.sensitivities(values), "Sensitivity by layer"),
+    )  # fmt: skip
+
+
+def _box(picture: Markup, label: str) -> Markup:
+    return element("div", picture, class_="scroll", tabindex=0, role="region", aria_label=label)
 
 
 def _spread(each: Sequence[float], sparsity: float) -> str:
@@ -279,6 +219,17 @@ def _parts(view: Overview) -> Markup:
     if view.rows.empty:
         return element("p", "No candidate yet.", class_="empty")
     return element("div", element("div", funnel(view)), use(view), class_="grid")
+
+
+def _best(view: Overview, ids: dict[int, int]) -> Markup:
+    """Return the front as a table; of one objective, whose front is one rule, the best ones."""
+    first = view.objectives[0].replace("_", " ")
+    if len(view.objectives) > 1:
+        table = candidates(view, view.front, ids, f"The front, by {first}.")
+        return _section("front-table", "Every rule on the front", table)
+    rows = view.decided.sort_values(view.objectives[0], kind="stable").head(_BEST)
+    rows = rows[rows.index.isin(view.front.index) | rows.index.isin(list(ids))]
+    return _section("front-table", "The best rules", candidates(view, rows, ids, f"By {first}."))
 
 
 def _card(view: Overview) -> Markup:

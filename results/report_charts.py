@@ -159,25 +159,36 @@ class Pictures:
         return self._figure(picture, *_FOUND, note=note)
 
     def heat(self, index: int, ratios: Sequence[float]) -> Markup:
-        """Return the ratios of a row as a map: type of layer by depth."""
-        layers = self._view.layers
-        kinds, blocks = list(dict.fromkeys(x.kind for x in layers)), sorted({x.block for x in layers})
+        """Return the ratios of a row as a map, which the page's script fills anew for another row."""
         middle = float(self._view.rows["sparsity"].iloc[index])
         middle = middle if np.isfinite(middle) else float(np.mean(ratios))
         reach = max(max((abs(r - middle) for r in ratios), default=0.0), 0.02)
+        cells = [(f"{ratio:.1%} removed", (ratio - middle) / reach) for ratio in ratios]
+        return self._map(cells, "Ratios of the selected rule by type of layer and decoder block", "cells")
+
+    def sensitivities(self, values: Sequence[float]) -> Markup:
+        """Return how KL changes with each layer's ratio as a map."""
+        reach = max(map(abs, values)) or 1.0
+        cells = [(f"{value:.3g} nats per token and unit of ratio", value / reach) for value in values]
+        return self._map(cells, "Sensitivity of KL by type of layer and decoder block", None)
+
+    def _map(self, values: Sequence[tuple[str, float]], description: str, name: str | None) -> Markup:
+        """Return a map, type of layer by depth, of a text and a number from -1 to 1 for each layer."""
+        layers = self._view.layers
+        kinds, blocks = list(dict.fromkeys(x.kind for x in layers)), sorted({x.block for x in layers})
         step = min(max(_WIDE // len(blocks), 12), 44)
         cells = []
-        for layer, ratio in zip(layers, ratios, strict=True):
+        for layer, (text, number) in zip(layers, values, strict=True):
             cells.append(
                 element(
                     "rect",
-                    element("title", f"{layer.name}: {ratio:.1%} removed"),
+                    element("title", f"{layer.name}: {text}"),
                     x=_SIDE + blocks.index(layer.block) * step,
                     y=4 + kinds.index(layer.kind) * _LINE,
                     width=step - 2,
                     height=_LINE - 2,
-                    class_="more" if ratio > middle else "less",
-                    fill_opacity=f"{abs(ratio - middle) / reach:.2f}",
+                    class_="more" if number > 0 else "less",
+                    fill_opacity=f"{abs(number):.2f}",
                 )
             )
         bottom, width = 4 + len(kinds) * _LINE, max(_SIDE + len(blocks) * step + 4, 260)
@@ -194,12 +205,12 @@ class Pictures:
         return element(
             "svg",
             *texts,
-            element("g", *cells, id="cells"),
+            element("g", *cells, id=name),
             viewBox=f"0 0 {width} {bottom + 48}",
             class_="heat wide" if width > 560 else "heat",
             role="img",
             width=width,
-            aria_label="Ratios of the selected rule by type of layer and decoder block",
+            aria_label=description,
         )
 
     def _points(self, rows: pd.DataFrame, across: str, up: str) -> pd.DataFrame:

@@ -266,7 +266,10 @@ def test_a_hundred_thousand_candidates_stay_under_a_megabyte(tmp_path):
     for i, (sparsity, kl) in enumerate(zip(sparsities, kls, strict=True)):
         values = {"sparsity": sparsity, "kl": sparsity * 3 + (kl if i % 40 else 0.0), "layer_error": kl}
         candidate = Candidate((short_ if i % 40 else long)[i % 899], (sparsity, sparsity))
-        trials.append(Trial(candidate, Measurement("model", (), values, 0.1, tokens=9), "measured"))
+        if i % 4:
+            trials.append(Trial(candidate, Measurement("screen", (), {"layer_error": kl}, 0.1), "rejected"))
+        else:
+            trials.append(Trial(candidate, Measurement("model", (), values, 0.1, tokens=9), "measured"))
     with Archive(tmp_path / "run", write=True) as archive:
         layers = [["a", 0, "q", 8, 8], ["b", 1, "q", 8, 8]]
         archive.note(objectives=["kl", "density"], layers=layers)
