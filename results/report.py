@@ -112,6 +112,9 @@ def _state(view: Overview) -> str:
 
 def _verdict(view: Overview) -> Markup:
     sentence = verdict(view.rows, view.front, view.holdout)
+    found = view.front[view.front["baseline"].isna()]
+    if view.holdout and len(found) and found["kl_holdout"].isna().all():  # published rules come first
+        sentence = "No rule that was found has been measured on holdout tokens yet."
     parts = re.split(r"`([^`]*)`", sentence)  # metrics stand between backticks
     text = [element("code", part) if i % 2 else part for i, part in enumerate(parts)]
     picture = compared(view)
