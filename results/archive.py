@@ -9,24 +9,25 @@ second holds is written once. One process writes, any number read, also while it
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
-import os
-import socket
 import sqlite3
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from ..metrics_dsl.parser import parse
 from ..search.candidate import Candidate, Measurement, Part, Stage, Trial
+from .database import ArchiveError, connect, lock
 
 if TYPE_CHECKING:
     import pandas
 
+    from .frame import Where
+
 SCHEMA = 3
-_TABLES = """
+_TABLES = f"""
+PRAGMA user_version = {SCHEMA};
 CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE measurements (
     key TEXT NOT NULL, stage TEXT NOT NULL, part TEXT NOT NULL, of_tokens INTEGER NOT NULL,
@@ -42,10 +43,6 @@ CREATE TABLE trials (
     sensitivities BLOB NOT NULL);
 """
 _MEASURED = 'layer_errors, "values", seconds, failure, fingerprint, tokens, parts, sensitivities'
-
-
-class ArchiveError(ValueError):
-    """An archive that is missing, of another version, or open in another writer."""
 
 
 class Archive:
@@ -65,14 +62,14 @@ class Archive:
         self._lock: IO[str] | None = None
         if write:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = _lock(self.folder)
+            self._lock = lock(self.folder)
         elif not self._path.is_file():
             raise ArchiveError(
                 f"expected a run folder with an archive, got {self.folder} without one; "
                 "runs are made by `secateur search`"
             )
         try:
-            self._db = self._connect(write)
+            self._db = connect(self._path, _TABLES, write=write)
             self._check_version(write)
         except sqlite3.DatabaseError as error:
             self._unlock()
@@ -157,56 +154,108 @@ class Archive:
             for metric, ratios, group, status, alias_of, stage, *rest in rows
         ]
 
-    def frame(self) -> pandas.DataFrame:
-        """Return one row a candidate in the order told, as in ``front.COLUMNS``."""
-        from .front import frame  # imports pandas
+    def frame(self, where: Where = None, stage: str | None = None) -> pandas.DataFrame:
+        """Return one row a candidate in the order told, as in ``frame.COLUMNS``.
 
-        return frame(self)
+        Args:
+            where: A text for ``DataFrame.query``, or a function of the frame; all rows if left out.
+            stage: The last stage that rows went through; any if left out.
 
-    def front(self, objectives: Sequence[str] | str | None = None) -> pandas.DataFrame:
-        """Return the non-dominated rows of ``frame()``, by the first objective.
+        Raises:
+            ValueError: For a condition or stage that cannot be read.
+        """
+        from .frame import chosen, frame  # imports pandas
+
+        return chosen(frame(self), where, stage)
+
+    def front(self, objectives: Sequence[str] | str | None = None, where: Where = None) -> pandas.DataFrame:
+        """Return the non-dominated rows of ``frame(where)``, by the first objective.
 
         Args:
             objectives: Columns to minimise; the run's own if left out.
+            where: As for ``frame``.
 
         Raises:
-            ValueError: For an unknown objective.
+            ValueError: For an unknown objective, or a condition that cannot be read.
         """
-        from .front import front
+        from .front import front, front_of_archive
 
-        return front(self.frame(), objectives or self.fact("objectives", ["kl", "size"]))
+        names = objectives or self._objectives
+        return front_of_archive(self, names) if where is None else front(self.frame(where), names)
+
+    def best(self, by: str = "kl", where: Where = None) -> pandas.Series:
+        """Return the row with the least value of a column among those measured to the end.
+
+        Raises:
+            ValueError: For an unknown column, or when no row has a value.
+        """
+        from .front import DECIDED
+
+        rows = self.frame(where)
+        if by not in rows or not isinstance(rows[by].dtype.type(), float | int):
+            raise ValueError(f"expected a column of numbers such as kl, got {by!r}")
+        known = rows[rows["status"].isin(DECIDED) & rows[by].notna()]
+        if known.empty:
+            raise ValueError(f"no candidate of {self.folder} has been measured for {by!r} yet")
+        return known.nsmallest(1, by).iloc[0]
+
+    def layers(self, keys: Sequence[str] | str | None = None) -> pandas.DataFrame:
+        """Return one row a layer of some candidates, by default the front's: ``frame.LAYER_COLUMNS``."""
+        from .frame import layers
+
+        wanted = [keys] if isinstance(keys, str) else keys
+        return layers(self, list(self.front()["key"]) if wanted is None else wanted)
+
+    def history(self, reference: Sequence[float] | None = None) -> pandas.DataFrame:
+        """Return what had been found for what cost, one row a candidate, as in ``front.HISTORY_COLUMNS``."""
+        from .front import history
+
+        return history(self.frame(), self._objectives, reference)
+
+    def hypervolume(self, reference: Sequence[float] | None = None) -> float:
+        """Return the volume that the front dominates, up to a reference or else the largest values measured.
+
+        Raises:
+            ValueError: For a reference with another number of objectives than the run has.
+        """
+        from .front import hypervolume, reference_of
+
+        rows, names = self.front(), self._objectives
+        end = reference if reference is not None else reference_of(self.frame(), names)
+        return hypervolume(rows[names].to_numpy(dtype=float), end)
+
+    def baselines(self) -> pandas.DataFrame:
+        """Return the rows of published rules, by the first objective."""
+        rows = self.frame()
+        return rows[rows["baseline"].notna()].sort_values(self._objectives[0], kind="stable")
 
     def holdout_parts(self) -> dict[str, tuple[float, ...]]:
         """Return the KL of each holdout sequence, nats per token, by key of what was measured there."""
-        from .front import holdout_parts
+        from .frame import holdout_parts
 
         return holdout_parts(self)
+
+    @property
+    def _objectives(self) -> list[str]:
+        return list(self.fact("objectives", ["kl", "size"]))
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        """Read several times from one state of the run, whatever is written meanwhile."""
+        if self._lock is not None or self._db.in_transaction:
+            yield
+            return
+        self._db.execute("BEGIN")
+        try:
+            yield
+        finally:
+            self._db.execute("ROLLBACK")
 
     def rows(self, query: str) -> list[tuple[Any, ...]]:
         """Return the rows of an SQL query."""
         return self._db.execute(query).fetchall()
 
     # Files --------------------------------------------------------------------------------------
-
-    def _connect(self, write: bool) -> sqlite3.Connection:
-        if write:
-            new = not self._path.exists()
-            db = sqlite3.connect(self._path, timeout=30, isolation_level=None)
-            # Readers work on while a transaction is written; where the file system cannot share
-            # memory (NFS, Lustre) the answer is not "wal" and the slower journal serves.
-            if db.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
-                db.execute("PRAGMA journal_mode = TRUNCATE")
-            db.execute("PRAGMA synchronous = FULL")
-            if new or not db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-                db.executescript(f"BEGIN;{_TABLES}PRAGMA user_version = {SCHEMA};COMMIT;")
-            return db
-        address = self._path.resolve().as_uri()
-        try:
-            db = sqlite3.connect(f"{address}?mode=ro", uri=True, timeout=30)
-            db.execute("SELECT count(*) FROM sqlite_master")
-        except sqlite3.OperationalError:  # a read-only folder has no place for the shared memory
-            db = sqlite3.connect(f"{address}?immutable=1", uri=True, timeout=30)
-        return db
 
     def _check_version(self, write: bool) -> None:
         version = self._db.execute("PRAGMA user_version").fetchone()[0]
@@ -231,24 +280,6 @@ class Archive:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
-
-
-def _lock(folder: Path) -> IO[str]:
-    """Lock out other writers; the lock ends with the process, however it ends."""
-    file = (folder / "writer.lock").open("a+")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.seek(0)
-        owner = file.read().strip() or "another process"
-        file.close()
-        raise ArchiveError(
-            f"{folder} is being written by {owner}; wait for it to end or choose another --out"
-        ) from None
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}")
-    file.flush()
-    return file
 
 
 def _floats(values: Sequence[float]) -> bytes:

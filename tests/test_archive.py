@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from secateur.metrics_dsl.parser import parse
 from secateur.results.archive import Archive, ArchiveError
-from secateur.results.front import COLUMNS
+from secateur.results.frame import COLUMNS
 from secateur.results.memory import RememberingEvaluator
 from secateur.results.table import table, verdict
 from secateur.search.candidate import Measurement, Trial, uniform
