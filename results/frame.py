@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import statistics
 from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from ..search.candidate import STAGES
+from .archive import FIGURES
 
 if TYPE_CHECKING:
     from .archive import Archive
@@ -57,32 +58,25 @@ UNITS = {
     "sparsity": "fraction", "density": "fraction", "ratio_min": "fraction", "ratio_max": "fraction",
 }  # fmt: skip
 _TEXT = ("key", "status", "stage", "metric", "group", "baseline", "alias_of", "failure")
-_VALUES = ("kl", "kl_rung", "layer_error", "model_error", "perplexity", "sparsity")
-_QUERY = (
-    'SELECT key, status, stage, metric, "group", size, "values", seconds, failure, alias_of, tokens, ratios'
-)
+_STORED = ("key", "status", "stage", "metric", "group", "size", "seconds", "failure", "alias_of", "tokens",
+           "ratio_min", "ratio_max", *FIGURES)  # fmt: skip
 
 
-def frame(archive: Archive, keys: Sequence[str] | None = None) -> pd.DataFrame:
+def frame(archive: Archive, numbers: Sequence[int] | None = None) -> pd.DataFrame:
     """Return one row a candidate in the order told, with the columns of ``COLUMNS``.
 
-    ``attrs`` hold the run, its objectives, pattern, units and versions. With ``keys`` only those rows come.
+    ``attrs`` hold the run, its objectives, pattern, units and versions. With ``numbers`` only those come.
     """
     with archive.reading():
-        rows = archive.rows(f"{_QUERY} FROM trials{_among(keys)} ORDER BY number")
+        among = "" if numbers is None else f" WHERE number IN ({', '.join(map(str, numbers))})"
+        wanted = ", ".join(f'"{name}"' for name in _STORED)
+        rows = archive.rows(f"SELECT {wanted} FROM trials{among} ORDER BY number")
         held = archive.rows(
             "SELECT key, \"values\", parts FROM measurements WHERE part = 'holdout' AND stage = 'model'"
         )
         facts = {name: archive.fact(name) for name in ("objectives", "pattern", "versions", "baselines")}
-    names = ("key", "status", "stage", "metric", "group", "size", "values", "seconds", "failure",
-             "alias_of", "tokens", "ratios")  # fmt: skip
-    columns: dict[str, Any] = dict(zip(names, zip(*rows, strict=True), strict=True)) if rows else {}
-    parsed = [json.loads(text) for text in columns.pop("values", ())]
-    for name in _VALUES:
-        columns[name] = [values.get(name) for values in parsed]
-    columns["density"] = [None if s is None else 1 - s for s in columns["sparsity"]]
-    low, high = _extremes(columns.pop("ratios", ()))
-    columns["ratio_min"], columns["ratio_max"] = low, high
+    columns: dict[str, Any] = dict(zip(_STORED, zip(*rows, strict=True), strict=True)) if rows else {}
+    columns["density"] = 1 - pd.Series(columns.get("sparsity", ()), dtype="float64")
     originals = [a or key for a, key in zip(columns.get("alias_of", ()), columns.get("key", ()), strict=True)]
     kl = {key: json.loads(text).get("kl") for key, text, _ in held}
     errors = {key: standard_error(array("d", parts)) for key, _, parts in held}
@@ -136,9 +130,9 @@ def layers(archive: Archive, keys: Sequence[str]) -> pd.DataFrame:
     known = archive.fact("layers")
     if known is None:
         raise ValueError(f"{archive.folder} was written by a release that did not keep the layers' names")
-    query = f"SELECT key, ratios, layer_errors, sensitivities FROM trials{_among(keys)} ORDER BY number"
+    query = "SELECT key, ratios, layer_errors, sensitivities FROM by_layer WHERE key = ?"
     parts = []
-    for key, *blobs in archive.rows(query):
+    for key, *blobs in (row for wanted in keys for row in archive.rows(query, (wanted,))):
         ratios, errors, slopes = (np.frombuffer(blob, dtype=np.float64) for blob in blobs)
         missing = np.full(len(ratios), np.nan)
         parts.append(pd.DataFrame({
@@ -162,22 +156,3 @@ def holdout_parts(archive: Archive) -> dict[str, tuple[float, ...]]:
 def standard_error(parts: Sequence[float]) -> float | None:
     """Return the standard error of the mean of independent figures, None for fewer than two."""
     return statistics.stdev(parts) / len(parts) ** 0.5 if len(parts) > 1 else None
-
-
-def _among(keys: Sequence[str] | None) -> str:
-    """Return a condition on keys; they are hexadecimal, and refused otherwise."""
-    if keys is None:
-        return ""
-    wrong = [key for key in keys if not key.isalnum()]
-    if wrong:
-        raise ValueError(f"expected keys of candidates, got {wrong[0]!r}")
-    return f" WHERE key IN ({', '.join(repr(str(key)) for key in keys)})"
-
-
-def _extremes(blobs: Sequence[bytes]) -> tuple[Sequence[float | None], Sequence[float | None]]:
-    """Return the least and the largest number of each row of ratios."""
-    if len({len(blob) for blob in blobs}) == 1 and blobs[0]:
-        table = np.frombuffer(b"".join(blobs), dtype=np.float64).reshape(len(blobs), -1)
-        return table.min(1).tolist(), table.max(1).tolist()
-    each: list[Mapping[str, Any] | Any] = [array("d", blob) for blob in blobs]
-    return [min(row, default=None) for row in each], [max(row, default=None) for row in each]

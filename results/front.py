@@ -71,23 +71,15 @@ def front(rows: pd.DataFrame, objectives: Sequence[str] | str) -> pd.DataFrame:
 def front_of_archive(archive: Archive, objectives: Sequence[str] | str) -> pd.DataFrame:
     """Return the same as ``front(archive.frame(), objectives)``, reading whole rows of the front alone."""
     names = names_of(objectives)
-    selected = ", ".join(_IN_SQL.get(name, name) for name in names)
+    selected = ", ".join("1 - sparsity" if name == "density" else name for name in names)
     with archive.reading():
         found = archive.rows(
-            f"SELECT key, {selected} FROM trials WHERE status IN ('measured', 'alias') ORDER BY number"
+            f"SELECT number, {selected} FROM trials WHERE status IN ('measured', 'alias') ORDER BY number"
         )
-        points = np.array([row[1:] for row in found], dtype=np.float64).reshape(-1, len(names))
-        keys = [found[i][0] for i in np.flatnonzero(non_dominated(points))]
-        return front(frame(archive, keys), names)
-
-
-def _json(name: str) -> str:
-    return f"json_extract(\"values\", '$.{name}')"
-
-
-# How an objective is read in SQL, where it is no column of its own.
-_IN_SQL = {name: _json(name) for name in ("kl", "layer_error", "model_error", "perplexity")}
-_IN_SQL["density"] = f"1 - {_json('sparsity')}"
+        table = np.array(found, dtype=np.float64).reshape(-1, 1 + len(names))
+        numbers = table[non_dominated(table[:, 1:]), 0].astype(int).tolist()
+        rows = frame(archive, numbers)
+    return front(rows.set_axis([n - 1 for n in numbers]) if numbers else rows, names)
 
 
 def reference_of(rows: pd.DataFrame, names: Sequence[str]) -> list[float]:

@@ -25,7 +25,9 @@ def snapshot(archive: Archive, out: str | Path) -> Path:
         raise ValueError(f"expected a file to write, got the folder {path}")
     with archive.reading():
         rows = archive.frame()
-        blobs = archive.rows("SELECT ratios, layer_errors FROM trials ORDER BY number")
+        blobs = archive.rows(
+            "SELECT ratios, layer_errors FROM trials JOIN by_layer USING (key) ORDER BY number"
+        )
     for name, column in zip(("ratios", "layer_errors"), zip(*blobs, strict=True), strict=False):
         lists = [np.frombuffer(blob, dtype=np.float64) for blob in column]
         rows[name] = pd.Series(lists, index=rows.index, dtype="object")
