@@ -25,6 +25,8 @@ _HOMES = {
     "calibrate": "workers.calibration",
     "canonical": "metrics_dsl.canonical",
     "order_form": "metrics_dsl.order",
+    "open": "results.runs",
+    "open_many": "results.runs",
     "parse": "metrics_dsl.parser",
     "parse_metric": "metrics_dsl.parser",
     "resume": "launch",
@@ -34,13 +36,15 @@ _HOMES = {
     "uniform": "search.candidate",
 }
 
+_CALLED = {"open": "open_run"}  # names that would hide a builtin where they are defined
+
 __all__ = ["__version__", *sorted(_HOMES)]
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'secateur' has no attribute {name!r}")
-    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    return getattr(import_module(f".{_HOMES[name]}", __name__), _CALLED.get(name, name))
 
 
 def __dir__() -> list[str]:

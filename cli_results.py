@@ -26,6 +26,24 @@ def front(
         print_report(archive, names, as_json)
 
 
+@app.command(epilog="Example: secateur snapshot runs/a --out a.parquet")
+def snapshot(
+    run: Annotated[Path, RUN],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The Parquet file to write.", show_default=False)],
+    as_json: Annotated[bool, JSON] = False,
+) -> None:
+    """Write a run's candidates as one Parquet file, also while it runs."""
+    from .results.archive import Archive
+    from .results.snapshot import snapshot as write
+
+    with Archive(run) as archive:
+        path = write(archive, out)
+    if as_json:
+        print_json({"snapshot": str(path), "bytes": path.stat().st_size})
+    else:
+        typer.echo(f"{path}: {path.stat().st_size:,} bytes")
+
+
 @app.command("compare", epilog="Example: secateur compare runs/gp runs/tpe")
 def compare_runs(
     runs: Annotated[list[Path], typer.Argument(help="Run folders, or folders of seeds.", show_default=False)],

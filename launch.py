@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
-from .results.archive import Archive, ArchiveError
+from .results.archive import Archive
 from .results.compare import incumbents
+from .results.database import ArchiveError
 from .results.memory import RememberingEvaluator
+from .run_folder import check_folder, claim, save
 from .search.budget import Budget
 from .search.candidate import Candidate, Stage, Trial
 from .search.configuration import SettingsError
@@ -103,15 +101,15 @@ def _run_all(runs: dict[Path, SearchSettings], listener: Listener) -> None:
     check_leaves(settings, calibration.leaves)
     build_funnel(settings, [], rungs)  # checks that the stages know the objectives
     for folder, own in runs.items():
-        _check_folder(own, folder)
+        check_folder(own, folder)
     evaluator = _evaluator(settings, calibration)
     before: list[Path] = []
     try:
         for folder, own in runs.items():
-            _save(own, folder)
+            save(own, folder)
             listener.begin(own)
             with Archive(folder, write=True) as archive, contextlib.ExitStack() as opened:
-                _claim(archive, own, calibration, listener)
+                claim(archive, own, calibration, listener.line)
                 weights = sum(layer.size for layer in evaluator.layers)
                 listener.line(
                     f"searching on {calibration.folder}: {len(evaluator.layers)} layers, {weights:,} weights"
@@ -242,89 +240,3 @@ def _measure_holdout(
     chosen = [t.candidate for t in archive.trials() if t.candidate.key in originals]
     listener.line(f"measuring {len(chosen)} candidates on holdout tokens")
     evaluator.measure(chosen, "model", "holdout")
-
-
-# Run folders ------------------------------------------------------------------------------------
-
-
-def _check_folder(settings: SearchSettings, folder: Path) -> None:
-    """Refuse a folder that holds something else than this very run, or that is being written."""
-    path = folder / "run.toml"
-    if (folder / "archive.sqlite").is_file():
-        Archive(folder, write=True).close()
-    if path.is_file():
-        there = SearchSettings.load(path)
-        mine = settings.model_dump(mode="json")
-        other = there.model_dump(mode="json")
-        changed = [
-            f"{name} = {other[name]!r} there, {mine[name]!r} here"
-            for name in mine
-            if mine[name] != other[name]
-        ]
-        if changed and _has_measured(folder):
-            raise SettingsError(
-                f"{folder} holds a run with another configuration ({'; '.join(changed)}); choose "
-                f"another --out, or continue that run with `secateur resume {folder}`"
-            )
-    place = next(p for p in (folder, *folder.absolute().parents) if p.exists())
-    if not os.access(place, os.W_OK):
-        raise SettingsError(f"expected a folder that can be written for --out, got {folder}")
-    if not path.is_file() and folder.exists() and any(p.name != "run.partial" for p in folder.iterdir()):
-        raise SettingsError(f"expected a new or empty run folder, got {folder} with other files in it")
-
-
-def _has_measured(folder: Path) -> bool:
-    if not (folder / "archive.sqlite").is_file():
-        return False
-    with Archive(folder) as archive:
-        return bool(archive.rows("SELECT 1 FROM measurements LIMIT 1"))
-
-
-def _claim(archive: Archive, settings: SearchSettings, calibration: Calibration, listener: Listener) -> None:
-    """Bind the archive to settings and calibration."""
-    facts = {name: calibration.manifest[name] for name in ("parts", "gradients", "layers")}
-    facts["weights"] = calibration.manifest["model"]["weights"]
-    identity = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-    if archive.fact("calibration", identity) != identity:
-        raise ArchiveError(
-            f"{archive.folder} was measured on another calibration than {calibration.folder}; its "
-            "figures cannot be continued: choose another --out"
-        )
-    versions = {
-        n: version(n)
-        for n in (
-            "secateur",
-            "torch",
-            "transformers",
-            "numpy",
-            "deap",
-            "pymoo",
-            "optuna",
-            "moocore",
-        )
-    }
-    began = archive.fact("versions", versions)
-    changed = [
-        f"{name} {began[name]}, now {versions[name]}"
-        for name in versions
-        if began.get(name) != versions[name]
-    ]
-    if changed:
-        listener.line(
-            f"the run was begun with other versions and may take another course: {'; '.join(changed)}"
-        )
-    archive.note(
-        calibration=identity, objectives=list(settings.objectives), pattern=settings.pattern, versions=began
-    )
-
-
-def _save(settings: SearchSettings, folder: Path) -> None:
-    """Write the settings before anything else: a folder that has them can be resumed."""
-    path = folder / "run.toml"
-    if not path.is_file() or SearchSettings.load(path) != settings:  # a run that measured nothing is nobody's
-        folder.mkdir(parents=True, exist_ok=True)
-        for file in folder.glob("archive.sqlite*"):
-            file.unlink()
-        partial = path.with_suffix(".partial")
-        partial.write_text(settings.to_toml())
-        partial.replace(path)

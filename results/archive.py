@@ -9,43 +9,49 @@ second holds is written once. One process writes, any number read, also while it
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
-import os
-import socket
 import sqlite3
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from ..metrics_dsl.parser import parse
 from ..search.candidate import Candidate, Measurement, Part, Stage, Trial
+from .database import ArchiveError, connect, lock
 
 if TYPE_CHECKING:
     import pandas
 
-SCHEMA = 3
-_TABLES = """
+    from .frame import Where
+
+SCHEMA = 4
+# What tables and fronts read stands in rows of some 300 bytes; the numbers of each layer, ten times as long,
+# stand apart, so that a hundred thousand candidates are read in a second.
+FIGURES = ("kl", "kl_rung", "layer_error", "model_error", "perplexity", "sparsity")
+_STORED = ", ".join(
+    f"{name} REAL GENERATED ALWAYS AS (json_extract(\"values\", '$.{name}')) STORED" for name in FIGURES
+)
+_TABLES = f"""
+PRAGMA user_version = {SCHEMA};
 CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE measurements (
     key TEXT NOT NULL, stage TEXT NOT NULL, part TEXT NOT NULL, of_tokens INTEGER NOT NULL,
-    layer_errors BLOB NOT NULL, "values" TEXT NOT NULL, seconds REAL NOT NULL, failure TEXT NOT NULL,
-    fingerprint TEXT NOT NULL, tokens INTEGER NOT NULL, parts BLOB NOT NULL,
-    sensitivities BLOB NOT NULL,
+    "values" TEXT NOT NULL, seconds REAL NOT NULL, failure TEXT NOT NULL, fingerprint TEXT NOT NULL,
+    tokens INTEGER NOT NULL, layer_errors BLOB NOT NULL, parts BLOB NOT NULL, sensitivities BLOB NOT NULL,
     PRIMARY KEY (key, stage, part, of_tokens));
+CREATE INDEX holdout ON measurements (key) WHERE part = 'holdout';
 CREATE TABLE trials (
     number INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE, status TEXT NOT NULL, alias_of TEXT NOT NULL,
-    metric TEXT NOT NULL, "group" TEXT NOT NULL, ratios BLOB NOT NULL, size INTEGER NOT NULL,
-    stage TEXT NOT NULL, layer_errors BLOB NOT NULL, "values" TEXT NOT NULL, seconds REAL NOT NULL,
-    failure TEXT NOT NULL, fingerprint TEXT NOT NULL, tokens INTEGER NOT NULL, parts BLOB NOT NULL,
+    metric TEXT NOT NULL, "group" TEXT NOT NULL, size INTEGER NOT NULL, ratio_min REAL, ratio_max REAL,
+    stage TEXT NOT NULL, "values" TEXT NOT NULL, seconds REAL NOT NULL, failure TEXT NOT NULL,
+    fingerprint TEXT NOT NULL, tokens INTEGER NOT NULL, {_STORED});
+CREATE TABLE by_layer (
+    key TEXT PRIMARY KEY, ratios BLOB NOT NULL, layer_errors BLOB NOT NULL, parts BLOB NOT NULL,
     sensitivities BLOB NOT NULL);
 """
-_MEASURED = 'layer_errors, "values", seconds, failure, fingerprint, tokens, parts, sensitivities'
-
-
-class ArchiveError(ValueError):
-    """An archive that is missing, of another version, or open in another writer."""
+_MEASURED = '"values", seconds, failure, fingerprint, tokens'
+_NUMBERS = "layer_errors, parts, sensitivities"
 
 
 class Archive:
@@ -65,14 +71,14 @@ class Archive:
         self._lock: IO[str] | None = None
         if write:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = _lock(self.folder)
+            self._lock = lock(self.folder)
         elif not self._path.is_file():
             raise ArchiveError(
                 f"expected a run folder with an archive, got {self.folder} without one; "
                 "runs are made by `secateur search`"
             )
         try:
-            self._db = self._connect(write)
+            self._db = connect(self._path, _TABLES, write=write)
             self._check_version(write)
         except sqlite3.DatabaseError as error:
             self._unlock()
@@ -101,21 +107,23 @@ class Archive:
         rows = [
             (
                 t.candidate.key, t.status, t.alias_of, str(t.candidate.metric), t.candidate.group,
-                _floats(t.candidate.ratios), t.candidate.metric.size, t.measurement.stage,
-                *_columns(t.measurement),
+                t.candidate.metric.size, min(t.candidate.ratios, default=None),
+                max(t.candidate.ratios, default=None), t.measurement.stage, *_figures(t.measurement),
             )
             for t in trials
         ]  # fmt: skip
+        layers = [(t.candidate.key, _floats(t.candidate.ratios), *_numbers(t.measurement)) for t in trials]
         with self._transaction():
             self._db.executemany(
-                'INSERT OR IGNORE INTO trials (key, status, alias_of, metric, "group", ratios, size, '
-                f"stage, {_MEASURED}) VALUES ({', '.join('?' * 16)})",
+                'INSERT OR IGNORE INTO trials (key, status, alias_of, metric, "group", size, ratio_min, '
+                f"ratio_max, stage, {_MEASURED}) VALUES ({', '.join('?' * 14)})",
                 rows,
             )
+            self._db.executemany("INSERT OR IGNORE INTO by_layer VALUES (?, ?, ?, ?, ?)", layers)
 
     def record(self, measured: Iterable[tuple[Candidate, Measurement]], part: Part, tokens: int = 0) -> None:
         """Keep what was just measured on ``tokens`` tokens of a part, 0 being all, in one transaction."""
-        rows = [(c.key, m.stage, part, tokens, *_columns(m)) for c, m in measured]
+        rows = [(c.key, m.stage, part, tokens, *_figures(m), *_numbers(m)) for c, m in measured]
         with self._transaction():
             self._db.executemany(f"INSERT OR IGNORE INTO measurements VALUES ({', '.join('?' * 12)})", rows)
 
@@ -135,7 +143,7 @@ class Archive:
     def recall(self, key: str, stage: Stage, part: Part, tokens: int = 0) -> Measurement | None:
         """Return what a stage found out about a candidate, if it has been measured."""
         row = self._db.execute(
-            f"SELECT {_MEASURED} FROM measurements "
+            f"SELECT {_MEASURED}, {_NUMBERS} FROM measurements "
             "WHERE key = ? AND stage = ? AND part = ? AND of_tokens = ?",
             (key, stage, part, tokens),
         ).fetchone()
@@ -144,8 +152,8 @@ class Archive:
     def trials(self) -> list[Trial]:
         """Return all trials in the order told."""
         rows = self._db.execute(
-            f'SELECT metric, ratios, "group", status, alias_of, stage, {_MEASURED} '
-            "FROM trials ORDER BY number"
+            f'SELECT metric, ratios, "group", status, alias_of, stage, {_MEASURED}, {_NUMBERS} '
+            "FROM trials JOIN by_layer USING (key) ORDER BY number"
         )
         return [
             Trial(
@@ -157,59 +165,113 @@ class Archive:
             for metric, ratios, group, status, alias_of, stage, *rest in rows
         ]
 
-    def frame(self) -> pandas.DataFrame:
-        """Return one row a candidate in the order told, as in ``front.COLUMNS``."""
-        from .front import frame  # imports pandas
+    def frame(self, where: Where = None, stage: str | None = None) -> pandas.DataFrame:
+        """Return one row a candidate in the order told, as in ``frame.COLUMNS``.
 
-        return frame(self)
+        Args:
+            where: A text for ``DataFrame.query``, or a function of the frame; all rows if left out.
+            stage: The last stage that rows went through; any if left out.
 
-    def front(self, objectives: Sequence[str] | str | None = None) -> pandas.DataFrame:
-        """Return the non-dominated rows of ``frame()``, by the first objective.
+        Raises:
+            ValueError: For a condition or stage that cannot be read.
+        """
+        from .frame import chosen, frame  # imports pandas
+
+        return chosen(frame(self), where, stage)
+
+    def front(self, objectives: Sequence[str] | str | None = None, where: Where = None) -> pandas.DataFrame:
+        """Return the non-dominated rows of ``frame(where)``, by the first objective.
 
         Args:
             objectives: Columns to minimise; the run's own if left out.
+            where: As for ``frame``.
 
         Raises:
-            ValueError: For an unknown objective.
+            ValueError: For an unknown objective, or a condition that cannot be read.
         """
-        from .front import front
+        from .front import front, front_of_archive
 
-        return front(self.frame(), objectives or self.fact("objectives", ["kl", "size"]))
+        names = objectives or self._objectives
+        return front_of_archive(self, names) if where is None else front(self.frame(where), names)
+
+    def best(self, by: str = "kl", where: Where = None) -> pandas.Series:
+        """Return the row with the least value of a column among those measured to the end.
+
+        Raises:
+            ValueError: For an unknown column, or when no row has a value.
+        """
+        from .front import DECIDED
+
+        rows = self.frame(where)
+        if by not in rows or rows[by].dtype.kind not in "fi":
+            raise ValueError(f"expected a column of numbers such as kl, got {by!r}")
+        known = rows[rows["status"].isin(DECIDED) & rows[by].notna()]
+        if known.empty:
+            raise ValueError(f"no candidate of {self.folder} has been measured for {by!r} yet")
+        return known.nsmallest(1, by).iloc[0]
+
+    def layers(self, keys: Sequence[str] | str | None = None) -> pandas.DataFrame:
+        """Return one row a layer of some candidates, by default the front's: ``frame.LAYER_COLUMNS``."""
+        from .frame import layers
+
+        wanted = [keys] if isinstance(keys, str) else keys
+        return layers(self, list(self.front()["key"]) if wanted is None else wanted)
+
+    def history(self, reference: Sequence[float] | None = None) -> pandas.DataFrame:
+        """Return what had been found for what cost, one row a candidate, as in ``front.HISTORY_COLUMNS``."""
+        from .front import history
+
+        return history(self.frame(), self._objectives, reference)
+
+    def hypervolume(self, reference: Sequence[float] | None = None) -> float:
+        """Return the volume that the front dominates, up to a reference or else the largest values measured.
+
+        Raises:
+            ValueError: For a reference with another number of objectives than the run has.
+        """
+        from .front import hypervolume, reference_of
+
+        rows, names = self.front(), self._objectives
+        end = reference if reference is not None else reference_of(self.frame(), names)
+        return hypervolume(rows[names].to_numpy(dtype=float), end)
+
+    def baselines(self) -> pandas.DataFrame:
+        """Return the rows of published rules, by the first objective."""
+        rows = self.frame()
+        return rows[rows["baseline"].notna()].sort_values(self._objectives[0], kind="stable")
 
     def holdout_parts(self) -> dict[str, tuple[float, ...]]:
         """Return the KL of each holdout sequence, nats per token, by key of what was measured there."""
-        from .front import holdout_parts
+        from .frame import holdout_parts
 
         return holdout_parts(self)
 
-    def rows(self, query: str) -> list[tuple[Any, ...]]:
-        """Return the rows of an SQL query."""
-        return self._db.execute(query).fetchall()
+    @property
+    def _objectives(self) -> list[str]:
+        return list(self.fact("objectives", ["kl", "size"]))
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        """Read several times from one state of the run, whatever is written meanwhile."""
+        if self._lock is not None or self._db.in_transaction:
+            yield
+            return
+        self._db.execute("BEGIN")
+        try:
+            yield
+        finally:
+            self._db.execute("ROLLBACK")
+
+    def rows(self, query: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """Return the rows of an SQL query; each ``?`` in it stands for a value."""
+        return self._db.execute(query, values).fetchall()
 
     # Files --------------------------------------------------------------------------------------
 
-    def _connect(self, write: bool) -> sqlite3.Connection:
-        if write:
-            new = not self._path.exists()
-            db = sqlite3.connect(self._path, timeout=30, isolation_level=None)
-            # Readers work on while a transaction is written; where the file system cannot share
-            # memory (NFS, Lustre) the answer is not "wal" and the slower journal serves.
-            if db.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
-                db.execute("PRAGMA journal_mode = TRUNCATE")
-            db.execute("PRAGMA synchronous = FULL")
-            if new or not db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-                db.executescript(f"BEGIN;{_TABLES}PRAGMA user_version = {SCHEMA};COMMIT;")
-            return db
-        address = self._path.resolve().as_uri()
-        try:
-            db = sqlite3.connect(f"{address}?mode=ro", uri=True, timeout=30)
-            db.execute("SELECT count(*) FROM sqlite_master")
-        except sqlite3.OperationalError:  # a read-only folder has no place for the shared memory
-            db = sqlite3.connect(f"{address}?immutable=1", uri=True, timeout=30)
-        return db
-
     def _check_version(self, write: bool) -> None:
         version = self._db.execute("PRAGMA user_version").fetchone()[0]
+        if version == 0 and not write:
+            raise ArchiveError(f"the run in {self.folder} is just beginning; try again in a moment")
         if version != SCHEMA:
             raise ArchiveError(
                 f"expected an archive of version {SCHEMA}, got version {version} in {self._path}; "
@@ -233,38 +295,21 @@ class Archive:
             self._lock = None
 
 
-def _lock(folder: Path) -> IO[str]:
-    """Lock out other writers; the lock ends with the process, however it ends."""
-    file = (folder / "writer.lock").open("a+")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.seek(0)
-        owner = file.read().strip() or "another process"
-        file.close()
-        raise ArchiveError(
-            f"{folder} is being written by {owner}; wait for it to end or choose another --out"
-        ) from None
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}")
-    file.flush()
-    return file
-
-
 def _floats(values: Sequence[float]) -> bytes:
     return array("d", values).tobytes()
 
 
-def _columns(m: Measurement) -> tuple[Any, ...]:
+def _figures(m: Measurement) -> tuple[Any, ...]:
     values = json.dumps(dict(m.values), allow_nan=False)
-    return (
-        _floats(m.layer_errors), values, m.seconds, m.failure, m.fingerprint, m.tokens, _floats(m.parts),
-        _floats(m.sensitivities),
-    )  # fmt: skip
+    return values, m.seconds, m.failure, m.fingerprint, m.tokens
+
+
+def _numbers(m: Measurement) -> tuple[bytes, ...]:
+    return _floats(m.layer_errors), _floats(m.parts), _floats(m.sensitivities)
 
 
 def _measurement(stage: Stage, row: Sequence[Any]) -> Measurement:
-    errors, text, seconds, failure, fingerprint, tokens, *others = row
+    text, seconds, failure, fingerprint, tokens, *blobs = row
     values: Mapping[str, float] = json.loads(text)
-    own, parts, sensitivities = (tuple(array("d", numbers)) for numbers in (errors, *others))
-    return Measurement(stage, own, values, seconds, failure, fingerprint, tokens, parts, sensitivities)
+    errors, parts, sensitivities = (tuple(array("d", numbers)) for numbers in blobs)
+    return Measurement(stage, errors, values, seconds, failure, fingerprint, tokens, parts, sensitivities)

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .archive import Archive, ArchiveError
+from .archive import Archive
+from .database import ArchiveError
 from .front import front
 
 SHARES = (0.25, 0.5, 0.75, 1.0)

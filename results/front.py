@@ -1,96 +1,51 @@
-"""Frames and fronts: the archive as plain DataFrames."""
+"""Fronts: non-dominated rows, hypervolumes, and how both grew over a run."""
 
 from __future__ import annotations
 
-import json
-import statistics
-from array import array
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import moocore
 import numpy as np
 import pandas as pd
 
 from ..search.objectives import look_up_objectives
+from .frame import frame
 
 if TYPE_CHECKING:
     from .archive import Archive
 
-# Column -> what it holds; text that is missing is NaN, as everywhere in pandas.
-COLUMNS = {
-    "key": "stable identifier of the candidate",
-    "status": "measured, rejected (by the screen or a rung), alias (of a measured candidate) or failed",
-    "stage": "the last stage it went through: screen, layer or model",
-    "metric": "the pruning metric",
-    "group": "the weights that compete with each other",
-    "size": "nodes of the metric",
-    "sparsity": "fraction of the prunable weights removed, counted from the masks",
-    "density": "fraction that stays",
-    "ratio_min": "least ratio of a layer",
-    "ratio_max": "largest ratio of a layer",
-    "kl": "divergence from the dense model on selection tokens, nats per token",
-    "kl_holdout": "the same on holdout tokens, which no search sees",
-    "kl_holdout_error": "standard error of kl_holdout, from its disjoint sequences",
-    "kl_rung": "kl on the few tokens of the last rung; what a rung rejected has no other",
-    "layer_error": "relative squared error of the layers' outputs, mean over layers",
-    "model_error": "relative squared error of the final hidden states on selection tokens",
-    "perplexity": "on selection tokens",
-    "seconds": "time that measuring took",
-    "tokens": "tokens run through the pruned model for it",
-    "baseline": "name of the published rule, else missing",
-    "alias_of": "key of the candidate whose masks and measurement it shares, else missing",
-    "failure": "why there is no measurement, else missing",
+DECIDED = ("measured", "alias")
+HISTORY_COLUMNS = {
+    "number": "the candidate's place in the order told, from 0",
+    "candidates": "distinct candidates so far",
+    "tokens": "tokens run through pruned models so far",
+    "seconds": "of measuring so far",
+    "best": "least value of the first objective so far; missing before there is one",
+    "hypervolume": "that the front so far dominates, up to the reference",
 }
-_TEXT = ("key", "status", "stage", "metric", "group", "baseline", "alias_of", "failure")
 
 
-def frame(archive: Archive) -> pd.DataFrame:
-    """Return one row a candidate in the order told, with the columns of ``COLUMNS``."""
-    rows = archive.rows(
-        'SELECT key, status, stage, metric, "group", size, "values", seconds, failure, alias_of, tokens, '
-        "ratios FROM trials ORDER BY number"
-    )
-    query = "SELECT key, \"values\" FROM measurements WHERE part = 'holdout' AND stage = 'model'"
-    of_holdout = {key: json.loads(values).get("kl") for key, values in archive.rows(query)}
-    holdout = holdout_parts(archive)
-    baselines = archive.fact("baselines", {})
-    records = []
-    for key, status, stage, metric, group, size, text, seconds, failure, alias_of, tokens, ratios in rows:
-        values = json.loads(text)
-        sparsity = values.get("sparsity")
-        each = array("d", ratios)
-        parts = holdout.get(alias_of or key, ())
-        records.append(
-            {
-                **values,
-                "key": key, "status": status, "stage": stage, "metric": metric, "group": group,
-                "size": size, "seconds": seconds, "tokens": tokens, "failure": failure or None,
-                "density": None if sparsity is None else 1 - sparsity,
-                "ratio_min": min(each, default=None), "ratio_max": max(each, default=None),
-                "kl_holdout": of_holdout.get(alias_of or key),
-                "kl_holdout_error": standard_error(parts),
-                "baseline": baselines.get(key), "alias_of": alias_of or None,
-            }
-        )  # fmt: skip
-    result = pd.DataFrame.from_records(records, columns=list(COLUMNS))
-    types = {name: "str" if name in _TEXT else "float64" for name in COLUMNS}
-    result = result.astype(types | {"size": "int64", "tokens": "int64"})
-    result.attrs = {
-        name: archive.fact(name) for name in ("objectives", "pattern") if archive.fact(name) is not None
-    }
-    result.attrs["run"] = str(archive.folder)
+def names_of(objectives: Sequence[str] | str) -> list[str]:
+    """Return the names of objectives given as a list or separated by commas.
+
+    Raises:
+        ValueError: For an unknown objective.
+    """
+    if isinstance(objectives, str):
+        objectives = objectives.split(",")
+    return [objective.name for objective in look_up_objectives([name.strip() for name in objectives])]
+
+
+def non_dominated(points: np.ndarray) -> np.ndarray:
+    """Return which points (points, objectives) are finite and dominated by no other; of equal ones the first.
+
+    moocore would rank NaN as if it were a number.
+    """
+    result = np.asarray(np.isfinite(points).all(axis=1))
+    if result.any():
+        result[result] = moocore.is_nondominated(points[result])
     return result
-
-
-def holdout_parts(archive: Archive) -> dict[str, tuple[float, ...]]:
-    """Return the KL of each holdout sequence, nats per token, by key of what has been measured there."""
-    query = "SELECT key, parts FROM measurements WHERE part = 'holdout' AND stage = 'model' AND failure = ''"
-    return {key: tuple(array("d", parts)) for key, parts in archive.rows(query)}
-
-
-def standard_error(parts: Sequence[float]) -> float | None:
-    """Return the standard error of the mean of independent figures, None for fewer than two."""
-    return statistics.stdev(parts) / len(parts) ** 0.5 if len(parts) > 1 else None
 
 
 def front(rows: pd.DataFrame, objectives: Sequence[str] | str) -> pd.DataFrame:
@@ -105,16 +60,84 @@ def front(rows: pd.DataFrame, objectives: Sequence[str] | str) -> pd.DataFrame:
     Raises:
         ValueError: For an unknown objective.
     """
-    import moocore
-
-    if isinstance(objectives, str):
-        objectives = [name.strip() for name in objectives.split(",")]
-    names = [objective.name for objective in look_up_objectives(objectives)]
-    measured = rows[rows["status"].isin(["measured", "alias"])]
-    points = measured[names].to_numpy(dtype=float)
-    finite = np.isfinite(points).all(axis=1)  # moocore ranks NaN as if it were a number
-    result: pd.DataFrame = measured.loc[finite]
-    if finite.any():
-        result = result.loc[moocore.is_nondominated(points[finite])].sort_values(names, kind="stable")
+    names = names_of(objectives)
+    measured = rows[rows["status"].isin(DECIDED)]
+    result = measured[non_dominated(measured[names].to_numpy(dtype=float))]
+    result = result.sort_values(names, kind="stable")
     result.attrs = {**rows.attrs, "objectives": names}
+    return result
+
+
+def front_of_archive(archive: Archive, objectives: Sequence[str] | str) -> pd.DataFrame:
+    """Return the same as ``front(archive.frame(), objectives)``, reading whole rows of the front alone."""
+    names = names_of(objectives)
+    selected = ", ".join("1 - sparsity" if name == "density" else name for name in names)
+    with archive.reading():
+        found = archive.rows(
+            f"SELECT number, {selected} FROM trials WHERE status IN ('measured', 'alias') ORDER BY number"
+        )
+        table = np.array(found, dtype=np.float64).reshape(-1, 1 + len(names))
+        numbers = table[non_dominated(table[:, 1:]), 0].astype(int).tolist()
+        rows = frame(archive, numbers)
+    return front(rows.set_axis([n - 1 for n in numbers]) if numbers else rows, names)
+
+
+def reference_of(rows: pd.DataFrame, names: Sequence[str]) -> list[float]:
+    """Return the largest finite value of each objective among the rows that were measured to the end."""
+    values = rows.loc[rows["status"].isin(DECIDED), list(names)].to_numpy(dtype=float)
+    values = values[np.isfinite(values).all(axis=1)]
+    return [float(v) for v in values.max(axis=0)] if len(values) else [1.0] * len(names)
+
+
+def hypervolume(points: np.ndarray, reference: Sequence[float]) -> float:
+    """Return the volume that points (points, objectives) dominate, up to a reference; 0 without points.
+
+    Raises:
+        ValueError: When the reference has another number of objectives.
+    """
+    if points.shape[1] != len(reference):
+        raise ValueError(
+            f"expected a reference of {points.shape[1]} numbers, one an objective, got {len(reference)}"
+        )
+    finite = points[np.isfinite(points).all(axis=1)]
+    return float(moocore.hypervolume(finite, ref=np.asarray(reference, dtype=float))) if len(finite) else 0.0
+
+
+def history(
+    rows: pd.DataFrame, objectives: Sequence[str], reference: Sequence[float] | None = None
+) -> pd.DataFrame:
+    """Return one row a candidate with what had been found for what cost, as in ``HISTORY_COLUMNS``.
+
+    Args:
+        rows: A frame in the order told.
+        objectives: Columns that are minimised.
+        reference: Where hypervolumes end; the largest values that were measured if left out.
+    """
+    names = names_of(objectives)
+    decided = rows["status"].isin(DECIDED).to_numpy()
+    points = rows[names].to_numpy(dtype=float)
+    known = decided & np.isfinite(points).all(axis=1)
+    end = np.asarray(reference if reference is not None else reference_of(rows, names), dtype=float)
+    first = np.where(known, points[:, 0] if len(points) else 0.0, np.inf)
+    best = np.minimum.accumulate(first) if len(first) else first
+    volumes = np.zeros(len(rows))
+    members = np.empty((0, len(names)))
+    volume = 0.0
+    for i in np.flatnonzero(known):
+        point = points[i]
+        if not (members <= point).all(axis=1).any():  # else nothing new
+            members = np.vstack([members[~(point <= members).all(axis=1)], point])
+            volume = hypervolume(members, list(end))
+        volumes[i] = volume
+    volumes = np.maximum.accumulate(volumes) if len(volumes) else volumes
+    own = rows["alias_of"].isna()
+    result = pd.DataFrame({
+        "number": np.arange(len(rows)),
+        "candidates": own.cumsum().to_numpy(dtype="int64"),
+        "tokens": rows["tokens"].where(own, 0).cumsum().to_numpy(),
+        "seconds": rows["seconds"].where(own, 0.0).cumsum().to_numpy(),
+        "best": np.where(np.isfinite(best), best, np.nan),
+        "hypervolume": volumes,
+    })  # fmt: skip
+    result.attrs = {**rows.attrs, "objectives": names, "reference": [float(v) for v in end]}
     return result

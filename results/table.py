@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from .front import standard_error
+from .frame import standard_error
 
 if TYPE_CHECKING:
     from .archive import Archive

@@ -1,5 +1,6 @@
 """The archive: what is written is there, in order, whatever reads, writes or dies meanwhile."""
 
+import contextlib
 import math
 import sqlite3
 import subprocess
@@ -10,11 +11,11 @@ import pandas as pd
 import pytest
 from secateur.metrics_dsl.parser import parse
 from secateur.results.archive import Archive, ArchiveError
-from secateur.results.front import COLUMNS
+from secateur.results.frame import COLUMNS
 from secateur.results.memory import RememberingEvaluator
 from secateur.results.table import table, verdict
-from secateur.search.candidate import Measurement, Trial, uniform
-from support import FakeEvaluator
+from secateur.search.candidate import Candidate, Measurement, Trial, uniform
+from support import ROOT, FakeEvaluator
 
 TEXTS = ("abs(W) * X", "abs(W)", "square(W) * G", "exp(W)", "W * X * V + G")
 
@@ -158,7 +159,7 @@ def test_another_version_is_refused(tmp_path):
     db.execute("PRAGMA user_version = 99")
     db.commit()
     for write in (False, True):
-        with pytest.raises(ArchiveError, match="expected an archive of version 3, got version 99"):
+        with pytest.raises(ArchiveError, match="expected an archive of version 4, got version 99"):
             Archive(tmp_path, write=write)
 
 
@@ -201,3 +202,198 @@ class TestRemembering:
             assert [archive.recall(c.key, "model", "selection") is not None for c in candidates] == [
                 True, True, True, False, False,
             ]  # fmt: skip
+
+
+class TestQueries:
+    def test_rows_are_chosen_by_a_text_a_function_or_a_stage(self, run):
+        archive = Archive(run[0])
+        assert archive.frame("kl < 1 and status == 'measured'")["kl"].tolist() == [0.5, 0.75]
+        assert len(archive.frame(lambda rows: rows["size"] > 4)) == len(archive.frame("size > 4"))
+        assert archive.frame(stage="screen")["status"].tolist() == ["failed", "rejected"]
+        assert archive.front(where="metric != 'abs(W) * X'")["kl"].tolist() == [0.5, 2.0]  # the alias is left
+        with pytest.raises(ValueError, match="expected a condition on columns"):
+            archive.frame("no such column > 3")
+        with pytest.raises(ValueError, match="expected a stage among screen, layer, model"):
+            archive.frame(stage="full")
+
+    def test_the_best_row_by_any_column(self, run):
+        archive = Archive(run[0])
+        assert archive.best()["metric"] == "abs(W) * X"
+        assert archive.best("size")["metric"] == "abs(W)"
+        assert archive.best(where="size > 4")["kl"] == 0.5
+        with pytest.raises(ValueError, match="expected a column of numbers such as kl, got 'metric'"):
+            archive.best("metric")
+        with pytest.raises(ValueError, match=r"no candidate of .* has been measured for 'perplexity'"):
+            archive.best("perplexity")
+
+    def test_the_front_of_the_archive_is_that_of_its_frame(self, run):
+        from secateur.results.front import front
+
+        archive = Archive(run[0])
+        for names in (["kl", "size"], ["kl"], ["size", "density"], ["seconds", "kl"]):
+            pd.testing.assert_frame_equal(archive.front(names), front(archive.frame(), names))
+
+    def test_layers_are_tidy(self, run):
+        folder, _ = run
+        with pytest.raises(ValueError, match="did not keep the layers' names"):
+            Archive(folder).layers()
+        layers = [
+            {"name": layer.name, "block": layer.block, "kind": layer.kind, "rows": 1, "columns": 1}
+            for layer in FakeEvaluator.layers
+        ]
+        slopes = tuple(range(len(layers)))
+        errors = tuple(0.1 * i for i in range(len(layers)))
+        candidate = uniform(parse("G"), FakeEvaluator.layers, 0.25)
+        found = Measurement("model", errors, {"kl": 9.0}, sensitivities=slopes)
+        with Archive(folder, write=True) as archive:
+            archive.note(layers=layers)
+            archive.add([Trial(candidate, found, "measured")])
+        tidy = Archive(folder).layers(candidate.key)
+        assert list(tidy.columns) == ["key", "layer", "block", "type", "ratio", "error", "sensitivity"]
+        assert tidy["layer"].tolist() == [layer.name for layer in FakeEvaluator.layers]
+        assert tidy["ratio"].tolist() == [0.25] * len(layers)
+        assert tidy["error"].tolist() == list(errors)
+        assert tidy["sensitivity"].tolist() == list(slopes)
+        assert set(tidy["type"]) == {"q", "v", "up"}
+
+    def test_history_grows_and_ends_at_the_hypervolume(self, run):
+        archive = Archive(run[0])
+        history = archive.history([3.0, 10.0])
+        assert history["best"].tolist() == [0.5] * 6
+        assert history["candidates"].tolist() == [1, 2, 3, 3, 4, 5]  # an alias costs nothing
+        assert history["seconds"].tolist() == [1.5, 3.0, 3.0, 3.0, 4.5, 4.5]
+        assert history["hypervolume"].is_monotonic_increasing
+        # boxes up to (3, 10) from (0.5, 4) and (2, 2), which overlap in 1 x 6
+        assert archive.hypervolume([3.0, 10.0]) == pytest.approx(2.5 * 6 + 1.0 * 8 - 1.0 * 6)
+        assert history["hypervolume"].iloc[-1] == pytest.approx(archive.hypervolume([3.0, 10.0]))
+        assert archive.hypervolume() >= 0
+        with pytest.raises(ValueError, match="expected a reference of 2 numbers"):
+            archive.hypervolume([1.0])
+
+    def test_baselines_are_the_published_rows(self, run):
+        assert Archive(run[0]).baselines()["baseline"].tolist() == ["wanda"]
+
+    def test_frames_say_where_they_come_from(self, run):
+        frame = Archive(run[0]).frame()
+        assert frame.attrs["run"] == str(run[0])
+        assert frame.attrs["units"]["kl"] == "nats per token"
+
+    def test_several_runs_come_as_one_frame(self, run, tmp_path):
+        import secateur
+
+        folder, _ = run
+        runs = secateur.open_many([folder, folder])
+        assert len(runs) == 1
+        for number in (0, 1):
+            with Archive(tmp_path / f"many/seed-{number}", write=True) as archive:
+                archive.note(objectives=["kl"])
+                archive.add([trial("abs(W)", 1.0 + number)])
+        for pattern in (tmp_path / "many", tmp_path / "many" / "*"):
+            rows = secateur.open_many(pattern).frame()
+            assert rows["run"].str[-6:].tolist() == ["seed-0", "seed-1"]
+            assert rows.pareto.front(minimize="kl")["kl"].tolist() == [1.0]
+        assert secateur.open_many(tmp_path / "many").front()["kl"].tolist() == [1.0, 2.0]
+        with pytest.raises(ArchiveError, match=r"expected run folders, got .*nothing"):
+            secateur.open_many(tmp_path / "nothing")
+
+    def test_a_snapshot_is_one_parquet_file(self, run, tmp_path):
+        from secateur.results.snapshot import snapshot
+
+        folder, trials = run
+        path = snapshot(Archive(folder), tmp_path / "out" / "a.parquet")
+        rows = pd.read_parquet(path)
+        frame = Archive(folder).frame()
+        pd.testing.assert_frame_equal(rows[list(COLUMNS)], frame, check_dtype=False)
+        assert rows.attrs["objectives"] == ["kl", "size"]
+        assert rows["ratios"][0].tolist() == list(trials[0].candidate.ratios)
+        assert [p.name for p in path.parent.iterdir()] == ["a.parquet"]
+        with pytest.raises(ValueError, match="got the folder"):
+            snapshot(Archive(folder), tmp_path)
+
+
+class TestTheAccessor:
+    rows = pd.DataFrame({"a": [1.0, 2.0, 3.0, 2.0, np.nan], "b": [3, 2, 1, 3, 0], "c": list("vwxyz")})
+
+    def test_returns_the_rows_that_nothing_dominates(self):
+        assert self.rows.pareto.front(minimize=["a", "b"])["c"].tolist() == ["v", "w", "x"]
+        assert self.rows.pareto.front("a", maximize="b")["c"].tolist() == ["v"]
+        assert self.rows.pareto.front(maximize=["a", "b"])["c"].tolist() == ["x", "y"]
+
+    def test_measures_volumes(self):
+        assert self.rows.pareto.hypervolume([3, 3], ["a", "b"]) == pytest.approx(1.0)
+        assert self.rows.pareto.hypervolume([3, 1], "a", "b") == pytest.approx(4.0)
+
+    @pytest.mark.parametrize("names", [[], ["d"], ["c"]])
+    def test_refuses_what_it_cannot_compare(self, names):
+        with pytest.raises(ValueError, match="expected columns"):
+            self.rows.pareto.front(names)
+
+
+def test_a_hundred_thousand_candidates_are_read_whole(tmp_path):
+    """Speed is measured in benchmarks/archive.py; here the answer is what counts."""
+    metric = parse("abs(W) * X")
+    rng = np.random.default_rng(0)
+    kl, ratios = rng.gamma(2.0, size=100_000), rng.uniform(0.3, 0.7, size=(100_000, 3))
+    with Archive(tmp_path, write=True) as archive:
+        archive.note(objectives=["kl", "density"])
+        trials = [
+            Trial(
+                Candidate(metric, tuple(row)),
+                Measurement("model", (), {"kl": value, "sparsity": float(row.mean())}, 1.0),
+                "measured",
+            )
+            for value, row in zip(kl, ratios, strict=True)
+        ]
+        archive.add(trials)
+    archive = Archive(tmp_path)
+    rows = archive.frame()
+    assert len(rows) == 100_000
+    expected = rows.pareto.front(["kl", "density"]).sort_values("kl")
+    assert archive.front()["key"].tolist() == expected["key"].tolist()
+
+
+def test_a_reader_never_sees_a_torn_row(tmp_path):
+    """A thousand times, while another process commits batches of eight."""
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[2])\n"
+        "from support import FakeEvaluator\n"
+        "from secateur.metrics_dsl.parser import parse\n"
+        "from secateur.results.archive import Archive\n"
+        "from secateur.search.candidate import Candidate, Measurement, Trial\n"
+        "n = 0\n"
+        "with Archive(sys.argv[1], write=True) as archive:\n"
+        "    archive.note(objectives=['kl'])\n"
+        "    while True:\n"
+        "        ratios = [((n + i) % 9973 / 10007, (n + i) / 1e6) for i in range(8)]\n"
+        "        found = [Measurement('model', r, {'kl': r[0], 'sparsity': r[1]}, 1.0, '', '', 8, (), r)\n"
+        "                 for r in ratios]\n"
+        "        pairs = zip(ratios, found)\n"
+        "        archive.add([Trial(Candidate(parse('W'), r), m, 'measured') for r, m in pairs])\n"
+        "        n += 8\n"
+    )
+    folder = tmp_path / "run"
+    process = subprocess.Popen([sys.executable, "-c", code, str(folder), str(ROOT / "tests")])
+    try:
+        archive, seen = None, 0
+        while archive is None or archive.frame().empty:
+            assert process.poll() is None
+            with contextlib.suppress(ArchiveError):  # has not begun
+                archive = archive or Archive(folder)
+        for i in range(1000):
+            if i % 50 == 0:
+                trials = archive.trials()
+                assert len(trials) % 8 == 0
+                assert all(t.measurement.sensitivities == t.candidate.ratios for t in trials)
+                front = archive.front()
+                assert front["kl"].iloc[0] == front["ratio_min"].iloc[0]
+            with archive.reading():
+                (count,) = archive.rows("SELECT count(*) FROM trials")[0]
+                (numbers,) = archive.rows("SELECT count(*) FROM by_layer")[0]
+            assert count == numbers
+            assert count % 8 == 0
+            assert count >= seen
+            seen = count
+        assert process.poll() is None
+    finally:
+        process.kill()
+        process.wait()

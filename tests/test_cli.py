@@ -10,7 +10,7 @@ import tomllib
 import pytest
 from secateur import cli
 from secateur.results.archive import Archive
-from secateur.results.front import COLUMNS
+from secateur.results.frame import COLUMNS
 from secateur.search.settings import SearchSettings
 from support import ROOT, in_process, save_model, tiny_config
 

@@ -26,7 +26,11 @@ VOCABULARY = {"candidate", "objectives", "protocols", "budget"}
 HOMES = {
     "deap": {"search/gp.py"},
     "pandas": {
+        "results/frame.py",
         "results/front.py",
+        "results/pareto.py",
+        "results/runs.py",
+        "results/snapshot.py",
         "results/table.py",
         "results/archive.py",
         "results/compare.py",

@@ -102,3 +102,8 @@ def model_reference(source: str) -> str:
     """Return a source that means the same from every folder: local paths made absolute."""
     path = Path(source).expanduser()
     return os.fspath(path.resolve()) if path.exists() else source
+
+
+def accelerator() -> str:
+    """Return the name of the GPU that ``auto`` would choose, empty without one."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else ""

@@ -1,0 +1,54 @@
+"""Database files: opened for many readers and one writer at a time."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import sqlite3
+from pathlib import Path
+from typing import IO
+
+
+class ArchiveError(ValueError):
+    """An archive that is missing, of another version, or open in another writer."""
+
+
+def connect(path: Path, tables: str, *, write: bool) -> sqlite3.Connection:
+    """Open a database; one that is written is made with its tables if it is not there."""
+    if write:
+        new = not path.exists()
+        db = sqlite3.connect(path, timeout=30, isolation_level=None)
+        # Readers work on while a transaction is written; where the file system cannot share
+        # memory (NFS, Lustre) the answer is not "wal" and the slower journal serves.
+        if db.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
+            db.execute("PRAGMA journal_mode = TRUNCATE")
+        db.execute("PRAGMA synchronous = FULL")
+        if new or not db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+            db.executescript(f"BEGIN;{tables}COMMIT;")
+        return db
+    address = path.resolve().as_uri()
+    try:
+        db = sqlite3.connect(f"{address}?mode=ro", uri=True, timeout=30)
+        db.execute("SELECT count(*) FROM sqlite_master")
+    except sqlite3.OperationalError:  # a read-only folder has no place for the shared memory
+        db = sqlite3.connect(f"{address}?immutable=1", uri=True, timeout=30)
+    return db
+
+
+def lock(folder: Path) -> IO[str]:
+    """Lock out other writers; the lock ends with the process, however it ends."""
+    file = (folder / "writer.lock").open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.seek(0)
+        owner = file.read().strip() or "another process"
+        file.close()
+        raise ArchiveError(
+            f"{folder} is being written by {owner}; wait for it to end or choose another --out"
+        ) from None
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}")
+    file.flush()
+    return file
