@@ -14,6 +14,7 @@ def replace_file(path: str | Path, content: bytes) -> Path:
     """
     path = Path(path)
     check_file(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         partial.write_bytes(content)
@@ -27,10 +28,7 @@ def check_file(path: str | Path) -> None:
     """Refuse a path that cannot become a file, before work is spent on its content.
 
     Raises:
-        ValueError: When it is a folder, or is to be in one that does not exist.
+        ValueError: When it is a folder.
     """
-    path = Path(path)
-    if path.is_dir():
-        raise ValueError(f"expected a file to write, got {path}, which is a folder; name a file in it")
-    if not path.absolute().parent.is_dir():
-        raise ValueError(f"expected a file in a folder that exists, got {path}; make {path.parent} first")
+    if Path(path).is_dir():
+        raise ValueError(f"expected a file to write, got the folder {path}; name a file in it")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tomllib
 from array import array
 from collections import Counter
@@ -19,7 +18,7 @@ from ..metrics_dsl.operators import LEAVES, OPERATORS
 from ..metrics_dsl.parser import parse
 from ..search.candidate import STAGES, Layer
 from .archive import Archive
-from .front import front
+from .front import DECIDED, front, hypervolume, non_dominated
 
 UNITS = ("candidates", "tokens", "seconds")  # in which a budget is given and a search's cost is counted
 _METRIC_SPACES = ("tree", "meta")
@@ -30,7 +29,7 @@ class Overview:
     """What a run searched, found and spent.
 
     Args:
-        archive: Open for reading; it may be written meanwhile: all figures are of one moment.
+        archive: Open for reading; see ``Archive.reading`` where it is being written.
 
     Raises:
         ValueError: For objectives that this release does not know.
@@ -45,7 +44,7 @@ class Overview:
         self.holdout = archive.holdout_parts()
         self.settings = _settings(archive.folder)
         self.baselines = self.rows[self.rows["baseline"].notna()]
-        is_decided = self.rows["status"].isin(["measured", "alias"])
+        is_decided = self.rows["status"].isin(DECIDED)
         self.decided = self.rows[is_decided & np.isfinite(self.rows[self.objectives]).all(axis=1)]
 
     def fact(self, name: str, default: Any = None) -> Any:
@@ -66,28 +65,13 @@ class Overview:
 
     @cached_property
     def layers(self) -> list[Layer]:
-        """The prunable layers in model order; of an older run those of its calibration, if that is there."""
-        found = self.fact("layers")
-        if found is None:
-            found = [[row[n] for n in ("name", "block", "kind", "rows", "columns")]
-                     for row in self.manifest.get("layers", [])]  # fmt: skip
-        return [Layer(str(n), int(b), str(k), int(rows), int(columns)) for n, b, k, rows, columns in found]
-
-    @cached_property
-    def manifest(self) -> dict[str, Any]:
-        """What the calibration folder says about itself; empty where it is no longer there."""
-        path = Path(self.settings.get("calibration", "")) / "manifest.json"
-        try:
-            found: dict[str, Any] = json.loads(path.read_text())
-        except (OSError, ValueError):
-            return {}
-        return found
+        """The prunable layers in model order; none where the run did not note them."""
+        return [Layer(**layer) for layer in self.fact("layers", [])]
 
     @cached_property
     def card(self) -> dict[str, Any]:
-        """Where model and text come from, versions, hardware; what an older run did not note is missing."""
-        sources = {"model": self.manifest.get("model", {}).get("source"), "text": self.manifest.get("text")}
-        return {n: v for n, v in sources.items() if v} | dict(self.fact("card", {}))
+        """Where model and text come from, and on what machine; empty where the run did not note it."""
+        return dict(self.fact("card", {}))
 
     @property
     def searched(self) -> str:
@@ -130,8 +114,6 @@ class Overview:
 
         Values are shares of the box, widened by a tenth so that the front's ends count too.
         """
-        import moocore
-
         costs = self.costs()
         found = pd.DataFrame(columns=[*UNITS, "hypervolume"], dtype=float)
         if len(self.objectives) < 2 or len(self.front) < 2:
@@ -139,34 +121,31 @@ class Overview:
         ends = self.front[self.objectives].to_numpy(dtype=float)
         low, width = ends.min(axis=0), ends.max(axis=0) - ends.min(axis=0)
         points = (self.decided[self.objectives].to_numpy(dtype=float) - low) / np.where(width > 0, width, 1.0)
-        reference = np.full(len(self.objectives), 1.1)
+        reference = [1.1] * len(self.objectives)
         kept = np.empty((0, len(self.objectives)))
         pieces = np.array_split(np.arange(len(points)), min(_STEPS, len(points)))
         volumes = []
         for piece in pieces:
             kept = np.vstack([kept, points[piece]])
-            kept = kept[moocore.is_nondominated(kept)]
-            volumes.append(float(moocore.hypervolume(kept, ref=reference)) / 1.1 ** len(self.objectives))
+            kept = kept[non_dominated(kept)]
+            volumes.append(hypervolume(kept, reference) / 1.1 ** len(self.objectives))
         last = self.decided.index[[piece[-1] for piece in pieces]]
         spent: pd.DataFrame = costs.loc[last]
         return spent.assign(hypervolume=volumes)
 
     def vectors(self, indices: Sequence[int], column: str = "ratios") -> dict[int, tuple[float, ...]]:
         """Return ``ratios``, ``layer_errors`` or ``sensitivities`` of some rows, in model order."""
-        numbers = dict(
-            enumerate(n for (n,) in self._archive.rows("SELECT number FROM trials ORDER BY number"))
-        )
-        wanted = {numbers[i]: i for i in map(int, indices)}
+        wanted = dict(zip(self.rows["key"].iloc[list(indices)], map(int, indices), strict=True))
+        places = ", ".join("?" * len(wanted))
         found = self._archive.rows(
-            f"SELECT number, {column} FROM trials WHERE number IN ({', '.join(map(str, wanted))})"
+            f"SELECT key, {column} FROM by_layer WHERE key IN ({places})", list(wanted)
         )
-        return {wanted[number]: tuple(array("d", blob)) for number, blob in found}
+        return {wanted[key]: tuple(array("d", blob)) for key, blob in found}
 
     def sensitivities(self) -> tuple[int, tuple[float, ...]] | None:
         """Return the best row whose sensitivities are known, and these in model order."""
-        have = self._archive.rows("SELECT number FROM trials ORDER BY number")
-        known = {n for (n,) in self._archive.rows("SELECT number FROM trials WHERE sensitivities != x''")}
-        rows = self.decided[[have[i][0] in known for i in self.decided.index]]
+        known = [key for (key,) in self._archive.rows("SELECT key FROM by_layer WHERE sensitivities != x''")]
+        rows = self.decided[self.decided["key"].isin(known)]
         if rows.empty:
             return None
         best = int(rows[self.objectives[0]].idxmin())

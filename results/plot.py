@@ -34,12 +34,17 @@ def write_plot(archive: Archive, kind: str, path: str | Path) -> Path:
     Raises:
         ValueError: For an unknown kind or suffix, or when the run has nothing to draw yet.
     """
-    draw = look_up(PLOTS, kind, "a kind of plot")
+    look_up(PLOTS, kind, "a kind of plot")
     suffix = Path(path).suffix.lower()
     if suffix not in SUFFIXES:
         raise ValueError(f"expected a file that ends in {', '.join(SUFFIXES)}, got {path}")
     check_file(path)
-    view = Overview(archive)
+    with archive.reading():
+        content = _drawn(Overview(archive), kind, suffix)
+    return replace_file(path, content)
+
+
+def _drawn(view: Overview, kind: str, suffix: str) -> bytes:
     if view.front.empty:
         raise ValueError(
             f"expected candidates with {' and '.join(view.objectives)} to plot, got none in {view.folder}"
@@ -50,12 +55,12 @@ def write_plot(archive: Archive, kind: str, path: str | Path) -> Path:
     # Without these two, names in the file are random and its date is now.
     with rc_context({"svg.hashsalt": "secateur", "font.size": 9}):
         figure = Figure(figsize=(7.2, 2.9) if kind == "ratios" else (5.2, 3.6), layout="constrained")
-        draw(view, figure.subplots())
+        PLOTS[kind](view, figure.subplots())
         content = io.BytesIO()
         date = {".svg": "Date", ".pdf": "CreationDate"}.get(suffix)
         metadata = {date: None} if date else None
         figure.savefig(content, format=suffix[1:], dpi=200, metadata=metadata)
-    return replace_file(path, content.getvalue())
+    return content.getvalue()
 
 
 def _front(view: Overview, axes: Axes) -> None:
@@ -108,8 +113,7 @@ def _ratios(view: Overview, axes: Axes) -> None:
     ratios = view.vectors([best])[best]
     if len(ratios) != len(view.layers):
         raise ValueError(
-            f"expected an archive that names its layers for a plot of ratios, got {view.folder} without; "
-            "its calibration folder is gone"
+            f"expected an archive that names its layers for a plot of ratios, got {view.folder} without"
         )
     kinds = list(dict.fromkeys(layer.kind for layer in view.layers))
     blocks = sorted({layer.block for layer in view.layers})

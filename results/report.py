@@ -30,7 +30,9 @@ def write_report(archive: Archive, path: str | Path) -> Path:
         ValueError: When the path cannot become a file.
     """
     check_file(path)
-    return replace_file(path, report_html(Overview(archive)).encode())
+    with archive.reading():
+        text = report_html(Overview(archive))
+    return replace_file(path, text.encode())
 
 
 def report_html(view: Overview) -> str:
@@ -240,7 +242,7 @@ def _card(view: Overview) -> Markup:
     spent = {unit: f"{costs[unit].max() if len(costs) else 0:,.0f}" for unit in costs}
     versions = {**view.fact("versions", {}), **view.card.get("versions", {})}
     own: dict[str, Any] = {name: v for name, v in view.card.items() if name not in ("versions", "parts")}
-    parts = view.card.get("parts") or view.manifest.get("parts") or {}
+    parts = view.card.get("parts", {})
     for name, part in parts.items():
         if isinstance(part, dict):
             own[f"{name} tokens"] = (
@@ -249,10 +251,10 @@ def _card(view: Overview) -> Markup:
     calibration = view.fact("calibration")
     if calibration:
         own["calibration, sha256"] = calibration
-    missing = [n for n in ("model", "text", "hardware") if n not in own]
-    own = {n: v if isinstance(v, str) else json.dumps(v) for n, v in own.items()}
+    missing = [n for n in ("model", "text", "machine") if n not in own]
+    own = {name.replace("_", " "): _written(value) for name, value in own.items()}
     note = f"This run did not note its {', '.join(missing)}." if missing else ""
-    settings = {n: v if isinstance(v, str) else json.dumps(v) for n, v in view.settings.items()}
+    settings = {name: _written(value) for name, value in view.settings.items()}
     return joined(
         element("div",
                 element("div", pairs("Sources", own | {f"{u} spent": v for u, v in spent.items()}),
@@ -261,3 +263,10 @@ def _card(view: Overview) -> Markup:
                 class_="grid"),
         element("p", note, class_="soft") if note else None,
     )  # fmt: skip
+
+
+def _written(value: Any) -> str:
+    """Return a fact as text: what it is if it is a text, pairs with commas, else as in JSON."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_written(one)}" for name, one in value.items())
+    return value if isinstance(value, str) else json.dumps(value)

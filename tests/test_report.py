@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import time
+from dataclasses import asdict
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
@@ -20,7 +21,7 @@ from secateur.search.candidate import Candidate, Measurement, Trial
 from support import FakeEvaluator, in_process
 
 SECTIONS = {"verdict", "front", "ratios", "course", "parts", "front-table", "published", "card"}
-LAYERS = [[x.name, x.block, x.kind, x.rows, x.columns] for x in FakeEvaluator.layers]
+LAYERS = [asdict(layer) for layer in FakeEvaluator.layers]
 METRICS = ("abs(W)", "abs(W) * X", "square(W) * G", "(abs(W) / row_sum(W) + G) * X**0.5", "abs(W) * (X + G)")
 TOML = """[search]
 calibration = "/nowhere"
@@ -115,7 +116,7 @@ def make_run(folder, kind, count=24, has_holdout=True):
             layers=LAYERS,
             versions={"torch": "2.13.0"},
             calibration="c0ffee",
-            card={"model": "hub/some-model", "text": "self", "hardware": "2 cores"},
+            card={"model": "hub/some-model", "text": "self", "machine": "2 cores"},
         )
         archive.add(trials)
         if has_holdout:
@@ -245,9 +246,8 @@ def test_text_of_a_run_never_becomes_code(tmp_path):
         archive.note(
             baselines=baselines, card={"model": evil, "text": evil, evil: {"a": evil}}, calibration=evil
         )
-        archive.note(
-            layers=[[f"{evil}{i}", b, f"{kind}{evil}", r, c] for i, (_, b, kind, r, c) in enumerate(LAYERS)]
-        )
+        layers = [x | {"name": f"{evil}{i}", "kind": f"{x['kind']}{evil}"} for i, x in enumerate(LAYERS)]
+        archive.note(layers=layers)
         failed = Candidate(parse("exp(W)"), (0.5,) * 12)
         archive.add([Trial(failed, Measurement("screen", failure=f"</table>{evil}"), "failed")])
     text, page = report_of(folder, tmp_path)
@@ -271,7 +271,7 @@ def test_a_hundred_thousand_candidates_stay_under_a_megabyte(tmp_path):
         else:
             trials.append(Trial(candidate, Measurement("model", (), values, 0.1, tokens=9), "measured"))
     with Archive(tmp_path / "run", write=True) as archive:
-        layers = [["a", 0, "q", 8, 8], ["b", 1, "q", 8, 8]]
+        layers = LAYERS[:2]
         archive.note(objectives=["kl", "density"], layers=layers)
         archive.add(trials)
     begin = time.monotonic()
@@ -304,7 +304,7 @@ def test_mistakes_are_one_sentence(command, tmp_path):
     mistakes = {
         ("nothing", tmp_path / "a.svg"): "expected a run folder with an archive, got nothing",
         (folder, tmp_path): "expected a file",
-        (folder, tmp_path / "none" / "a.svg"): "in a folder that exists",
+        (folder, folder / "run.toml" / "a.svg"): "cannot use",
     }
     for (run, out), message in mistakes.items():
         done = in_process(command, run, "-o", out)

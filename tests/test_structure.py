@@ -41,7 +41,7 @@ HOMES = {
         "cli_options.py",
     },
     "transformers": {"workers/model.py"},
-    "moocore": {"results/front.py", "results/compare.py", "results/overview.py", "search/pareto.py"},
+    "moocore": {"results/front.py", "results/compare.py", "search/pareto.py"},
     "matplotlib": {"results/plot.py"},
     "pymoo": {"search/nsga3.py"},
     "optuna": {"search/tpe.py"},
