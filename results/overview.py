@@ -86,7 +86,7 @@ class Overview:
             given = f" at the ratios of {own['allocation']}"
         sparsity = own.get("sparsity", 0.5)
         ends = sparsity if isinstance(sparsity, list) else [sparsity]
-        at = " to ".join(f"{100 * end:.4g} %" for end in ends)
+        at = " to ".join(f"{100 * end:.4g}\N{NO-BREAK SPACE}%" for end in ends)
         pattern = "" if own.get("pattern") == "unstructured" else f", pattern {own.get('pattern')}"
         objectives = " and ".join(self.objectives).replace("_", " ")
         return (

@@ -78,11 +78,13 @@
       cell.dataset.text = packed === undefined ? "not in this file" : `${(ratios[i] / 10).toFixed(1)}% removed`;
     });
   }
-  cells.forEach((cell, i) => {
+  for (const cell of all(".heat rect")) {
+    const [name, text] = cell.textContent.split(": ");
     cell.replaceChildren(); // the browser's own hint would stand over ours
-    cell.addEventListener("pointerenter", (event) => show(event.clientX, event.clientY, data.layers[i], cell.dataset.text));
+    cell.dataset.text = text;
+    cell.addEventListener("pointerenter", (event) => show(event.clientX, event.clientY, name, cell.dataset.text));
     cell.addEventListener("pointerleave", hide);
-  });
+  }
 
   // Charts: the nearest point to the pointer, or the next one by arrow keys.
   for (const svg of all("svg.chart")) {

@@ -45,7 +45,7 @@ def report_html(view: Overview) -> str:
         element(
             "main",
             _verdict(view),
-            _section("front", "Front", _front(view, pictures)),
+            _section("front", _front_name(view).capitalize(), _front(view, pictures)),
             _section("ratios", "Ratios", _heat(view, pictures, data)),
             _section("course", "Course of the search", _course(pictures)),
             _section("parts", "What became of candidates", _parts(view)),
@@ -83,7 +83,7 @@ def _header(view: Overview, name: str) -> Markup:
         if value is not None
     ]
     links = ["front", "ratios", "course", "parts", "front-table", "published", "card"]
-    words = {"parts": "candidates", "front-table": "rules"}
+    words = {"front": _front_name(view), "parts": "candidates", "front-table": "rules"}
     nav = [element("a", words.get(link, link), href=f"#{link}") for link in links]
     return element(
         "header",
@@ -93,6 +93,10 @@ def _header(view: Overview, name: str) -> Markup:
         element("dl", *shown_facts, class_="facts"),
         element("nav", *nav, aria_label="Sections"),
     )
+
+
+def _front_name(view: Overview) -> str:
+    return "front" if len(view.objectives) > 1 else "best rule"
 
 
 def _source(place: str | None) -> str | None:

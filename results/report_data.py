@@ -57,7 +57,6 @@ class PageData:
             "columns": columns,
             "ratios": packed,
             "middle": [None if math.isnan(s) else round(1000 * s, 1) for s in rows["sparsity"]],
-            "layers": [layer.name for layer in view.layers],
             "selected": None if view.best is None else ids[view.best],
             "front": [ids[i] for i in view.front.index if i in ids],
             "commands": commands(view, _ANY),

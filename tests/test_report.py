@@ -168,7 +168,7 @@ def test_a_report_holds_what_was_searched_found_and_spent(kind, tmp_path):
     with Archive(folder) as archive:
         front, rows = archive.front(), archive.frame()
         best = Overview(archive).best
-    searched = {"metric": "metrics", "ratios": "layerwise ratios", "interval": "30 % to 75 %"}[kind]
+    searched = {"metric": "metrics", "ratios": "layerwise ratios", "interval": "30\u00a0% to 75\u00a0%"}[kind]
     assert searched in page.text
     assert "hub/some-model" in page.text
     for key in front["key"]:
@@ -360,9 +360,16 @@ def test_a_browser_shows_the_report_without_complaint(tmp_path):
     options = (
         "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
         "--disable-background-networking", "--disable-component-update", "--enable-logging=stderr", "--v=0",
-        f"--user-data-dir={tmp_path / 'profile'}", f"--screenshot={tmp_path / 'report.png'}",
-        "--window-size=1280,2400", (tmp_path / "report.html").as_uri(),
+        f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1280,2400",
     )  # fmt: skip
-    done = subprocess.run([chromium, *options], capture_output=True, text=True, timeout=60, check=True)
-    assert "CONSOLE" not in done.stderr, done.stderr
-    assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")
+    page = (tmp_path / "report.html").as_uri()
+    picture = tmp_path / "report.png"
+    for extra in (f"--screenshot={picture}", "--dump-dom"):
+        done = subprocess.run(
+            [chromium, *options, extra, page], capture_output=True, text=True, timeout=60, check=True
+        )
+        assert "CONSOLE" not in done.stderr, done.stderr
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert '<html lang="en" class="js">' in done.stdout, "the policy lets the page's own script run"
+    assert done.stdout.count('class="selected"') == 1
+    assert ">export</button>" in done.stdout
