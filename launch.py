@@ -8,7 +8,7 @@ import json
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -290,19 +290,8 @@ def _claim(archive: Archive, settings: SearchSettings, calibration: Calibration,
             f"{archive.folder} was measured on another calibration than {calibration.folder}; its "
             "figures cannot be continued: choose another --out"
         )
-    versions = {
-        n: version(n)
-        for n in (
-            "secateur",
-            "torch",
-            "transformers",
-            "numpy",
-            "deap",
-            "pymoo",
-            "optuna",
-            "moocore",
-        )
-    }
+    names = ("secateur", "torch", "transformers", "numpy", "deap", "pymoo", "optuna", "moocore")
+    versions = {name: version(name) for name in names}
     began = archive.fact("versions", versions)
     changed = [
         f"{name} {began[name]}, now {versions[name]}"
@@ -313,9 +302,11 @@ def _claim(archive: Archive, settings: SearchSettings, calibration: Calibration,
         listener.line(
             f"the run was begun with other versions and may take another course: {'; '.join(changed)}"
         )
+    layers = [astuple(layer) for layer in calibration.layers]  # what exports need to name the ratios
     archive.note(
-        calibration=identity, objectives=list(settings.objectives), pattern=settings.pattern, versions=began
-    )
+        calibration=identity, objectives=list(settings.objectives), pattern=settings.pattern, versions=began,
+        layers=layers,
+    )  # fmt: skip
 
 
 def _save(settings: SearchSettings, folder: Path) -> None:

@@ -35,7 +35,8 @@ HOMES = {
     "transformers": {"workers/model.py"},
     "moocore": {"results/front.py", "results/compare.py", "search/pareto.py"},
     "pymoo": {"search/nsga3.py"},
-    "optuna": {"search/tpe.py"},
+    "optuna": {"search/tpe.py", "results/export_optuna.py"},
+    "sympy": {"results/export_sympy.py"},
 }
 
 
