@@ -1,8 +1,8 @@
 """Masks as packed bits in a safetensors file: one bit a weight, 1 for what is kept.
 
 Each layer is a tensor uint8 (rows, ceil(columns / 8)); bits are little-endian within a byte, so column 0 is
-the lowest bit of the first byte, and the bits after the last column are 0. The file's metadata holds the
-columns of each layer and where the masks come from.
+the lowest bit of the first byte, and the bits after the last column are 0. The file's metadata has one entry,
+``secateur``: JSON with the columns of each layer and where the masks come from.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FORMAT = "secateur.masks"
-VERSION = "1"
+VERSION = 1
 
 
 def write_masks(finding: Finding, masks: Iterable[tuple[str, Tensor]], path: Path) -> None:
@@ -49,14 +49,16 @@ def write_masks(finding: Finding, masks: Iterable[tuple[str, Tensor]], path: Pat
     metadata = {
         "format": FORMAT,
         "version": VERSION,
-        "columns": json.dumps({layer.name: layer.columns for layer in finding.layers}),
+        "columns": {layer.name: layer.columns for layer in finding.layers},
         "key": finding.candidate.key,
         "metric": str(finding.candidate.metric),
         "pattern": finding.pattern,
-        "sparsity": repr(removed / sum(layer.size for layer in finding.layers)),
-        "calibration": str(finding.provenance.get("calibration")),
+        "group": finding.candidate.group,
+        "sparsity": removed / sum(layer.size for layer in finding.layers),
+        "calibration": finding.provenance.get("calibration"),
     }
-    save_file(packed, path, metadata)
+    # One entry, for safetensors writes several in an order that changes from file to file.
+    save_file(packed, path, {"secateur": json.dumps(metadata)})
 
 
 def read_masks(path: str | Path) -> dict[str, Tensor]:
@@ -70,10 +72,10 @@ def read_masks(path: str | Path) -> dict[str, Tensor]:
 
     try:
         with safe_open(path, framework="np") as file:
-            metadata = file.metadata() or {}
+            metadata = json.loads((file.metadata() or {}).get("secateur", "{}"))
             if (metadata.get("format"), metadata.get("version")) != (FORMAT, VERSION):
                 raise ExportError(f"expected a file of {FORMAT}, version {VERSION}, got {path} without it")
-            columns: dict[str, int] = json.loads(metadata["columns"])
+            columns: dict[str, int] = metadata["columns"]
             return {
                 name: torch.from_numpy(
                     np.unpackbits(file.get_tensor(name), axis=1, count=count, bitorder="little").astype(bool)

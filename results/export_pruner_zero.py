@@ -8,12 +8,13 @@ times the gradients. With their protocol of 128 sequences of 2048 tokens
 
 in terms of ours, and their operators are
 
-    div(x, y) = x / ||y||, the norm of a whole tensor       pow, sqr = x * x       skp = x
+    div(x, y) = x / ||y||, y broadcast to x before          pow, sqr = x * x       skp = x
     mms, zsn = over the whole tensor                        log = log(|x| + 0.001), sqrt = sqrt(|x|)
 
 Factors that no order depends on are left out where a tree is read, so ``mul(abs(mul(W, W)), mms(G))`` is
-``abs(abs(W) * abs(W)) * minmax(G)``. Two operators differ at their edges: their exp clamps at 100 where ours
-does at 80, and their zsn divides by the deviation with n - 1, which is a positive factor near 1.
+``abs(abs(W) * abs(W)) * minmax(G)``: the same order in real arithmetic, though their tanh may saturate where
+ours does not. Two operators differ at their edges: their exp clamps at 100 where ours does at 80, and their
+zsn divides by the deviation with n - 1, which is a positive factor near 1.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from ..metrics_dsl.expression import Expression, MetricError, check_metric, constant
+from ..metrics_dsl.operators import FULL
 from ..metrics_dsl.order import order_form
 from .finding import ExportError, Finding
 
@@ -81,7 +83,8 @@ def _read(node: Any, factors: dict[str, float]) -> Expression:
     if name == "skp":
         return operands[0]
     if name == "div":
-        return Expression("div", (operands[0], Expression("all_norm", (operands[1],))))
+        x, y = operands if operands[0].shape == operands[1].shape else map(_spread, operands)
+        return Expression("div", (x, Expression("all_norm", (y,))))
     return Expression(name if name in _BINARY else _UNARY[name], operands)
 
 
@@ -113,6 +116,14 @@ def _in_their_units(leaf: str) -> Expression:
     return Expression("mul", (constant(_FACTORS[leaf]), _LEAVES[leaf]))
 
 
+_NOTHING = Expression("mul", (constant(0.0), _LEAVES["W"]))
+
+
+def _spread(e: Expression) -> Expression:
+    """Return e over all rows and columns, for their div takes the norm of what has been broadcast."""
+    return e if e.shape == FULL else Expression("add", (e, _NOTHING))
+
+
 def _is_even_in_weights(metric: Expression, group: str) -> bool:
     def magnitudes(e: Expression) -> Expression:
         if not e.args:
@@ -130,6 +141,8 @@ def _write(e: Expression) -> dict[str, Any]:
     for name, leaf in _LEAVES.items():
         if e == leaf or (name in _FACTORS and e == _in_their_units(name)):
             return _node(name)
+    if e.op == "add" and e.args[1] == _NOTHING:
+        return _write(e.args[0])
     if e.op == "W":  # of their own sign, which the caller checks
         return _node("W")
     if e.op == "X":
