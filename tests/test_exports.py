@@ -3,6 +3,7 @@
 import ast
 import csv
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -78,6 +79,10 @@ class TestContract:
             write(run[0], name, out)
         assert out.read_text() == "mine"
         assert len(list(tmp_path.iterdir())) == 1
+
+    def test_the_help_names_it(self, name):
+        words = " ".join(in_process("export", "--help").stdout.split())
+        assert re.search(rf"[ ]{re.escape(name)}[,. ]", words)
 
     def test_the_command_line_writes_it(self, name, run, tmp_path):
         key = [] if EXPORTERS[name].subject == "run" else ["best"]
