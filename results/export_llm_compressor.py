@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from ..metrics_dsl.operators import LEAVES
 from ..metrics_dsl.order import order_form
 from ..metrics_dsl.parser import parse_metric
 from .export_python import helpers_for, mask_function, scores_function
@@ -23,8 +24,7 @@ _LEAVES = {
     "W": "weight",
     "X": "(sums.second / sums.tokens).sqrt()",
     "M": "sums.first / sums.tokens",
-    "V": "(sums.second / sums.tokens - (sums.first / sums.tokens) ** 2).clamp(min=0) * sums.tokens / "
-    "max(sums.tokens - 1, 1)",
+    "V": "(sums.second - sums.first**2 / sums.tokens).clamp(min=0) / max(sums.tokens - 1, 1)",
     "D": "inverse_diagonal(sums.gram / sums.tokens)",
     "Y": "((weight @ (sums.gram / sums.tokens)) * weight).sum(1).clamp(min=0).sqrt()",
 }
@@ -91,7 +91,8 @@ class {name}(WandaPruningModifier):
         for module in list(self._num_samples):
             with torch.no_grad(), align_module_device(module), CompressionLogger(module):
                 sums, weight = self._sums.pop(module), module.weight.data.float()
-                found = scores({arguments})
+                found = scores({arguments}
+                )
                 removed = mask(found, self._module_sparsities[module])
                 pruned = module.weight.data.masked_fill(removed, 0)
             update_offload_parameter(module, "weight", pruned)
@@ -155,24 +156,24 @@ def to_modifier(finding: Finding) -> str:
         ExportError: When the metric needs what llm-compressor does not compute.
     """
     metric = finding.candidate.metric
-    if missing := [name for name in sorted(metric.leaves) if name not in _LEAVES]:
+    needed = order_form(metric, finding.candidate.group).leaves | {"W"}
+    if missing := [name for name in sorted(needed) if name not in _LEAVES]:
         raise ExportError(
             f"llm-compressor runs no backward pass, so it cannot compute {', '.join(missing)} of `{metric}`; "
             "export python or masks instead"
         )
-    names = [name for name in ("W", "X", "M", "V", "D", "Y") if name in metric.leaves]
-    needs_gram = bool(metric.leaves & {"D", "Y"})
-    scores = scores_function(finding)
+    needs_gram = bool(needed & {"D", "Y"})
+    scores = scores_function(finding, needed)
     head = _HEAD.format(metric=metric, tried=TRIED, key=finding.candidate.key)
     body = _CLASS.format(
         name=_NAME,
         gram="columns, columns" if needs_gram else "0",
         add_gram="\n        self.gram.addmm_(x.T, x)" if needs_gram else "",
-        arguments=", ".join(_LEAVES[name] for name in names),
+        arguments="".join(f"\n                    {_LEAVES[n]}," for n in LEAVES if n in needed),
     )
     pieces = [helpers_for(scores), scores, mask_function(finding)]
     functions = "\n\n".join(piece for piece in pieces if piece)
-    return head + functions + "\n\n" + (_INVERSE.lstrip() if "D" in metric.leaves else "") + body
+    return head + functions + "\n\n" + (_INVERSE.lstrip() if "D" in needed else "") + body
 
 
 def write_llm_compressor(finding: Finding, path: Path) -> None:

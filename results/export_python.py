@@ -13,7 +13,7 @@ import textwrap
 from pathlib import Path
 
 from ..metrics_dsl.expression import Expression
-from ..metrics_dsl.operators import EXP_LIMIT, LEAVES, LOG_OFFSET, ROW
+from ..metrics_dsl.operators import COLUMN, EXP_LIMIT, LEAVES, LOG_OFFSET, ROW
 from ..metrics_dsl.order import order_form
 from ..search.candidate import parse_pattern
 from .finding import ExportError, Finding
@@ -28,7 +28,7 @@ HOW = {
     "D": "diagonal of inverse(H + 0.01 * mean(diagonal of H) * I), H the mean over tokens of x x'",
     "Y": "sqrt(mean over tokens of y^2), y the outputs of the layer without its bias",
 }
-_SHAPES = {name: str(leaf.shape) for name, leaf in LEAVES.items()}
+_RESHAPED = {ROW: ".reshape(-1, 1)", COLUMN: ".reshape(1, -1)"}
 _METHODS = {
     "abs": "{}.abs()",
     "sqrt": "{}.abs().sqrt()",
@@ -47,6 +47,7 @@ _REDUCTIONS = {
 _OVER = {"row": "(1,)", "col": "(0,)", "all": "(0, 1)"}
 _INFIX = {"add": ("+", 1), "sub": ("-", 1), "mul": ("*", 2)}
 _ATOM = 5  # binds stronger than any infix operator
+_LONGEST = 60  # characters of code that stay within a line of their own
 _HELPERS = {
     "divide": '''
         def divide(a, b):
@@ -118,35 +119,51 @@ _MASKS = {
 }
 
 
-def to_torch(expression: Expression) -> str:
-    """Return torch code for an expression, in the leaves' names and the file's own functions."""
-    return _code(expression)[0]
+class _Writer:
+    """Writes an expression as torch code: what would be long is computed before, under a name of its own.
 
+    Attributes:
+        lines: The statements that come before, in order.
+    """
 
-def _code(e: Expression) -> tuple[str, int]:
-    """Return the code of a node, and how strongly it binds."""
-    if e.op == "const":
-        return f"number({e.value!r})", _ATOM
-    if not e.args:
-        return e.op, _ATOM
-    parts = [_code(arg) for arg in e.args]
-    if e.op in _INFIX:
-        symbol, strength = _INFIX[e.op]
-        right = strength + 1  # both associate to the left, so an equal on the right is wrapped
-        return f"{_wrapped(*parts[0], strength)} {symbol} {_wrapped(*parts[1], right)}", strength
-    if e.op == "neg":
-        return f"-{_wrapped(*parts[0], 3)}", 3
-    if e.op == "div":
-        return f"divide({parts[0][0]}, {parts[1][0]})", _ATOM
-    if e.op == "pow":
-        return f"power({parts[0][0]}, {e.value!r})", _ATOM
-    if e.op in _HELPERS:
-        return f"{e.op}({parts[0][0]})", _ATOM
-    inner = _wrapped(*parts[0], _ATOM)
-    if e.op in _METHODS:
-        return _METHODS[e.op].format(inner), _ATOM
-    axis, _, what = e.op.partition("_")
-    return _REDUCTIONS[what].format(inner, over=_OVER[axis]), _ATOM
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self._names: dict[Expression, str] = {}
+
+    def code(self, e: Expression) -> tuple[str, int]:
+        """Return the code of a node, and how strongly it binds."""
+        if e in self._names:
+            return self._names[e], _ATOM
+        text, strength = self._code(e)
+        if len(text) <= _LONGEST:
+            return text, strength
+        self._names[e] = f"part_{len(self.lines) + 1}"
+        self.lines.append(f"{self._names[e]} = {text}")
+        return self._names[e], _ATOM
+
+    def _code(self, e: Expression) -> tuple[str, int]:
+        if e.op == "const":
+            return f"number({e.value!r})", _ATOM
+        if not e.args:
+            return e.op, _ATOM
+        parts = [self.code(arg) for arg in e.args]
+        if e.op in _INFIX:
+            symbol, strength = _INFIX[e.op]
+            right = strength + 1  # both associate to the left, so an equal on the right is wrapped
+            return f"{_wrapped(*parts[0], strength)} {symbol} {_wrapped(*parts[1], right)}", strength
+        if e.op == "neg":
+            return f"-{_wrapped(*parts[0], 3)}", 3
+        if e.op == "div":
+            return f"divide({parts[0][0]}, {parts[1][0]})", _ATOM
+        if e.op == "pow":
+            return f"power({parts[0][0]}, {e.value!r})", _ATOM
+        if e.op in _HELPERS:
+            return f"{e.op}({parts[0][0]})", _ATOM
+        inner = _wrapped(*parts[0], _ATOM)
+        if e.op in _METHODS:
+            return _METHODS[e.op].format(inner), _ATOM
+        axis, _, what = e.op.partition("_")
+        return _REDUCTIONS[what].format(inner, over=_OVER[axis]), _ATOM
 
 
 def _wrapped(text: str, strength: int, weakest: int) -> str:
@@ -161,30 +178,32 @@ def helpers_for(code: str) -> str:
     return "\n\n".join(textwrap.dedent(text).strip() + "\n" for n, text in _HELPERS.items() if n in wanted)
 
 
-def scores_function(finding: Finding) -> str:
-    """Return the source of ``scores``, which takes the leaves that the metric names."""
+def scores_function(finding: Finding, leaves: frozenset[str]) -> str:
+    """Return the source of ``scores``.
+
+    Args:
+        finding: The candidate.
+        leaves: What it takes: the leaves of the metric or of its order form, among them one of each axis.
+    """
     metric = finding.candidate.metric
     form = order_form(metric, finding.candidate.group)
-    names = [name for name in LEAVES if name in metric.leaves]
-    code = to_torch(form)
-    width = max(map(len, (_SHAPES[name] for name in names)))
-    lines = [
-        f"{name}  {_SHAPES[name]:{width}}  {HOW[name]} [{LEAVES[name].unit}]"
-        for name in names
-    ]  # fmt: skip
-    tall = next((n for n in names if LEAVES[n].shape.rows), names[0])
-    wide = next((n for n in names if LEAVES[n].shape.columns), names[0])
-    reshape = {True: ".reshape(-1, 1)", False: ".reshape(1, -1)"}
-    prepared = "\n".join(
-        f"    {n} = {n}.float(){'' if all(LEAVES[n].shape) else reshape[LEAVES[n].shape == ROW]}"
-        for n in names
-    )
-    constants = f"""
-    def number(value):
-        return {names[0]}.new_full((1, 1), value)
-""" if "number(" in code else ""  # fmt: skip
-    group = {"row": "row", "layer": "whole matrix"}.get(finding.candidate.group, finding.candidate.group)
-    text = f'''def scores({", ".join(names)}):
+    names = [name for name in LEAVES if name in leaves]
+    writer = _Writer()
+    found = _wrapped(*writer.code(form), _ATOM)
+    tall = next(n for n in names if LEAVES[n].shape.rows)
+    wide = next(n for n in names if LEAVES[n].shape.columns)
+    lines = [f"{n} = {n}.float(){_RESHAPED.get(LEAVES[n].shape, '')}" for n in names]
+    if "number(" in "".join((*writer.lines, found)):
+        lines += ["", "def number(value):", f"    return {names[0]}.new_full((1, 1), value)", ""]
+    lines += [*writer.lines, f"return {found}.expand({tall}.shape[0], {wide}.shape[1])"]
+    width = max(len(str(LEAVES[name].shape)) for name in names)
+    described = []
+    for name in names:
+        start = f"{name}  {LEAVES[name].shape!s:{width}}  "
+        text = f"{start}{HOW[name]} [{LEAVES[name].unit}]"
+        described += textwrap.wrap(text, 98, subsequent_indent=" " * len(start), break_on_hyphens=False)
+    group = {"layer": "whole matrix"}.get(finding.candidate.group, finding.candidate.group)
+    return f'''def scores({", ".join(names)}):
     """Return the score of each weight, (rows, columns) = (outputs, inputs); larger means keep.
 
     The metric is
@@ -193,12 +212,10 @@ def scores_function(finding: Finding) -> str:
         {form}
     in 32-bit floats, as the search did. One number an input or output may come with one axis or two.
 
-{textwrap.indent(chr(10).join(lines), "        ")}
+{textwrap.indent(chr(10).join(described), " " * 8)}
     """
-{prepared}
-{constants}    return ({code}).expand({tall}.shape[0], {wide}.shape[1])
+{textwrap.indent(chr(10).join(lines), " " * 4)}
 '''
-    return text
 
 
 def mask_function(finding: Finding) -> str:
@@ -218,7 +235,7 @@ def mask_function(finding: Finding) -> str:
 def to_python(finding: Finding) -> str:
     """Return the file's text."""
     candidate = finding.candidate
-    scores = scores_function(finding)
+    scores = scores_function(finding, candidate.metric.leaves)
     figures = ", ".join(f"{name} {value:.6g}" for name, value in finding.figures.items() if name != "seconds")
     known = finding.provenance
     source = f"run {known.get('run')}, calibration {str(known.get('calibration'))[:12]}"

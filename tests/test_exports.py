@@ -3,7 +3,6 @@
 import ast
 import csv
 import json
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -81,8 +80,7 @@ class TestContract:
         assert len(list(tmp_path.iterdir())) == 1
 
     def test_the_help_names_it(self, name):
-        words = " ".join(in_process("export", "--help").stdout.split())
-        assert re.search(rf"[ ]{re.escape(name)}[,. ]", words)
+        assert name in "".join(in_process("export", "--help").stdout.split())  # lines break at hyphens
 
     def test_the_command_line_writes_it(self, name, run, tmp_path):
         key = [] if EXPORTERS[name].subject == "run" else ["best"]
