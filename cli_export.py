@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from .search.candidate import Layer
-    from .workers.local import Device
 
 _OUT = typer.Option("--out", "-o", help="The file or folder to write; it must not exist.", show_default=False)
 
@@ -35,20 +34,20 @@ def export(
         str, typer.Argument(help="The candidate's key, its beginning, or best.", show_default=False)
     ] = "",
     model: Annotated[str | None, MODEL] = None,
-    device: Annotated[str, DEVICE] = "auto",
-    dtype: Annotated[str, DTYPE] = "float32",
-    threads: Annotated[int, THREADS] = 0,
+    device: Annotated[str | None, DEVICE] = None,
+    dtype: Annotated[str | None, DTYPE] = None,
+    threads: Annotated[int | None, THREADS] = None,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
-    """Write a candidate, or a whole run, for other tools; the model is loaded for masks alone."""
+    """Write a candidate, or a whole run, for other tools.
+
+    The model is loaded for masks alone, as the run had it where no option says otherwise.
+    """
     from .results.exporters import EXPORTERS
     from .results.exporters import export as write
 
-    masks = None
-    if to == "masks":
-        from .workers.local import Device  # with torch and the model, which masks alone need
-
-        masks = _masks(run, key, model, Device(device, dtype, threads))
+    given = {"model": model, "device": device, "dtype": dtype, "threads": threads}
+    masks = _masks(run, key, {n: v for n, v in given.items() if v is not None}) if to == "masks" else None
     write(run, key, to=to, out=out, masks=masks)
     if as_json:
         print_json({"run": str(run), "key": key, "to": to, "out": str(out)})
@@ -56,22 +55,22 @@ def export(
         typer.echo(f"{out}: {EXPORTERS[to].meaning}")
 
 
-def _masks(run: Path, key: str, model: str | None, device: Device) -> Iterator[tuple[str, Tensor]]:
+def _masks(run: Path, key: str, changes: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
     """Compute the masks when they are asked for: by then the key is known to be right."""
     from .results.archive import Archive
     from .results.finding import find
     from .search.settings import SearchSettings
-    from .workers.local import LocalEvaluator
+    from .workers.local import Device, LocalEvaluator
     from .workers.statistics import Calibration
 
     with Archive(run) as archive:
         finding = find(archive, key)
-    settings = SearchSettings.load(run / "run.toml")
+    settings = SearchSettings.load(run / "run.toml").model_copy(update=changes)
     evaluator = LocalEvaluator(
         Calibration(settings.calibration),
         pattern=finding.pattern,
-        device=device,
-        model=model or settings.model,
+        device=Device(settings.device, settings.dtype, settings.threads),
+        model=settings.model,
     )
     try:
         yield from evaluator.masks(finding.candidate)

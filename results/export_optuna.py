@@ -1,5 +1,6 @@
-"""A run as an Optuna study in an SQLite file, which optuna-dashboard opens.
+"""A run as an Optuna study in a journal file, which optuna-dashboard opens.
 
+A journal takes a twentieth of the time of Optuna's SQLite storage, which is minutes for thousands of trials.
 Values are the run's objectives. A metric is no parameter of Optuna's, so trials have none: what a candidate
 is stands in its user attributes.
 """
@@ -26,10 +27,10 @@ def write_optuna(archive: Archive, path: Path) -> None:
     rows = {row["key"]: row for row in archive.frame().to_dict("records")}
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    storage = optuna.storages.RDBStorage(f"sqlite:///{path.absolute()}")
+    journal = optuna.storages.journal.JournalFileBackend(str(path))
     try:
         study = optuna.create_study(
-            storage=storage,
+            storage=optuna.storages.JournalStorage(journal),
             study_name=archive.folder.absolute().name,
             directions=["minimize"] * len(objectives),
         )
@@ -62,8 +63,6 @@ def write_optuna(archive: Archive, path: Path) -> None:
             trials.append(made)
         study.add_trials(trials)
     finally:
-        storage.remove_session()
-        storage.engine.dispose()
         optuna.logging.set_verbosity(before)
 
 

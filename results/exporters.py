@@ -73,7 +73,8 @@ EXPORTERS: dict[str, Exporter] = {
         Exporter("masks", ".safetensors", "masks", "the masks, a bit a weight, 1 for what is kept",
                  write_masks),
         Exporter("csv", ".csv", "run", "the best metric of each size, in the columns of PySR", write_csv),
-        Exporter("optuna", ".db", "run", "all candidates as an Optuna study in an SQLite file", write_optuna),
+        Exporter("optuna", ".log", "run", "all candidates as an Optuna study in a journal file",
+                 write_optuna),
     )
 }  # fmt: skip
 

@@ -124,12 +124,12 @@ def test_llm_compressor_prunes_by_our_recipes(llm_compressor, tiny_calibration, 
 
 def test_optuna_dashboard_lists_our_trials(optuna_dashboard, tmp_path):
     trials = make_run(tmp_path / "run")
-    export(tmp_path / "run", to="optuna", out=tmp_path / "run.db")
+    export(tmp_path / "run", to="optuna", out=tmp_path / "run.log")
     with closing(socket.socket()) as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [
-        optuna_dashboard.with_name("optuna-dashboard"), f"sqlite:///{tmp_path / 'run.db'}",
+        optuna_dashboard.with_name("optuna-dashboard"), tmp_path / "run.log",
         "--host", "127.0.0.1", "--port", str(port), "--server", "wsgiref",
     ]  # fmt: skip
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=clean())
