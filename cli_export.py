@@ -110,6 +110,7 @@ def import_file(
     from .results.exporters import new_place
     from .results.finding import ExportError, Finding
     from .search.candidate import Candidate, uniform
+    from .search.ratios import sizes, to_columns
 
     tree = not file.is_dir() and file.suffix == ".json"
     found = read_pruner_zero(file) if tree else None
@@ -128,7 +129,11 @@ def import_file(
     else:
         levels = read_levels(file, sparsity, weights_diff)
         chosen = read_metric(metric or levels.metric or "wanda")
-        candidate = Candidate(chosen, to_ratios(levels, layers_there), group)
+        ratios = to_ratios(levels, layers_there)
+        if group == "row":  # whole weights a row, so that rounding each down does not add up
+            weights = sizes(layers_there)
+            ratios = to_columns(ratios, layers_there, float(weights @ ratios / weights.sum()))
+        candidate = Candidate(chosen, ratios, group)
     finding = Finding(candidate, layers_there, provenance={"imported_from": file.name})
     with new_place(out) as path:
         write_json(finding, path)

@@ -22,12 +22,13 @@ from .finding import FIGURES
 def write_optuna(archive: Archive, path: Path) -> None:
     """Write all candidates in the order told; rejected ones as pruned, failed ones as failed."""
     import optuna
+    from optuna.storages.journal import JournalFileBackend
 
     objectives = look_up_objectives(archive.fact("objectives", ["kl", "size"]))
     rows = {row["key"]: row for row in archive.frame().to_dict("records")}
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    journal = optuna.storages.journal.JournalFileBackend(str(path))
+    journal = JournalFileBackend(str(path))
     try:
         study = optuna.create_study(
             storage=optuna.storages.JournalStorage(journal),

@@ -65,7 +65,8 @@ def from_tree(tree: Any) -> Expression:
         scaled = _read(tree, _FACTORS)
     except (MetricError, RecursionError) as error:
         raise ExportError(f"the tree is no metric: {error}") from None
-    return plain if order_form(plain, "row") == order_form(scaled, "row") else scaled
+    is_same = all(order_form(plain, group) == order_form(scaled, group) for group in ("row", "layer"))
+    return plain if is_same else scaled
 
 
 def _read(node: Any, factors: dict[str, float]) -> Expression:
@@ -105,10 +106,10 @@ def to_tree(metric: Expression, group: str = "row") -> dict[str, Any]:
         except ExportError:
             tree = _write(metric)  # what is wrong is said of what the user wrote
     if order_form(from_tree(tree), group) != form:
-        without = "their W is |W|" if not _is_even_in_weights(metric, group) else (
-            "their G and X have other units, which the order of its scores depends on"
-        )  # fmt: skip
-        raise ExportError(f"Pruner-Zero cannot express `{metric}`: {without}")
+        reason = "their G and X have other units and their div spreads a column, which its order depends on"
+        if not _is_even_in_weights(metric, group):
+            reason = "their W is |W|"
+        raise ExportError(f"Pruner-Zero cannot express `{metric}`: {reason}")
     return tree
 
 

@@ -522,4 +522,5 @@ def test_other_searches_become_candidates_for_a_models_layers(run, tmp_path):
     assert done.returncode == 0, done.stderr
     read = read_json(tmp_path / "d.json")
     assert str(read.candidate.metric) == "abs(W) * X"
-    assert read.candidate.ratios == pytest.approx(run[1][0].candidate.ratios, abs=0.01)
+    assert read.candidate.ratios == pytest.approx(run[1][0].candidate.ratios, abs=0.02)
+    assert read.sparsity == pytest.approx(to_levels(find(Archive(run[0]), "best")).sparsity, abs=0.002)
