@@ -65,19 +65,8 @@ def claim(
             f"{archive.folder} was measured on another calibration than {calibration.folder}; its "
             "figures cannot be continued: choose another --out"
         )
-    versions = {
-        n: version(n)
-        for n in (
-            "secateur",
-            "torch",
-            "transformers",
-            "numpy",
-            "deap",
-            "pymoo",
-            "optuna",
-            "moocore",
-        )
-    }
+    names = ("secateur", "torch", "transformers", "numpy", "deap", "pymoo", "optuna", "moocore")
+    versions = {name: version(name) for name in names}
     began = archive.fact("versions", versions)
     changed = [
         f"{name} {began[name]}, now {versions[name]}"

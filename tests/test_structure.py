@@ -44,7 +44,8 @@ HOMES = {
     "moocore": {"results/front.py", "results/compare.py", "search/pareto.py"},
     "matplotlib": {"results/plot.py"},
     "pymoo": {"search/nsga3.py"},
-    "optuna": {"search/tpe.py"},
+    "optuna": {"search/tpe.py", "results/export_optuna.py"},
+    "sympy": {"results/export_sympy.py"},
 }
 
 

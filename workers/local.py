@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ..metrics_dsl.expression import Expression, MetricError
 from ..search.candidate import Candidate, Layer, Measurement, Part, Reduction, Stage, parse_pattern
@@ -132,6 +133,15 @@ class LocalEvaluator:
             found = self._shard.summarise(metric, missing)
             self._summaries.update(((metric, name), values) for name, values in found.items())
         return {name: self._summaries[metric, name] for name in reductions}
+
+    def masks(self, candidate: Candidate) -> Iterator[tuple[str, Tensor]]:
+        """Yield each layer's name and which of its weights a candidate keeps, (rows, columns) bool.
+
+        Raises:
+            ScoreError: When scores are not finite.
+        """
+        for held in sorted(self._shard.held, key=lambda h: h.index):
+            yield held.layer.name, ~held.mask(candidate, self._pattern)
 
     def close(self) -> None:
         """Free the threads and the model."""

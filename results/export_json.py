@@ -1,0 +1,73 @@
+"""A candidate as JSON: everything that a tool needs to prune by it, and where it comes from.
+
+``candidate.schema.json`` beside this file describes the format for other programs; version 1 keeps its
+meaning.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ..metrics_dsl.parser import parse_metric
+from ..search.candidate import Candidate, Layer
+from .finding import ExportError, Finding
+
+FORMAT = "secateur.candidate"
+VERSION = 1
+SCHEMA = Path(__file__).with_name("candidate.schema.json")
+_LAYER = {"name": str, "block": int, "kind": str, "rows": int, "columns": int}
+
+
+def to_json(finding: Finding) -> dict[str, Any]:
+    """Return what the file holds."""
+    candidate = finding.candidate
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "metric": str(candidate.metric),
+        "group": candidate.group,
+        "pattern": finding.pattern,
+        "sparsity": finding.sparsity,
+        "layers": [
+            {**{name: getattr(layer, name) for name in _LAYER}, "ratio": ratio}
+            for layer, ratio in zip(finding.layers, candidate.ratios, strict=True)
+        ],
+        "figures": dict(finding.figures),
+        "provenance": dict(finding.provenance),
+    }
+
+
+def write_json(finding: Finding, path: Path) -> None:
+    """Write the file."""
+    path.write_text(json.dumps(to_json(finding), indent=1, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Finding:
+    """Return what ``write_json`` wrote: an equal candidate.
+
+    Raises:
+        ExportError: When the file is not of this format or of a later version.
+    """
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ExportError(f"{path} cannot be read as JSON: {error}") from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise ExportError(f"expected a file of the format {FORMAT}, got {path} without it")
+    if content.get("version") != VERSION:
+        raise ExportError(
+            f"expected version {VERSION} of {FORMAT}, got {content.get('version')!r} in {path}; read it with "
+            "the release that wrote it"
+        )
+    try:
+        layers = tuple(Layer(**{name: kind(row[name]) for name, kind in _LAYER.items()})
+                       for row in content["layers"])  # fmt: skip
+        ratios = tuple(float(row["ratio"]) for row in content["layers"])
+        candidate = Candidate(parse_metric(content["metric"]), ratios, content["group"])
+        figures = {name: float(value) for name, value in content.get("figures", {}).items()}
+        return Finding(candidate, layers, content["pattern"], figures, content.get("provenance", {}))
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        reason = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
+        raise ExportError(f"{path} is no complete candidate: {reason}") from None
