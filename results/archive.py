@@ -210,6 +210,17 @@ class Archive:
             raise ValueError(f"no candidate of {self.folder} has been measured for {by!r} yet")
         return known.nsmallest(1, by).iloc[0]
 
+    def candidate(self, key: str) -> Candidate:
+        """Return the candidate of a key.
+
+        Raises:
+            KeyError: When there is none.
+        """
+        query = 'SELECT metric, ratios, "group" FROM trials JOIN by_layer USING (key) WHERE key = ?'
+        for metric, ratios, group in self.rows(query, (key,)):
+            return Candidate(parse(metric), tuple(array("d", ratios)), group)
+        raise KeyError(key)
+
     def layers(self, keys: Sequence[str] | str | None = None) -> pandas.DataFrame:
         """Return one row a layer of some candidates, by default the front's: ``frame.LAYER_COLUMNS``."""
         from .frame import layers

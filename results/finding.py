@@ -116,7 +116,7 @@ def find(archive: Archive, key: str) -> Finding:
         "calibration": archive.fact("calibration"),
         "versions": archive.fact("versions", {}),
     }
-    candidate = next(t.candidate for t in archive.trials() if t.candidate.key == key)
+    candidate = archive.candidate(key)
     pattern = archive.fact("pattern", "unstructured")
     return Finding(candidate, layers_of(archive), pattern, figures, provenance)
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from .archive import Archive
+from .output import check_file, replace_file
 
 
 def snapshot(archive: Archive, out: str | Path) -> Path:
@@ -20,9 +19,7 @@ def snapshot(archive: Archive, out: str | Path) -> Path:
     Raises:
         ValueError: When the path is a folder.
     """
-    path = Path(out)
-    if path.is_dir():
-        raise ValueError(f"expected a file to write, got the folder {path}")
+    check_file(out)
     with archive.reading():
         rows = archive.frame()
         blobs = archive.rows(
@@ -31,13 +28,4 @@ def snapshot(archive: Archive, out: str | Path) -> Path:
     for name, column in zip(("ratios", "layer_errors"), zip(*blobs, strict=True), strict=False):
         lists = [np.frombuffer(blob, dtype=np.float64) for blob in column]
         rows[name] = pd.Series(lists, index=rows.index, dtype="object")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
-    try:
-        rows.to_parquet(partial, index=False)
-        os.replace(partial, path)
-    except BaseException:
-        Path(partial).unlink(missing_ok=True)
-        raise
-    return path
+    return replace_file(out, rows.to_parquet(index=False))

@@ -1,7 +1,7 @@
 """What tests of exports share: findings, a run with layers, statistics of a made-up layer."""
 
 import random
-from dataclasses import astuple
+from dataclasses import asdict
 
 import torch
 from secateur.metrics_dsl.expression import MetricError
@@ -48,7 +48,7 @@ def make_run(folder, layers=LAYERS):
     with Archive(folder, write=True) as archive:
         archive.note(
             objectives=["kl", "size"], baselines={best.key: "wanda"}, pattern="unstructured",
-            layers=[astuple(layer) for layer in layers], calibration="c" * 64, versions={"torch": "2"},
+            layers=[asdict(layer) for layer in layers], calibration="c" * 64, versions={"torch": "2"},
         )  # fmt: skip
         archive.add(trials)
     return trials

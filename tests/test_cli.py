@@ -8,7 +8,7 @@ import sys
 import tomllib
 
 import pytest
-from secateur import cli
+from secateur import cli_search
 from secateur.results.archive import Archive
 from secateur.results.frame import COLUMNS
 from secateur.search.settings import SearchSettings
@@ -58,7 +58,7 @@ class TestHelp:
         """One name and one default, on the command line, in TOML and in Python."""
         import inspect
 
-        parameters = inspect.signature(cli.search).parameters
+        parameters = inspect.signature(cli_search.search).parameters
         assert set(SearchSettings.model_fields) == set(parameters) - {"out", "config", "as_json", "seeds"}
         for name, field in SearchSettings.model_fields.items():
             default = parameters[name].default
