@@ -1,20 +1,25 @@
 """The command line as a person meets it: results, help, and one line for every mistake."""
 
+import contextlib
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
+import time
 import tomllib
 
 import pytest
 from secateur import cli_search
 from secateur.results.archive import Archive
+from secateur.results.database import ArchiveError
 from secateur.results.frame import COLUMNS
 from secateur.search.settings import SearchSettings
 from support import ROOT, in_process, save_model, tiny_config
 
-COMMANDS = ("calibrate", "measure", "search", "resume", "front", "compare", "metrics")
+COMMANDS = ("calibrate", "measure", "search", "resume", "front", "compare", "snapshot", "report", "plot",
+            "export", "import", "metrics")  # fmt: skip
 SEARCH = ("--sparsity", 0.5, "--budget", 14, "--batch", 4, "--seed", 3)
 
 
@@ -488,3 +493,34 @@ def test_examples_have_valid_settings(name):
     from secateur.workers.calibration import Request
 
     Request("x", **sections.get("calibrate", {}))
+
+
+def test_the_notebook_reads_a_run_that_is_still_going(tiny_calibration, tmp_path):
+    """examples/notebook.py beside a search in another process, as in a notebook."""
+    words = ("search", str(tiny_calibration.folder), "--budget", "2000", "--out", str(tmp_path / "run"))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "secateur", *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while True:
+            with contextlib.suppress(ArchiveError), Archive(tmp_path / "run") as archive:
+                if len(archive.front()) and archive.frame()["baseline"].isna().any():
+                    break
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        done = subprocess.run(
+            [sys.executable, ROOT / "examples" / "notebook.py", tmp_path / "run", tmp_path / "out"],
+            capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert process.poll() is None, "the run had ended before it was read"
+    finally:
+        process.kill()
+        process.wait()
+    assert "candidates so far" in done.stdout
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"front.svg", "history.svg", "best.py"}
+    scores = runpy.run_path(str(tmp_path / "out" / "best.py"))
+    assert callable(scores["scores"])
+    assert callable(scores["mask"])
