@@ -21,9 +21,10 @@ from secateur.search.candidate import Candidate, Measurement, Trial, uniform
 from secateur.workers.checkpoint import CheckpointError, _check_written
 from secateur.workers.decoder import Decoder, weight_matrix
 from secateur.workers.evaluation import EvaluationRequest, evaluate, figures
-from secateur.workers.model import load_model
+from secateur.workers.model import load_model, save_dense_copy
 from secateur.workers.pruning import Pruner, PruningError
 from secateur.workers.repair import REPAIRS
+from secateur.workers.text import draw_sequences
 from support import in_process, save_model, tiny_config
 from torch import nn
 
@@ -71,8 +72,6 @@ def request_of(model, text_file, **changes):
 
 def tokens_of(source, text_file, count=8, length=64):
     """Sequences of a file as pruning draws them, (count, length)."""
-    from secateur.workers.text import draw_sequences
-
     model, tokenizer = load_model(str(source))
     return draw_sequences(str(text_file), model, tokenizer, count, length, 0)
 
@@ -632,3 +631,94 @@ class TestEvaluation:
         assert found["tasks"] == {"piqa": {"acc,none": 0.5}}
         assert asked["tasks"] == ["piqa"]
         assert found["versions"]["lm_eval"] == "version of lm_eval"
+
+
+def sparsegpt_reference(weights, removed, gram, block=128):
+    """Update weights as SparseGPT's release does, rows by columns in blocks, under a given mask."""
+    w, h = weights.clone(), gram.clone()
+    columns = w.shape[1]
+    diagonal = torch.arange(columns)
+    h[diagonal, diagonal] += 0.01 * torch.diag(h).mean()
+    inverse = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(h)), upper=True)
+    for first in range(0, columns, block):
+        last = min(first + block, columns)
+        w1, u1 = w[:, first:last].clone(), inverse[first:last, first:last]
+        q1, errors = torch.zeros_like(w1), torch.zeros_like(w1)
+        for i in range(last - first):
+            q = w1[:, i].clone()
+            q[removed[:, first + i]] = 0
+            q1[:, i] = q
+            error = (w1[:, i] - q) / u1[i, i]
+            w1[:, i:] -= error[:, None] @ u1[i, i:][None]
+            errors[:, i] = error
+        w[:, first:last] = q1
+        w[:, last:] -= errors @ inverse[first:last, last:]
+    return w
+
+
+@pytest.mark.model
+class TestRealModel:
+    @pytest.fixture(scope="class")
+    def prose(self, tmp_path_factory):
+        """Python's own manual, 465,000 characters that come with it."""
+        from pydoc_data.topics import topics
+
+        path = tmp_path_factory.mktemp("prose") / "topics.txt"
+        path.write_text("\n\n".join(topics.values()))
+        return path
+
+    @pytest.fixture(scope="class")
+    def source(self, real_model, tmp_path_factory):
+        """A folder of the dequantised weights, which loads ten times as fast."""
+        folder = tmp_path_factory.mktemp("dense") / "model"
+        save_dense_copy(*load_model(str(real_model)), folder)
+        return str(folder)
+
+    def test_sequential_wanda_is_the_published_procedure_bit_for_bit(self, source, prose, tmp_path):
+        request = PruneRequest(
+            source, sparsity=0.5, text=str(prose), tokens=1024, sequence_length=256, device="cpu",
+            statistics="sequential",
+        )  # fmt: skip
+        record = prune(request, tmp_path / "out")
+        assert record["read_back"] == 210
+        assert record["sparsity"] == pytest.approx(0.5, abs=1e-4)
+        reference, tokenizer = load_model(source)
+        ids = draw_sequences(str(prose), reference, tokenizer, 4, 256, 0)
+        with torch.no_grad():
+            wanda_reference(reference, Decoder(reference).blocks, ids, 0.5)
+        pruned = Decoder(load_model(str(tmp_path / "out"))[0])
+        for layer, ours, theirs in zip(
+            pruned.layers, pruned.modules, Decoder(reference).modules, strict=True
+        ):
+            assert torch.equal(ours.weight, theirs.weight), layer.name
+
+    def test_obs_helps_at_every_sparsity_and_is_sparsegpt_s_update(self, source, prose):
+        model, tokenizer = load_model(source)
+        decoder = Decoder(model)
+        ids = draw_sequences(str(prose), model, tokenizer, 12, 256, 0)
+        statistics, holdout = ids[:8], ids[8:]
+        pruner = Pruner(decoder, statistics)
+        held, hidden = [], pruner._entering()
+        with torch.no_grad():  # one pass for all that is compared: statistics are one-shot
+            for block in range(len(decoder.blocks)):
+                hidden, found = pruner._measured(block, hidden, WANDA)
+                held += found
+
+        def perplexity(ratio, update):
+            weights = {}
+            for h in held:
+                mask = h.mask(uniform(WANDA, decoder.layers, ratio), "unstructured")
+                weights[h.index] = update(h.weights, mask, h.gram, h.leaves["M"].flatten())
+                assert not weights[h.index][mask].any()
+            with decoder.with_weights(weights):
+                return figures(model, holdout)["perplexity"]
+
+        found = {
+            (ratio, name): perplexity(ratio, lambda *a, name=name: REPAIRS[name](*a).weights)
+            for ratio in (0.5, 0.6, 0.7)
+            for name in ("none", "obs")
+        }
+        for ratio in (0.5, 0.6, 0.7):
+            assert found[ratio, "obs"] < found[ratio, "none"], found
+        reference = perplexity(0.6, lambda w, mask, gram, _mean: sparsegpt_reference(w, mask, gram))
+        assert found[0.6, "obs"] == pytest.approx(reference, rel=0.01)
