@@ -137,7 +137,10 @@ def _print_figures(found: dict[str, Any]) -> None:
                    f"{text['tokens_of_text']:,} tokens, documents {text['documents']}, BOS {bos}, sha256 "
                    f"{text['sha256']}")  # fmt: skip
     for task, values in found.get("tasks", {}).items():
-        figures = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+        figures = ", ".join(
+            f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+            for name, value in values.items()
+        )
         typer.echo(f"  {task}: {figures}")
     versions = ", ".join(f"{name} {value}" for name, value in found["versions"].items())
     typer.echo(f"  {found['dtype']} on {found['device']}; {versions}")

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import math
+import shutil
 import signal
 import subprocess
 import sys
@@ -431,6 +432,20 @@ class TestRules:
         assert record["sparsity"] == pytest.approx(0.5, abs=1e-4)
         assert record["candidate"] == f"{run}:{second.key}"
 
+    def test_a_run_on_another_model_is_refused(
+        self, models, text_file, run_of_two, tiny_calibration, tmp_path
+    ):
+        run, (_, second) = run_of_two
+        settings = secateur.SearchSettings(calibration=tiny_calibration.folder, sparsity=0.5)
+        copy = tmp_path / "run"
+        shutil.copytree(run, copy)
+        (copy / "run.toml").write_text(settings.to_toml())
+        candidate = f"{copy}:{second.key}"
+        prune(request_of(models["llama"], text_file, candidate=candidate), tmp_path / "same")
+        with pytest.raises(RuleError, match="or one with the same layers, got another"):
+            prune(request_of(models["qwen3"], text_file, candidate=candidate), tmp_path / "other")
+        assert not (tmp_path / "other").exists()
+
     def test_an_unknown_key_names_the_nearest(self, run_of_two):
         run, (first, second) = run_of_two
         with pytest.raises(RuleError, match=f"the nearest are .*{second.key}"):
@@ -568,15 +583,15 @@ class TestEvaluation:
         assert found["dense_perplexity"] == figures(dense, ids)["perplexity"]
 
     def test_windows_are_those_of_the_whole_file_and_said_so(self, models, text_file):
-        request = EvaluationRequest(str(models["llama"]), str(text_file), window=64, device="cpu")
+        request = EvaluationRequest(str(models["llama"]), str(text_file), window=512, device="cpu")
         found = evaluate(request)
         _, tokenizer = load_model(str(models["llama"]))
         ids = tokenizer(text_file.read_text())["input_ids"]
         about = found["text"]
-        assert about["windows"] == len(ids) // 64
+        assert about["windows"] == len(ids) // 512
         assert about["tokens_of_text"] == len(ids)
         assert about["bos"] == (ids[0] == tokenizer.bos_token_id)
-        windows = torch.tensor(ids[: len(ids) // 64 * 64]).reshape(-1, 64)
+        windows = torch.tensor(ids[: len(ids) // 512 * 512]).reshape(-1, 512)
         assert about["sha256"] == secateur.workers.statistics.token_hash(windows)
         assert set(found["versions"]) == {"python", "secateur", "torch", "transformers"}
         assert found["dtype"] == "float32"
@@ -618,7 +633,10 @@ class TestEvaluation:
 
         def simple_evaluate(**options):
             asked.update(options)
-            return {"results": {"piqa": {"acc,none": 0.5, "alias": "piqa"}}}
+            return {
+                "results": {"piqa": {"acc,none": 0.5, "alias": "piqa"}},
+                "versions": {"piqa": 1.0}, "n-shot": {"piqa": 0},
+            }  # fmt: skip
 
         adapter = types.ModuleType("lm_eval.models.huggingface")
         adapter.HFLM = lambda pretrained, tokenizer: (pretrained, tokenizer)
@@ -628,7 +646,7 @@ class TestEvaluation:
             monkeypatch.setitem(sys.modules, module.__name__, module)
         monkeypatch.setattr("secateur.workers.evaluation.version", lambda name: f"version of {name}")
         found = evaluate(EvaluationRequest(str(models["llama"]), text="", tasks=("piqa",), device="cpu"))
-        assert found["tasks"] == {"piqa": {"acc,none": 0.5}}
+        assert found["tasks"] == {"piqa": {"acc,none": 0.5, "version": 1.0, "shots": 0}}
         assert asked["tasks"] == ["piqa"]
         assert found["versions"]["lm_eval"] == "version of lm_eval"
 

@@ -222,7 +222,9 @@ def _run_tasks(lm_eval: Any, request: EvaluationRequest, model: Any, tokenizer: 
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise EvaluationError(f"lm-eval cannot run {', '.join(request.tasks)}: {reason}") from error
     results: dict[str, Any] = found["results"]
-    return {
-        task: {name: value for name, value in values.items() if isinstance(value, int | float)}
-        for task, values in results.items()
-    }
+    result = {}
+    for task, values in results.items():
+        numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
+        how = {"version": found.get("versions", {}).get(task), "shots": found.get("n-shot", {}).get(task)}
+        result[task] = {**numbers, **{name: value for name, value in how.items() if value is not None}}
+    return result
