@@ -713,7 +713,7 @@ class TestRealModel:
     def test_obs_helps_at_every_sparsity_and_is_sparsegpt_s_update(self, source, prose):
         model, tokenizer = load_model(source)
         decoder = Decoder(model)
-        ids = draw_sequences(str(prose), model, tokenizer, 12, 256, 0)
+        ids = draw_sequences(str(prose), model, tokenizer, 10, 256, 0)
         statistics, holdout = ids[:8], ids[8:]
         pruner = Pruner(decoder, statistics)
         held, hidden = [], pruner._entering()
