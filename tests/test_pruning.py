@@ -674,24 +674,26 @@ def sparsegpt_reference(weights, removed, gram, block=128):
     return w
 
 
+@pytest.fixture(scope="module")
+def prose(tmp_path_factory):
+    """Python's own manual, 465,000 characters that come with it."""
+    from pydoc_data.topics import topics
+
+    path = tmp_path_factory.mktemp("prose") / "topics.txt"
+    path.write_text("\n\n".join(topics.values()))
+    return path
+
+
+@pytest.fixture(scope="module")
+def source(real_model, tmp_path_factory):
+    """A folder of the dequantised weights, which loads ten times as fast."""
+    folder = tmp_path_factory.mktemp("dense") / "model"
+    save_dense_copy(*load_model(str(real_model)), folder)
+    return str(folder)
+
+
 @pytest.mark.model
 class TestRealModel:
-    @pytest.fixture(scope="class")
-    def prose(self, tmp_path_factory):
-        """Python's own manual, 465,000 characters that come with it."""
-        from pydoc_data.topics import topics
-
-        path = tmp_path_factory.mktemp("prose") / "topics.txt"
-        path.write_text("\n\n".join(topics.values()))
-        return path
-
-    @pytest.fixture(scope="class")
-    def source(self, real_model, tmp_path_factory):
-        """A folder of the dequantised weights, which loads ten times as fast."""
-        folder = tmp_path_factory.mktemp("dense") / "model"
-        save_dense_copy(*load_model(str(real_model)), folder)
-        return str(folder)
-
     def test_sequential_wanda_is_the_published_procedure_bit_for_bit(self, source, prose, tmp_path):
         request = PruneRequest(
             source, sparsity=0.5, text=str(prose), tokens=1024, sequence_length=256, device="cpu",
