@@ -52,7 +52,10 @@ def read_json(path: Path) -> Finding:
     """
     try:
         content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        reason = (error.strerror or "unreadable").lower()
+        raise ExportError(f"expected a candidate's JSON file, got {path}: {reason}") from None
+    except (ValueError, RecursionError) as error:
         raise ExportError(f"{path} cannot be read as JSON: {error}") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ExportError(f"expected a file of the format {FORMAT}, got {path} without it")

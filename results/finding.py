@@ -96,15 +96,8 @@ def find(archive: Archive, key: str) -> Finding:
     Raises:
         ExportError: When no candidate or more than one is meant.
     """
-    rows = archive.frame()
-    if key == "best":
-        objective = archive.fact("objectives", ["kl"])[0]
-        best = archive.front([objective])
-        if best.empty:
-            raise ExportError(f"no candidate of {archive.folder} has {objective} yet: there is no best one")
-        key = str(best.iloc[0]["key"])
-    key = _whole_key(list(rows["key"]), key, str(archive.folder))
-    row = rows[rows["key"] == key].iloc[0]
+    key = whole_key(archive, key)
+    row = archive.frame(f"key == {key!r}").iloc[0]
     figures = {name: float(row[name]) for name in FIGURES if row[name] == row[name]}
     settings = archive.folder / "run.toml"
     provenance = {
@@ -121,7 +114,20 @@ def find(archive: Archive, key: str) -> Finding:
     return Finding(candidate, layers_of(archive), pattern, figures, provenance)
 
 
-def _whole_key(keys: list[str], beginning: str, run: str) -> str:
+def whole_key(archive: Archive, beginning: str) -> str:
+    """Return the key of the candidate that is meant: by its beginning, or ``best`` by the first objective.
+
+    Raises:
+        ExportError: When no candidate or more than one is meant; the nearest keys are named.
+    """
+    run = archive.folder
+    if beginning == "best":
+        objective = archive.fact("objectives", ["kl"])[0]
+        best = archive.front([objective])
+        if best.empty:
+            raise ExportError(f"no candidate of {run} has {objective} yet: there is no best one")
+        return str(best.iloc[0]["key"])
+    keys = [key for (key,) in archive.rows("SELECT key FROM trials ORDER BY number")]
     found = [key for key in keys if key.startswith(beginning)] if beginning else []
     if beginning in found or len(found) == 1:
         return beginning if beginning in found else found[0]

@@ -19,7 +19,7 @@ from secateur.search.settings import SearchSettings
 from support import ROOT, in_process, save_model, tiny_config
 
 COMMANDS = ("calibrate", "measure", "search", "resume", "front", "compare", "snapshot", "report", "plot",
-            "export", "import", "metrics")  # fmt: skip
+            "export", "import", "prune", "evaluate", "metrics")  # fmt: skip
 SEARCH = ("--sparsity", 0.5, "--budget", 14, "--batch", 4, "--seed", 3)
 
 
@@ -401,7 +401,7 @@ class TestMistakes:
             (("compare", "/nowhere"), "expected a run folder"),
             (("search", "CAL", "--model", "/nowhere", "--out", "OUT"), "got /nowhere: not found"),
             (("calibrate", "/nowhere", "--out", "OUT"), "got /nowhere: not found"),
-            (("calibrate", "MODEL", "--text", "SHORT", "--out", "OUT"), "tokens for the three parts"),
+            (("calibrate", "MODEL", "--text", "SHORT", "--out", "OUT"), "tokens, "),
             (("calibrate", "MODEL", "--tokens", "0", "--out", "OUT"), "expected at least 1 token"),
             (("resume", "/nowhere"), "expected a run folder"),
             (("front", "/nowhere"), "expected a run folder"),

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .decoder import Batch, Decoder, weight_matrix
+from .decoder import Batch, Decoder
 from .model import (
     ModelError,
     choose_device,
@@ -28,8 +28,7 @@ from .model import (
     model_reference,
     save_dense_copy,
 )
-from .observation import Observer, root_mean_square_gradients
-from .reconstruction import output_energy
+from .observation import Observer, observed_outputs, root_mean_square_gradients
 from .statistics import (
     PARTS,
     Calibration,
@@ -103,7 +102,7 @@ def calibrate(request: Request, out: str | Path, tell: Callable[[str], None] = l
     target = Path(out)
     if target.exists():
         raise CalibrationError(f"expected a new folder, got {target}, which exists; choose another --out")
-    decoder, tokenizer = _load(request)
+    decoder, tokenizer = load_decoder(request)
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
     partial.mkdir()
@@ -115,7 +114,12 @@ def calibrate(request: Request, out: str | Path, tell: Callable[[str], None] = l
     return Calibration(target)
 
 
-def _load(request: Request) -> tuple[Decoder, Any]:
+def load_decoder(request: Request) -> tuple[Decoder, Any]:
+    """Return the model of a request and its tokenizer.
+
+    Raises:
+        ModelError: When the model cannot be loaded or reads no sequences of that length.
+    """
     model, tokenizer = load_model(
         request.model,
         dtype=choose_dtype(request.dtype),
@@ -209,7 +213,7 @@ def _write_blocks(decoder: Decoder, ids: Tensor, gradients: dict[int, Tensor], f
                                    "dense model overflows on this text: try --dtype float32")  # fmt: skip
         stored = {name: value.cpu().contiguous() for name, value in tensors.items()}
         save_file(stored, folder / block_file(block))
-    _check_composition(decoder, ids[:1], hidden[0][:1])
+    check_composition(decoder, ids[:1], hidden[0][:1])
     return grams
 
 
@@ -217,18 +221,22 @@ def _layer_tensors(
     decoder: Decoder, index: int, statistics: dict[str, Tensor], gradient: Tensor | None
 ) -> dict[str, Tensor]:
     name, module = decoder.layers[index].name, decoder.modules[index]
-    weights = weight_matrix(module).float()
-    energy = output_energy(weights, statistics["H"])
-    square = energy.clone()
-    if isinstance(module.bias, Tensor):
-        bias = module.bias.detach().double()
-        square += 2 * bias * (weights.double() @ statistics["M"].double()) + bias.square()
-    tensors = {f"{name}/energy": energy, f"{name}/Y": square.clamp(min=0).sqrt().float()}
+    energy, size = observed_outputs(module, statistics)
+    tensors = {f"{name}/energy": energy, f"{name}/Y": size}
     return tensors if gradient is None else {**tensors, f"{name}/G": gradient}
 
 
-def _check_composition(decoder: Decoder, ids: Tensor, hidden: Tensor) -> None:
-    """Check that running block by block gave what the model itself gives."""
+def check_composition(decoder: Decoder, ids: Tensor, hidden: Tensor) -> None:
+    """Check that running block by block gave what the model itself gives.
+
+    Args:
+        decoder: The dense model.
+        ids: Some sequences, (sequences, tokens).
+        hidden: Their hidden states after the last block, (sequences, tokens, width).
+
+    Raises:
+        ModelError: When it did not.
+    """
     with torch.no_grad():
         expected = decoder.model(input_ids=ids.to(decoder.device), use_cache=False).logits.float()
     _, got = decoder.leave(ids.to(decoder.device), hidden)

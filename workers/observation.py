@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .decoder import Decoder, oriented, weight_matrix, weight_of
+from .reconstruction import output_energy
 
 DAMPING = 0.01  # of the mean diagonal, as in SparseGPT
 
@@ -62,14 +63,27 @@ class _InputSums:
         self.first += other.first
         self.second += other.second
 
-    def finish(self) -> dict[str, Tensor]:
-        """Return H (columns, columns) and X, M, V, D (columns,), in 32-bit floats."""
+    def finish(self, *, inverse: bool) -> dict[str, Tensor]:
+        """Return H (columns, columns) and X, M, V and, of the inverse, D (columns,), in 32-bit floats."""
         count = max(self.tokens, 1)
         mean, square = self.first / count, self.second / count
         variance = (square - mean.square()).clamp(min=0) * (count / max(count - 1, 1))
         gram = self.gram / count
-        leaves = {"X": square.sqrt(), "M": mean, "V": variance, "D": damped_inverse_diagonal(gram)}
+        leaves = {"X": square.sqrt(), "M": mean, "V": variance}
+        if inverse:
+            leaves["D"] = damped_inverse_diagonal(gram)
         return {"H": gram, **{name: value.float() for name, value in leaves.items()}}
+
+
+def observed_outputs(module: nn.Module, statistics: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Return the energy of a layer's outputs without bias in 64-bit and Y in 32-bit floats, (rows,) each."""
+    weights = weight_matrix(module).float()
+    energy = output_energy(weights, statistics["H"])
+    square = energy.clone()
+    if isinstance(module.bias, Tensor):
+        bias = module.bias.detach().double()
+        square += 2 * bias * (weights.double() @ statistics["M"].double()) + bias.square()
+    return energy, square.clamp(min=0).sqrt().float()
 
 
 def damped_inverse_diagonal(gram: Tensor) -> Tensor:
@@ -122,8 +136,11 @@ class Observer:
                 return
         self._fed.append((inputs, {index}))
 
-    def finish(self) -> list[tuple[list[int], dict[str, Tensor]]]:
-        """Return the statistics of each set of layers that were fed the same."""
+    def finish(self, *, inverse: bool = True) -> list[tuple[list[int], dict[str, Tensor]]]:
+        """Return the statistics of each set of layers that were fed the same.
+
+        Without ``inverse`` there is no D, which takes longer than all else.
+        """
         sharing: dict[tuple[frozenset[int], ...], list[int]] = {}
         for index in self._modules:
             keys = tuple(key for key in self._sums if index in key)
@@ -134,5 +151,5 @@ class Observer:
             total = _InputSums(weight_matrix(module).shape[1], weight_matrix(module).device)
             for key in keys:
                 total.merge(self._sums[key])
-            result.append((members, total.finish()))
+            result.append((members, total.finish(inverse=inverse)))
         return result

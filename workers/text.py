@@ -42,8 +42,8 @@ def draw_sequences(source: str, model: Any, tokenizer: Any, count: int, length: 
     available = len(ids) // length
     if available < count:
         raise TextError(
-            f"expected at least {count * length} tokens for the three parts ({count} sequences of "
-            f"{length}), got {len(ids)} from {source}; give more text or ask for fewer tokens"
+            f"expected at least {count * length} tokens, {count} sequences of {length}, "
+            f"got {len(ids)} from {source}; give more text or ask for fewer tokens"
         )
     windows = torch.tensor(ids[: available * length]).reshape(available, length)
     order = torch.randperm(available, generator=torch.Generator().manual_seed(seed))
@@ -78,19 +78,19 @@ def write_own(model: Any, tokenizer: Any, count: int, length: int, seed: int, ba
     return torch.cat(pieces)
 
 
-def read_text(source: str, characters: int) -> str:
-    """Return the text of a source, documents joined by an empty line, at least as long as asked."""
+def read_text(source: str, characters: int | None = None) -> str:
+    """Return the text of a source, documents joined by an empty line: at least so long, or all of it."""
     parts: list[str] = []
     total = 0
     for document in _documents(source, characters):
         parts.append(document)
         total += len(document)
-        if total >= characters:
+        if characters is not None and total >= characters:
             break
     return "\n\n".join(parts)
 
 
-def _documents(source: str, characters: int) -> Iterator[str]:
+def _documents(source: str, characters: int | None) -> Iterator[str]:
     if source.startswith("hub:"):
         return _hub(source)
     path = Path(source).expanduser()
@@ -110,7 +110,7 @@ def _documents(source: str, characters: int) -> Iterator[str]:
     return readers[suffix](path)
 
 
-def _plain(path: Path, characters: int) -> Iterator[str]:
+def _plain(path: Path, characters: int | None) -> Iterator[str]:
     try:
         with path.open(encoding="utf-8") as file:
             yield file.read(characters)

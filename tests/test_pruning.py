@@ -1,0 +1,745 @@
+"""Pruned models against plain references, as folders, and what is refused."""
+
+import contextlib
+import io
+import json
+import math
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import secateur
+import torch
+from secateur.apply import PruneRequest, prune
+from secateur.metrics_dsl.published import PUBLISHED
+from secateur.results.archive import Archive
+from secateur.results.finding import ExportError
+from secateur.results.rule import RuleError, read_rule
+from secateur.search.candidate import Candidate, Measurement, Trial, uniform
+from secateur.workers.checkpoint import CheckpointError, _check_written
+from secateur.workers.decoder import Decoder, weight_matrix
+from secateur.workers.evaluation import EvaluationRequest, evaluate, figures
+from secateur.workers.model import load_model, save_dense_copy
+from secateur.workers.pruning import Pruner, PruningError
+from secateur.workers.repair import REPAIRS
+from secateur.workers.text import draw_sequences
+from support import in_process, save_model, tiny_config
+from torch import nn
+
+WANDA = PUBLISHED["wanda"].expression
+SIZES = {"tokens": 512, "sequence_length": 64, "device": "cpu"}
+SMALL = ("--tokens", 512, "--sequence-length", 64, "--device", "cpu")
+
+
+def gpt2():
+    from transformers import GPT2Config
+
+    return GPT2Config(vocab_size=260, n_embd=32, n_layer=3, n_head=4, n_positions=128)
+
+
+def qwen3():
+    from transformers import Qwen3Config
+
+    return Qwen3Config(
+        vocab_size=260, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=16, tie_word_embeddings=False,
+    )  # fmt: skip
+
+
+CONFIGS = {"llama": tiny_config, "gpt2": gpt2, "qwen3": qwen3}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """A folder for each architecture; biases that transformers makes 0 are not 0."""
+    folder = tmp_path_factory.mktemp("models")
+    made = {}
+    for name, config in CONFIGS.items():
+        made[name] = save_model(config(), folder / name)
+        model, _ = load_model(str(made[name]))
+        for number, (own, parameter) in enumerate(model.named_parameters()):
+            if own.endswith("bias"):
+                parameter.data.normal_(0, 0.1, generator=torch.Generator().manual_seed(number))
+        model.save_pretrained(made[name])
+    return made
+
+
+def request_of(model, text_file, **changes):
+    return PruneRequest(str(model), **{**SIZES, "text": str(text_file), **changes})
+
+
+def tokens_of(source, text_file, count=8, length=64):
+    """Sequences of a file as pruning draws them, (count, length)."""
+    model, tokenizer = load_model(str(source))
+    return draw_sequences(str(text_file), model, tokenizer, count, length, 0)
+
+
+def linear_layers(block):
+    return {
+        name: module
+        for name, module in block.named_modules()
+        if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+    }
+
+
+def matrix(module):
+    weight = module.weight.data
+    return weight.T if type(module).__name__ == "Conv1D" else weight
+
+
+class _CaughtError(Exception):
+    pass
+
+
+def wanda_reference(model, blocks, sequences, ratio):
+    """Prune as Wanda's release does, sequence by sequence with hooks; return the zeros, block by block.
+
+    Its running mean of squared norms is kept in double precision, for two ways to add up floats would order
+    near ties differently.
+    """
+    caught = []
+
+    def catch(_module, args, kwargs):
+        caught.append((args, kwargs))
+        raise _CaughtError
+
+    hook = blocks[0].register_forward_pre_hook(catch, with_kwargs=True)
+    for sequence in sequences:
+        with contextlib.suppress(_CaughtError):
+            model(input_ids=sequence[None], use_cache=False)
+    hook.remove()
+    inputs = [args[0] for args, _ in caught]
+
+    def run(block, j):
+        args, kwargs = caught[j]
+        output = block(inputs[j], *args[1:], **kwargs)
+        return output[0] if isinstance(output, tuple) else output
+
+    zeros = []
+    for block in blocks:
+        layers = linear_layers(block)
+        squares = {name: torch.zeros(matrix(m).shape[1], dtype=torch.float64) for name, m in layers.items()}
+        seen = dict.fromkeys(layers, 0)
+
+        def add(name, x, squares=squares, seen=seen):
+            norm = x.reshape(-1, x.shape[-1]).double().square().sum(0)
+            squares[name] = (squares[name] * seen[name] + norm) / (seen[name] + 1)
+            seen[name] += 1
+
+        hooks = [
+            m.register_forward_hook(lambda _m, args, _out, name=name, add=add: add(name, args[0]))
+            for name, m in layers.items()
+        ]
+        for j in range(len(inputs)):
+            run(block, j)
+        for hook in hooks:
+            hook.remove()
+        found = {}
+        for name, module in layers.items():
+            weights = matrix(module)
+            scores = weights.abs() * squares[name].sqrt().float()[None]
+            order = scores.sort(dim=1, stable=True).indices[:, : int(weights.shape[1] * ratio)]
+            found[name] = torch.zeros_like(weights, dtype=torch.bool).scatter_(1, order, True)
+            weights[found[name]] = 0
+        zeros.append(found)
+        inputs = [run(block, j) for j in range(len(inputs))]
+    return zeros
+
+
+def surgeon(weights, removed, gram):
+    """Optimal brain surgery column by column, each with the inverse of what is left of H, in 64 bits."""
+    w, h = weights.double().clone(), gram.double().clone()
+    h.diagonal().add_(0.01 * h.diagonal().mean())
+    for j in range(w.shape[1]):
+        inverse = torch.linalg.inv(h[j:, j:])
+        error = w[:, j] * removed[:, j] / inverse[0, 0]
+        w[:, j:] -= error[:, None] * inverse[0][None]
+        w[removed[:, j], j] = 0
+    return w
+
+
+def some_layer(rows=24, columns=160, tokens=400, seed=0):
+    """Weights, removed ones, inputs that are correlated, their Gram matrix and mean."""
+    generator = torch.Generator().manual_seed(seed)
+    mixing = torch.randn(columns // 4, columns, generator=generator)
+    x = torch.randn(tokens, columns // 4, generator=generator) @ mixing / columns**0.5
+    x += 0.2 * torch.randn(tokens, columns, generator=generator) + 0.1
+    weights = torch.randn(rows, columns, generator=generator)
+    scores = weights.abs() * x.square().mean(0).sqrt()
+    removed = scores < scores.kthvalue(columns * 6 // 10, dim=1, keepdim=True).values
+    return weights, removed, x, x.T @ x / len(x), x.mean(0)
+
+
+class TestProcedure:
+    @pytest.mark.parametrize("name", CONFIGS)
+    def test_sequential_wanda_is_the_published_procedure_bit_for_bit(self, models, text_file, name):
+        ids = tokens_of(models[name], text_file)
+        reference, _ = load_model(str(models[name]))
+        with torch.no_grad():
+            expected = wanda_reference(reference, Decoder(reference).blocks, ids, 0.5)
+        decoder = Decoder(load_model(str(models[name]))[0])
+        candidate = uniform(WANDA, decoder.layers, 0.5)
+        pruned = Pruner(decoder, ids).prune(candidate, statistics="sequential")
+        assert len(pruned) == len(decoder.layers) == sum(map(len, expected))
+        for block, found in zip(decoder.blocks, expected, strict=True):
+            for own, module in linear_layers(block).items():
+                assert torch.equal(matrix(module) == 0, found[own]), own
+        assert torch.equal(
+            decoder.model(input_ids=ids).logits, reference(input_ids=ids).logits
+        )  # what was kept is untouched
+
+    def test_one_shot_prunes_as_the_evaluator_measures(self, tiny_evaluator, tiny_calibration):
+        """Same statistics, same masks: what a search chose is what the folder holds."""
+        decoder = Decoder(load_model(tiny_calibration.model_source)[0])
+        for metric in ("square(W) * minmax(G)", "square(W) / D", "abs(W) * Y"):
+            candidate = uniform(secateur.parse_metric(metric), decoder.layers, 0.5, "layer")
+            decoder = Decoder(load_model(tiny_calibration.model_source)[0])
+            layers = Pruner(decoder, tiny_calibration.tokens("statistics")).prune(candidate)
+            (measured,) = tiny_evaluator.measure([candidate], "layer")
+            removed = sum(p.zeros for p in layers) / sum(p.layer.size for p in layers)
+            assert removed == pytest.approx(measured.values["sparsity"], abs=1e-4)
+            errors = [p.error for p in layers]
+            assert errors == pytest.approx(measured.layer_errors, rel=2e-3)
+
+    def test_sequential_statistics_see_the_pruned_blocks(self, models, text_file):
+        ids = tokens_of(models["llama"], text_file)
+        patterns = []
+        for statistics in ("one-shot", "sequential"):
+            decoder = Decoder(load_model(str(models["llama"]))[0])
+            Pruner(decoder, ids).prune(uniform(WANDA, decoder.layers, 0.7), statistics=statistics)
+            patterns.append([matrix(m) == 0 for m in decoder.modules])
+        per_block = len(decoder.layers) // 3
+        equal = [torch.equal(a, b) for a, b in zip(*patterns, strict=True)]
+        assert all(equal[:per_block])
+        assert not all(equal[per_block:])
+
+    def test_allocations_are_those_of_the_dense_model(self, tiny_evaluator, tiny_calibration):
+        decoder = Decoder(load_model(tiny_calibration.model_source)[0])
+        pruner = Pruner(decoder, tiny_calibration.tokens("statistics"))
+        for reductions in (("outliers_5", "mean"), ("quantiles", "log_variance")):
+            expected = tiny_evaluator.summarise(WANDA, reductions)
+            for name, values in pruner.summarise(WANDA, reductions).items():
+                np.testing.assert_allclose(values, expected[name], rtol=1e-4)
+
+    def test_a_rule_of_other_layers_is_refused(self, models, text_file):
+        decoder = Decoder(load_model(str(models["llama"]))[0])
+        pruner = Pruner(decoder, tokens_of(models["llama"], text_file, 1))
+        with pytest.raises(PruningError, match="expected one ratio for each of the model's 21 layers, got 2"):
+            pruner.prune(Candidate(WANDA, (0.5, 0.5)))
+        with pytest.raises(PruningError, match="divide by 10"):
+            pruner.prune(uniform(WANDA, decoder.layers, 0.5), pattern="5:10")
+
+
+class TestRepair:
+    @pytest.mark.parametrize("name", REPAIRS)
+    def test_never_brings_a_weight_back_and_leaves_the_dense_ones_alone(self, name):
+        weights, removed, _, gram, mean = some_layer()
+        before = weights.clone()
+        for stored in (weights, weights.T.contiguous().T):  # as Conv1D has them
+            new, _ = REPAIRS[name](stored, removed, gram, mean)
+            assert torch.equal(new == 0, removed)
+            assert torch.equal(stored, before)
+
+    @pytest.mark.parametrize("columns", [96, 128, 300])
+    def test_obs_is_optimal_brain_surgery_column_by_column(self, columns):
+        weights, removed, x, gram, mean = some_layer(columns=columns)
+        new, shift = REPAIRS["obs"](weights, removed, gram, mean)
+        assert shift is None
+        expected = surgeon(weights, removed, gram)
+        assert torch.allclose(new.double(), expected, rtol=1e-3, atol=1e-4)
+        error = ((weights - new) @ x.T).square().sum()
+        assert error < 0.8 * ((weights * removed) @ x.T).square().sum()
+
+    def test_obs_lives_with_inputs_that_are_always_zero(self):
+        weights, removed, _, gram, mean = some_layer()
+        gram[7] = gram[:, 7] = 0
+        new, _ = REPAIRS["obs"](weights, removed, gram, mean)
+        assert new.isfinite().all()
+        assert torch.equal(new == 0, removed)
+        nothing = torch.zeros_like(gram)  # an expert that no token reached
+        assert torch.equal(
+            REPAIRS["obs"](weights, removed, nothing, mean).weights, weights.masked_fill(removed, 0)
+        )
+
+    def test_scale_is_the_least_squares_factor_of_each_row(self):
+        weights, removed, x, gram, mean = some_layer()
+        new, _ = REPAIRS["scale"](weights, removed, gram, mean)
+        pruned = weights.masked_fill(removed, 0).double()
+        for row in range(len(weights)):
+            got, wanted = x.double() @ pruned[row], x.double() @ weights[row].double()
+            factor = (got @ wanted) / (got @ got)
+            assert torch.allclose(new[row].double(), factor * pruned[row], rtol=1e-4)
+
+    def test_bias_keeps_the_mean_output(self, models, text_file):
+        ids = tokens_of(models["gpt2"], text_file)
+        dense, decoder = (Decoder(load_model(str(models["gpt2"]))[0]) for _ in range(2))
+        layers = Pruner(decoder, ids).prune(uniform(WANDA, decoder.layers, 0.5), repair="bias")
+        assert all(p.shifted for p in layers)
+        fed = []
+        hook = dense.modules[0].register_forward_pre_hook(lambda _m, args: fed.append(args[0]))
+        dense.model(input_ids=ids)
+        hook.remove()
+        means = [module(fed[0]).mean((0, 1)) for module in (dense.modules[0], decoder.modules[0])]
+        assert torch.allclose(*means, atol=1e-5)
+        assert not torch.equal(dense.modules[0].bias, decoder.modules[0].bias)
+
+
+class TestFolder:
+    @pytest.mark.parametrize("name", CONFIGS)
+    @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+    def test_reloads_as_it_was_in_memory(self, models, text_file, tmp_path, monkeypatch, name, dtype):
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        kept = []
+        made = Pruner.prune
+
+        def keep(self, *args, **kwargs):
+            kept.append(self._decoder)
+            return made(self, *args, **kwargs)
+
+        monkeypatch.setattr(Pruner, "prune", keep)
+        request = request_of(models[name], text_file, sparsity=0.6, dtype=dtype, repair="obs")
+        record = prune(request, tmp_path / "out")
+        assert not list(tmp_path.rglob("*.bin"))
+        assert json.loads((tmp_path / "out" / "secateur.json").read_text()) == record
+        loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+        assert loaded.dtype == getattr(torch, dtype)
+        decoder = kept[0]
+        for own, value in decoder.model.state_dict().items():
+            assert torch.equal(loaded.state_dict()[own], value), own
+        again = Decoder(loaded)
+        removed = [int((weight_matrix(m) == 0).sum()) for m in again.modules]
+        assert removed == [layer["zeros"] for layer in record["layers"]]
+        for layer, zeros in zip(again.layers, removed, strict=True):
+            assert zeros == layer.rows * int(0.6 * layer.columns)
+        assert record["read_back"] == len(record["layers"])
+        tied = loaded.get_input_embeddings().weight is loaded.get_output_embeddings().weight
+        assert tied == bool(decoder.model.config.tie_word_embeddings)
+        dense, _ = load_model(str(models[name]), dtype=getattr(torch, dtype))
+        assert torch.equal(loaded.get_input_embeddings().weight, dense.get_input_embeddings().weight)
+        assert len(AutoTokenizer.from_pretrained(tmp_path / "out")) == 258
+
+    def test_a_pattern_has_its_zeros_in_every_group(self, models, text_file, tmp_path):
+        record = prune(request_of(models["gpt2"], text_file, pattern="2:4", repair="obs"), tmp_path / "out")
+        decoder = Decoder(load_model(str(tmp_path / "out"))[0])
+        for module in decoder.modules:
+            groups = matrix(module).reshape(-1, 4)
+            assert ((groups == 0).sum(1) == 2).all()
+        assert record["sparsity"] == 0.5
+        weight_matrix(decoder.modules[0])[0, :4] = 1.0
+        decoder.model.save_pretrained(tmp_path / "broken")
+        layers = [type("", (), {"layer": layer}) for layer in decoder.layers]
+        with pytest.raises(CheckpointError, match="expected 2 zeros in each group of 4 inputs"):
+            _check_written(tmp_path / "broken", decoder, layers, "2:4")
+        decoder.modules[0].weight.data.add_(1)
+        with pytest.raises(CheckpointError, match="not written"):
+            _check_written(tmp_path / "broken", decoder, layers, "unstructured")
+
+    def test_its_record_says_where_everything_comes_from(self, models, text_file, tmp_path):
+        request = request_of(
+            models["llama"], text_file, candidate="abs(W) * X**1.2", ratios="dlp", sparsity=0.6
+        )
+        record = prune(request, tmp_path / "out")
+        assert record["metric"] == "abs(W) * X**1.2"
+        assert (record["ratios"], record["group"], record["statistics"]) == ("dlp", "row", "one-shot")
+        assert record["text"]["sequence_length"] == 64
+        assert len(record["text"]["sha256"]) == 64
+        assert record["versions"]["torch"] == torch.__version__
+        ratios = [layer["ratio"] for layer in record["layers"]]
+        assert len(set(ratios)) == 3  # one a block
+        size = sum(p.stat().st_size for p in (tmp_path / "out").glob("*.safetensors"))
+        assert record["dense_bytes"] == size
+        weights, zeros = record["prunable_weights"], record["zeros"]
+        assert record["theoretical_packed_bytes"] == size - 4 * zeros + weights // 8
+
+    def test_the_command_prints_what_it_did_and_that_nothing_is_faster(self, models, text_file, tmp_path):
+        arguments = ("--text", text_file, *SMALL)
+        done = in_process("prune", models["llama"], *arguments, "--repair", "bias", "-o", tmp_path / "a")
+        assert done.returncode == 0, done.stderr
+        assert "zeros 50.00% of 23,040 weights in 21 linear layers" in done.stdout
+        assert "biases shifted in 0 of 21 layers: the model's layers have none" in done.stdout
+        assert "no faster without a sparse runtime" in done.stdout
+        assert "in theory" in done.stdout
+        done = in_process(
+            "prune", models["gpt2"], *arguments, "--repair", "bias", "-o", tmp_path / "b", "--json"
+        )
+        assert json.loads(done.stdout)["biases_shifted"] == 12
+        evaluated = in_process(
+            "evaluate", tmp_path / "a", "--text", text_file, "--window", 64, "--windows", 3,
+            "--against", models["llama"],
+        )  # fmt: skip
+        assert "nats per token" in evaluated.stdout
+        assert "3 windows of 64" in evaluated.stdout
+
+
+def candidate_file(path, of_layers, **changes):
+    """A candidate as the json exporter writes it, with keys that later versions may add."""
+    content = {
+        "format": "secateur.candidate", "version": 1, "metric": "abs(W) * X", "group": "row",
+        "pattern": "unstructured", "key": "0", "later": {"more": 1},
+        "layers": [
+            {"name": x.name, "block": x.block, "kind": x.kind, "rows": x.rows, "columns": x.columns,
+             "ratio": 0.25 + 0.125 * x.block, "more": 1}
+            for x in of_layers
+        ],
+    }  # fmt: skip
+    path.write_text(json.dumps({**content, **changes}))
+    return path
+
+
+@pytest.fixture(scope="module")
+def layers(models):
+    return Decoder(load_model(str(models["llama"]))[0]).layers
+
+
+@pytest.fixture(scope="module")
+def run_of_two(layers, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    trials = [
+        Trial(Candidate(WANDA, (ratio,) * len(layers), "layer"), Measurement("screen"), "measured")
+        for ratio in (0.25, 0.5)
+    ]
+    with Archive(folder, write=True) as archive:
+        archive.add(trials)
+        archive.note(pattern="unstructured")
+    return folder, [t.candidate for t in trials]
+
+
+class TestRules:
+    def test_a_file_is_applied_by_the_names_of_its_layers(self, models, layers, text_file, tmp_path):
+        path = candidate_file(tmp_path / "c.json", layers[::-1])
+        record = prune(request_of(models["llama"], text_file, candidate=str(path)), tmp_path / "out")
+        assert [x["ratio"] for x in record["layers"]] == [0.25 + 0.125 * x.block for x in layers]
+        for entry in record["layers"]:
+            assert entry["zeros"] == entry["rows"] * int(entry["ratio"] * entry["columns"])
+        ratios = prune(request_of(models["llama"], text_file, ratios=str(path)), tmp_path / "again")
+        assert ratios["layers"] == record["layers"]
+        plain = tmp_path / "plain.json"
+        plain.write_text(json.dumps({x["name"]: x["ratio"] for x in record["layers"]}))
+        third = prune(request_of(models["llama"], text_file, ratios=str(plain)), tmp_path / "third")
+        assert third["layers"] == record["layers"]
+
+    def test_a_key_of_a_run_is_applied(self, models, text_file, run_of_two, tmp_path):
+        run, (_, second) = run_of_two
+        record = prune(
+            request_of(models["llama"], text_file, candidate=f"{run}:{second.key[:6]}"), tmp_path / "out"
+        )
+        assert record["key"] == second.key
+        assert record["group"] == "layer"
+        assert record["sparsity"] == pytest.approx(0.5, abs=1e-4)
+        assert record["candidate"] == f"{run}:{second.key}"
+
+    def test_a_run_on_another_model_is_refused(
+        self, models, text_file, run_of_two, tiny_calibration, tmp_path
+    ):
+        run, (_, second) = run_of_two
+        settings = secateur.SearchSettings(calibration=tiny_calibration.folder, sparsity=0.5)
+        copy = tmp_path / "run"
+        shutil.copytree(run, copy)
+        (copy / "run.toml").write_text(settings.to_toml())
+        candidate = f"{copy}:{second.key}"
+        prune(request_of(models["llama"], text_file, candidate=candidate), tmp_path / "same")
+        with pytest.raises(RuleError, match="or one with the same layers, got another"):
+            prune(request_of(models["qwen3"], text_file, candidate=candidate), tmp_path / "other")
+        assert not (tmp_path / "other").exists()
+
+    def test_an_unknown_key_names_the_nearest(self, run_of_two):
+        run, (first, second) = run_of_two
+        with pytest.raises(ExportError, match=f"the nearest are .*{second.key}"):
+            read_rule(f"{run}:{second.key[:-1]}_")
+        with pytest.raises(ExportError, match=first.key):
+            read_rule(f"{run}:")
+
+
+class TestMistakes:
+    @pytest.mark.parametrize(
+        ("arguments", "says"),
+        [
+            (("--sparsity", "1.5"), "expected a sparsity in [0, 1), got 1.5"),
+            (("--sparsity", "nan"), "expected a sparsity in [0, 1), got nan"),
+            (("--sparsity", "0.6", "--pattern", "2:4"), "which the pattern 2:4 has, got 0.6"),
+            (("--pattern", "2:4", "--ratios", "owl"), "uniform ratios for the pattern 2:4"),
+            (("--pattern", "5:10"), "divide by 10"),
+            (("--statistics", "dense"), "one-shot, sequential"),
+            (("--repair", "glue"), "obs"),
+            (("--ratios", "awl"), "did you mean 'owl'?"),
+            (("--ratios", "atp"), "expected an allocation without a number"),
+            (("--ratios", "/nowhere.json"), "got /nowhere.json: no such file"),
+            (("--group", "block"), "expected the group row or layer"),
+            (("--candidate", "wandaa"), "wanda"),
+            (("--candidate", "/nowhere:abc"), "expected a run folder"),
+            (("--candidate", "/nowhere.json"), "got /nowhere.json: no such file"),
+            (("--candidate", "OTHER"), "expected ratios for the model's 21 linear layers, got 5"),
+            (("--candidate", "RENAMED"), "got none for model.layers.0.self_attn.q_proj"),
+            (("--candidate", "BROKEN"), "expected ratios in [0, 1), got 2"),
+            (("--candidate", "RUN:ffff_"), "the nearest are"),
+            (("--candidate", "GOOD", "--sparsity", "0.5"), "leave --sparsity out"),
+            (("--candidate", "GOOD", "--group", "layer"), "leave --group out"),
+            (("--text", "SHORT"), "expected at least 512 tokens"),
+            (("--sequence-length", "100000"), "expected sequences of at most"),
+        ],
+    )
+    def test_is_one_sentence_and_nothing_is_left_behind(
+        self, arguments, says, models, layers, text_file, run_of_two, tmp_path
+    ):
+        names = tmp_path / "files"
+        names.mkdir()
+        places = {
+            "OTHER": candidate_file(names / "other.json", layers[:5]),
+            "RENAMED": candidate_file(names / "renamed.json", [*layers[1:], replace(layers[0], name="x")]),
+            "BROKEN": candidate_file(names / "broken.json", layers, layers=[{"name": "a", "block": 0, "kind": "q", "rows": 1, "columns": 1, "ratio": 2}]),
+            "GOOD": candidate_file(names / "good.json", layers),
+            "SHORT": names / "short.txt",
+            "RUN:ffff_": f"{run_of_two[0]}:ffff_",
+        }  # fmt: skip
+        places["SHORT"].write_text("too short")
+        given = [places.get(argument, argument) for argument in arguments]
+        defaults = ("--text", text_file, *SMALL)
+        place = tmp_path / "place"
+        place.mkdir()
+        done = in_process("prune", models["llama"], *defaults, *given, "-o", place / "deep" / "out")
+        assert done.returncode == 2, done
+        assert done.stdout == ""
+        last = done.stderr.splitlines()[-1]
+        assert last.startswith("secateur: ")
+        assert says in last
+        assert list(place.iterdir()) == []
+
+    def test_a_folder_with_files_is_left_alone_before_anything_is_loaded(self, tmp_path):
+        (tmp_path / "a").write_text("mine")
+        done = in_process("prune", "/nowhere", "-o", tmp_path)
+        assert done.returncode == 2
+        assert "expected a new or empty folder" in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+        assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+    def test_an_empty_folder_is_used(self, models, text_file, tmp_path):
+        prune(request_of(models["llama"], text_file), tmp_path)
+        assert (tmp_path / "secateur.json").is_file()
+
+    def test_a_missing_shard_is_told(self, models, text_file, tmp_path):
+        model, tokenizer = load_model(str(models["llama"]))
+        with contextlib.redirect_stderr(io.StringIO()):
+            model.save_pretrained(tmp_path / "sharded", max_shard_size="40KB")
+        tokenizer.save_pretrained(tmp_path / "sharded")
+        shards = sorted((tmp_path / "sharded").glob("model-*.safetensors"))
+        assert len(shards) > 2
+        record = prune(request_of(tmp_path / "sharded", text_file), tmp_path / "whole")
+        assert record["read_back"] == 21
+        shards[1].unlink()
+        done = in_process("prune", tmp_path / "sharded", "--text", text_file, "-o", tmp_path / "out")
+        assert done.returncode == 2
+        assert "transformers cannot load the model" in done.stderr.splitlines()[-1]
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["sharded", "whole"]
+
+    def test_a_full_disk_leaves_nothing(self, models, text_file, tmp_path, monkeypatch):
+        def full(_path):
+            raise OSError(28, "No space left on device", "out")
+
+        monkeypatch.setattr("secateur.workers.checkpoint._to_disk", full)
+        done = in_process("prune", models["llama"], "--text", text_file, *SMALL, "-o", tmp_path / "out")
+        assert done.returncode == 2
+        assert "no space left" in done.stderr.splitlines()[-1]
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_kill_while_writing_leaves_no_folder_of_that_name(self, models, text_file, tmp_path):
+        code = (
+            "import os, signal\n"
+            "from secateur import cli\nfrom secateur.workers import checkpoint\n"
+            "checkpoint._to_disk = lambda _: os.kill(os.getpid(), signal.SIGKILL)\ncli.main()"
+        )
+        arguments = ("--text", text_file, *SMALL, "-o", tmp_path / "out")
+        command = [sys.executable, "-c", code, "prune", str(models["llama"]), *map(str, arguments)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == -signal.SIGKILL
+        (left,) = tmp_path.iterdir()
+        assert left.name.startswith(".out.")
+        assert left.name.endswith(".partial")
+
+
+class TestEvaluation:
+    @pytest.mark.parametrize("name", CONFIGS)
+    def test_perplexity_is_that_of_transformers_own_loss(self, models, text_file, name):
+        ids = tokens_of(models[name], text_file, 6)
+        model, _ = load_model(str(models[name]))
+        with torch.no_grad():
+            losses = [float(model(input_ids=w[None], labels=w[None]).loss) for w in ids]
+        found = figures(model, ids)
+        assert found["perplexity"] == pytest.approx(math.exp(np.mean(losses)), rel=1e-5)
+
+    def test_kl_is_the_mean_divergence_from_the_dense_model(self, models, text_file):
+        ids = tokens_of(models["llama"], text_file, 4)
+        dense, decoder = load_model(str(models["llama"]))[0], Decoder(load_model(str(models["llama"]))[0])
+        assert figures(decoder.model, ids, dense)["kl"] == pytest.approx(0, abs=1e-9)
+        Pruner(decoder, ids).prune(uniform(WANDA, decoder.layers, 0.6))
+        with torch.no_grad():
+            true, got = (m(input_ids=ids).logits.double().log_softmax(-1) for m in (dense, decoder.model))
+        expected = (true.exp() * (true - got)).sum(-1).mean()
+        found = figures(decoder.model, ids, dense)
+        assert found["kl"] == pytest.approx(float(expected), rel=1e-5)
+        assert found["dense_perplexity"] == figures(dense, ids)["perplexity"]
+
+    def test_windows_are_those_of_the_whole_file_and_said_so(self, models, text_file):
+        request = EvaluationRequest(str(models["llama"]), str(text_file), window=512, device="cpu")
+        found = evaluate(request)
+        _, tokenizer = load_model(str(models["llama"]))
+        ids = tokenizer(text_file.read_text())["input_ids"]
+        about = found["text"]
+        assert about["windows"] == len(ids) // 512
+        assert about["tokens_of_text"] == len(ids)
+        assert about["bos"] == (ids[0] == tokenizer.bos_token_id)
+        windows = torch.tensor(ids[: len(ids) // 512 * 512]).reshape(-1, 512)
+        assert about["sha256"] == secateur.workers.statistics.token_hash(windows)
+        assert set(found["versions"]) == {"python", "secateur", "torch", "transformers"}
+        assert found["dtype"] == "float32"
+
+    @pytest.mark.parametrize(
+        ("arguments", "says"),
+        [
+            (("--text", "/nowhere.txt"), "not found"),
+            (("--text", "self"), "expected a text that no model wrote"),
+            (("--window", "1"), "expected windows of at least 2 tokens"),
+            (("--windows", "-1"), "expected a number of windows"),
+            (("--windows", "100000"), "expected at least"),
+            (("--window", "4096"), "expected windows of at most 2048 tokens"),
+            (("--against", "/nowhere"), "got /nowhere: not found"),
+        ],
+    )
+    def test_a_mistake_is_one_sentence(self, models, text_file, arguments, says):
+        done = in_process("evaluate", models["llama"], "--text", text_file, *arguments)
+        assert done.returncode == 2, done
+        assert says in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+
+    def test_a_package_or_a_hub_that_is_missing_is_a_sentence(self, models, monkeypatch):
+        monkeypatch.setitem(sys.modules, "lm_eval", None)
+        done = in_process("evaluate", models["llama"], "--tasks", "piqa")
+        assert done.returncode == 2
+        assert done.stderr.startswith("secateur: tasks need the package lm-eval: pip install ")
+        assert len(done.stderr.splitlines()) == 1
+        monkeypatch.setitem(sys.modules, "datasets", None)
+        done = in_process("evaluate", models["llama"])
+        assert done.returncode == 2
+        assert "pip install datasets" in done.stderr
+
+    def test_tasks_are_run_by_lm_eval(self, models, monkeypatch):
+        """A double of the two names that are used; the real library is no dependency of the tests."""
+        import types
+
+        asked = {}
+
+        def simple_evaluate(**options):
+            asked.update(options)
+            return {
+                "results": {"piqa": {"acc,none": 0.5, "alias": "piqa"}},
+                "versions": {"piqa": 1.0}, "n-shot": {"piqa": 0},
+            }  # fmt: skip
+
+        adapter = types.ModuleType("lm_eval.models.huggingface")
+        adapter.HFLM = lambda pretrained, tokenizer: (pretrained, tokenizer)
+        package, middle = types.ModuleType("lm_eval"), types.ModuleType("lm_eval.models")
+        package.simple_evaluate, package.models, middle.huggingface = simple_evaluate, middle, adapter
+        for module in (package, middle, adapter):
+            monkeypatch.setitem(sys.modules, module.__name__, module)
+        monkeypatch.setattr("secateur.workers.evaluation.version", lambda name: f"version of {name}")
+        found = evaluate(EvaluationRequest(str(models["llama"]), text="", tasks=("piqa",), device="cpu"))
+        assert found["tasks"] == {"piqa": {"acc,none": 0.5, "version": 1.0, "shots": 0}}
+        assert asked["tasks"] == ["piqa"]
+        assert found["versions"]["lm_eval"] == "version of lm_eval"
+
+
+def sparsegpt_reference(weights, removed, gram, block=128):
+    """Update weights as SparseGPT's release does, rows by columns in blocks, under a given mask."""
+    w, h = weights.clone(), gram.clone()
+    columns = w.shape[1]
+    diagonal = torch.arange(columns)
+    h[diagonal, diagonal] += 0.01 * torch.diag(h).mean()
+    inverse = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(h)), upper=True)
+    for first in range(0, columns, block):
+        last = min(first + block, columns)
+        w1, u1 = w[:, first:last].clone(), inverse[first:last, first:last]
+        q1, errors = torch.zeros_like(w1), torch.zeros_like(w1)
+        for i in range(last - first):
+            q = w1[:, i].clone()
+            q[removed[:, first + i]] = 0
+            q1[:, i] = q
+            error = (w1[:, i] - q) / u1[i, i]
+            w1[:, i:] -= error[:, None] @ u1[i, i:][None]
+            errors[:, i] = error
+        w[:, first:last] = q1
+        w[:, last:] -= errors @ inverse[first:last, last:]
+    return w
+
+
+@pytest.fixture(scope="module")
+def prose(tmp_path_factory):
+    """Python's own manual, 465,000 characters that come with it."""
+    from pydoc_data.topics import topics
+
+    path = tmp_path_factory.mktemp("prose") / "topics.txt"
+    path.write_text("\n\n".join(topics.values()))
+    return path
+
+
+@pytest.fixture(scope="module")
+def source(real_model, tmp_path_factory):
+    """A folder of the dequantised weights, which loads ten times as fast."""
+    folder = tmp_path_factory.mktemp("dense") / "model"
+    save_dense_copy(*load_model(str(real_model)), folder)
+    return str(folder)
+
+
+@pytest.mark.model
+class TestRealModel:
+    def test_sequential_wanda_is_the_published_procedure_bit_for_bit(self, source, prose, tmp_path):
+        request = PruneRequest(
+            source, sparsity=0.5, text=str(prose), tokens=1024, sequence_length=256, device="cpu",
+            statistics="sequential",
+        )  # fmt: skip
+        record = prune(request, tmp_path / "out")
+        assert record["read_back"] == 210
+        assert record["sparsity"] == pytest.approx(0.5, abs=1e-4)
+        reference, tokenizer = load_model(source)
+        ids = draw_sequences(str(prose), reference, tokenizer, 4, 256, 0)
+        with torch.no_grad():
+            wanda_reference(reference, Decoder(reference).blocks, ids, 0.5)
+        pruned = Decoder(load_model(str(tmp_path / "out"))[0])
+        for layer, ours, theirs in zip(
+            pruned.layers, pruned.modules, Decoder(reference).modules, strict=True
+        ):
+            assert torch.equal(ours.weight, theirs.weight), layer.name
+
+    def test_obs_helps_at_every_sparsity_and_is_sparsegpt_s_update(self, source, prose):
+        model, tokenizer = load_model(source)
+        decoder = Decoder(model)
+        ids = draw_sequences(str(prose), model, tokenizer, 10, 256, 0)
+        statistics, holdout = ids[:8], ids[8:]
+        pruner = Pruner(decoder, statistics)
+        held, hidden = [], pruner._entering()
+        with torch.no_grad():  # one pass for all that is compared: statistics are one-shot
+            for block in range(len(decoder.blocks)):
+                hidden, found = pruner._measured(block, hidden, WANDA)
+                held += found
+
+        def perplexity(ratio, update):
+            weights = {}
+            for h in held:
+                mask = h.mask(uniform(WANDA, decoder.layers, ratio), "unstructured")
+                weights[h.index] = update(h.weights, mask, h.gram, h.leaves["M"].flatten())
+                assert not weights[h.index][mask].any()
+            with decoder.with_weights(weights):
+                return figures(model, holdout)["perplexity"]
+
+        found = {
+            (ratio, name): perplexity(ratio, lambda *a, name=name: REPAIRS[name](*a).weights)
+            for ratio in (0.5, 0.6, 0.7)
+            for name in ("none", "obs")
+        }
+        for ratio in (0.5, 0.6, 0.7):
+            assert found[ratio, "obs"] < found[ratio, "none"], found
+        reference = perplexity(0.6, lambda w, mask, gram, _mean: sparsegpt_reference(w, mask, gram))
+        assert found[0.6, "obs"] == pytest.approx(reference, rel=0.01)

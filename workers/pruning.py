@@ -1,0 +1,214 @@
+"""Pruning: one rule applied to the model in memory, block by block.
+
+The order of things is that of Wanda's published procedure (Sun et al. 2024, arXiv 2306.11695): all layers
+of a block are measured on the dense block, one sequence at a time, then pruned. With ``sequential``
+statistics the block runs again, and what the pruned block returns is what the next one is measured on; with
+``one-shot`` statistics every block is measured on what the dense ones return.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..metrics_dsl.expression import Expression
+from ..search.candidate import Candidate, Layer, Reduction, parse_pattern
+from .calibration import check_composition
+from .decoder import Decoder, oriented, weight_matrix, weight_of
+from .observation import Observer, observed_outputs, root_mean_square_gradients
+from .reconstruction import quadratic_form
+from .repair import REPAIRS
+from .shard import HeldLayer
+from .statistics import LayerStatistics
+from .summary import of_block, quantiles
+
+STATISTICS = ("one-shot", "sequential")
+
+
+class PruningError(ValueError):
+    """A model that a rule cannot be applied to."""
+
+
+@dataclass(frozen=True)
+class PrunedLayer:
+    """What was done to one layer.
+
+    Attributes:
+        layer: The layer.
+        ratio: The ratio that the rule gives it.
+        zeros: Weights that are 0 now.
+        error: Relative squared error of its outputs by the mask alone, on the tokens of its statistics.
+        repaired: The same after the repair, without what a bias makes up for.
+        shifted: Whether its bias was shifted.
+    """
+
+    layer: Layer
+    ratio: float
+    zeros: int
+    error: float
+    repaired: float
+    shifted: bool
+
+
+class Pruner:
+    """Prunes one decoder in place; the statistics of one block exist at a time.
+
+    Args:
+        decoder: The dense model.
+        ids: Token ids of the statistics, (sequences, tokens).
+
+    Raises:
+        ModelError: When the model's blocks do not run one by one.
+    """
+
+    def __init__(self, decoder: Decoder, ids: Tensor) -> None:
+        self._decoder = decoder
+        self._ids = ids
+        self._gradients: dict[int, Tensor] = {}
+        # One at a time, as published: with more, sums of floats and so near ties would fall otherwise.
+        self._batches = [decoder.enter(sequence) for sequence in ids.split(1)]
+        with torch.no_grad():
+            hidden = self._batches[0].hidden
+            for block in range(len(decoder.blocks)):
+                hidden = decoder.run_block(block, self._batches[0], hidden)
+        check_composition(decoder, ids[:1], hidden)
+
+    @torch.no_grad()
+    def summarise(
+        self, metric: Expression, reductions: Sequence[Reduction]
+    ) -> dict[Reduction, NDArray[np.float64]]:
+        """Return reductions of a metric's dense scores, one number a block, or quantiles a layer.
+
+        Raises:
+            ScoreError: When scores are not finite.
+        """
+        self._prepare(metric)
+        found: dict[Reduction, list[float | NDArray[np.float64]]] = {name: [] for name in reductions}
+        hidden = self._entering()
+        for block in range(len(self._decoder.blocks)):
+            hidden, held = self._measured(block, hidden, metric)
+            scores = [h.dense_scores(metric) for h in held]
+            for name in reductions if held else ():
+                if name == "quantiles":
+                    found[name] += [quantiles(s) for s in scores]
+                else:
+                    found[name].append(of_block(scores, name, lambda work, items: [work(x) for x in items]))
+        return {name: np.array(values) for name, values in found.items()}
+
+    @torch.no_grad()
+    def prune(
+        self,
+        candidate: Candidate,
+        *,
+        pattern: str = "unstructured",
+        statistics: str = "one-shot",
+        repair: str = "none",
+        tell: Callable[[int], None] = lambda _: None,
+    ) -> list[PrunedLayer]:
+        """Prune the model and return what was done, in model order.
+
+        Args:
+            candidate: The rule; one ratio a layer of the decoder.
+            pattern: ``unstructured`` or ``N:M``.
+            statistics: ``one-shot`` or ``sequential``.
+            repair: A name of ``REPAIRS``.
+            tell: Called with the number of blocks done.
+
+        Raises:
+            PruningError: When the rule does not fit the model or statistics are not finite.
+            ScoreError: When scores are not finite.
+        """
+        self._check(candidate, pattern)
+        self._prepare(candidate.metric)
+        result: list[PrunedLayer] = []
+        hidden = self._entering()
+        for block in range(len(self._decoder.blocks)):
+            after, held = self._measured(block, hidden, candidate.metric)
+            result += [self._prune_layer(layer, candidate, pattern, repair) for layer in held]
+            hidden = self._run(block, hidden) if statistics == "sequential" else after
+            tell(block + 1)
+        return result
+
+    def _check(self, candidate: Candidate, pattern: str) -> None:
+        counts = parse_pattern(pattern)
+        if len(candidate.ratios) != len(self._decoder.layers):
+            raise PruningError(
+                f"expected one ratio for each of the model's {len(self._decoder.layers)} layers, got "
+                f"{len(candidate.ratios)}"
+            )
+        for layer in self._decoder.layers:
+            if counts and layer.columns % counts[1]:
+                raise PruningError(
+                    f"expected layers whose inputs divide by {counts[1]} for the pattern {pattern}, got "
+                    f"{layer.columns} inputs in {layer.name}; choose another pattern"
+                )
+
+    def _entering(self) -> list[Tensor]:
+        return [batch.hidden for batch in self._batches]
+
+    def _prepare(self, metric: Expression) -> None:
+        """Compute what only the dense model as a whole gives."""
+        if "G" in metric.leaves and not self._gradients:
+            with torch.enable_grad():
+                self._gradients = root_mean_square_gradients(self._decoder, self._ids)
+
+    def _run(self, block: int, hidden: list[Tensor]) -> list[Tensor]:
+        pairs = zip(self._batches, hidden, strict=True)
+        return [self._decoder.run_block(block, batch, states) for batch, states in pairs]
+
+    def _measured(
+        self, block: int, hidden: list[Tensor], metric: Expression
+    ) -> tuple[list[Tensor], list[HeldLayer]]:
+        """Return the hidden states after a block, and its layers with the statistics of their inputs."""
+        decoder = self._decoder
+        indexes = [i for i, layer in enumerate(decoder.layers) if layer.block == block]
+        observer = Observer({i: decoder.modules[i] for i in indexes})
+        after = []
+        for batch, states in zip(self._batches, hidden, strict=True):
+            with observer.watching():
+                after.append(decoder.run_block(block, batch, states))
+        held = []
+        for members, found in observer.finish(inverse="D" in metric.leaves):
+            broken = [name for name, value in found.items() if not bool(value.isfinite().all())]
+            if broken:
+                raise PruningError(
+                    f"statistics of block {block} are not finite ({broken[0]}); the model overflows on this "
+                    "text: try --dtype float32"
+                )
+            for i in members:
+                energy, size = observed_outputs(decoder.modules[i], found)
+                leaves = {name: found[name].reshape(1, -1) for name in "XMVD" if name in found}
+                leaves["Y"] = size.reshape(-1, 1)
+                if "G" in metric.leaves:
+                    leaves["G"] = self._gradients[i]
+                statistics = LayerStatistics(found["H"], energy, leaves)
+                weights = weight_matrix(decoder.modules[i])
+                held.append(HeldLayer(i, decoder.layers[i], weights, statistics, rows=1))
+        return after, sorted(held, key=lambda h: h.index)
+
+    def _prune_layer(self, held: HeldLayer, candidate: Candidate, pattern: str, repair: str) -> PrunedLayer:
+        """Change a layer's module, and so the dense weights that ``held`` looks at, in place."""
+        module = self._decoder.modules[held.index]
+        removed = held.mask(candidate, pattern)
+        dense = held.weights.float()
+        new, shift = REPAIRS[repair](dense, removed, held.gram, held.leaves["M"].flatten())
+        if not bool(new.isfinite().all()):
+            raise PruningError(f"the repair {repair} gives weights that are not finite in {held.layer.name}")
+        whole = float(held.energy.sum())
+        error, repaired = (
+            float(quadratic_form(lost, held.gram).sum()) / whole if whole > 0 else 0.0
+            for lost in (dense * removed, dense - new)
+        )
+        bias = module.bias if shift is not None else None
+        if isinstance(bias, Tensor) and shift is not None:
+            bias.data.add_(shift.to(bias.dtype))
+        stored = weight_of(module).data
+        stored.copy_(oriented(module, new))
+        zeros = stored.numel() - int(stored.count_nonzero())
+        shifted = isinstance(bias, Tensor)
+        return PrunedLayer(held.layer, candidate.ratios[held.index], zeros, error, repaired, shifted)
