@@ -16,8 +16,8 @@ from .search.objectives import look_up
 from .search.settings import SearchSettings
 from .workers.calibration import Request, load_decoder
 from .workers.checkpoint import check_new, write_checkpoint
-from .workers.decoder import Decoder
-from .workers.model import model_reference
+from .workers.decoder import Decoder, weight_matrix
+from .workers.model import model_reference, stored_dtype
 from .workers.pruning import STATISTICS, Pruner
 from .workers.repair import REPAIRS
 from .workers.statistics import Calibration, token_hash
@@ -41,7 +41,8 @@ class PruneRequest:
         statistics: ``one-shot``, of the dense model, or ``sequential``, behind pruned blocks.
         repair: A name of ``REPAIRS``.
         seed: Seed of sampling and order.
-        dtype: ``float32`` or ``bfloat16``, the type of the weights, read and written.
+        dtype: ``float32`` or ``bfloat16``, to compute in and to write; if left out, 32 bits and what the
+            model's own files have.
         device: ``auto``, ``cpu``, ``cuda``.
         trust_remote_code: Allow code that comes with the model.
     """
@@ -58,7 +59,7 @@ class PruneRequest:
     statistics: str = "one-shot"
     repair: str = "none"
     seed: int = 0
-    dtype: str = "float32"
+    dtype: str | None = None
     device: str = "auto"
     trust_remote_code: bool = False
 
@@ -115,7 +116,7 @@ def prune(
     tell(f"loading {request.model}")
     loading = Request(
         request.model, request.text, request.tokens, sequence_length=request.sequence_length,
-        seed=request.seed, dtype=request.dtype, device=request.device,
+        seed=request.seed, dtype=request.dtype or "float32", device=request.device,
         trust_remote_code=request.trust_remote_code,
     )  # fmt: skip
     decoder, tokenizer = load_decoder(loading)
@@ -146,6 +147,9 @@ def prune(
         candidate, pattern=pattern, statistics=request.statistics, repair=request.repair, tell=told
     )
     tell(f"writing {out}")
+    if request.dtype is None:  # zeros stay zeros in any type
+        decoder.model.to(stored_dtype(request.model, trust_remote_code=request.trust_remote_code))
+    written = str(weight_matrix(decoder.modules[0]).dtype).removeprefix("torch.")
     biased = sum(p.shifted for p in layers)
     record = {
         "format": "secateur.pruned", "version": 1,
@@ -158,7 +162,7 @@ def prune(
             "source": model_reference(request.text), "sequences": len(ids),
             "sequence_length": ids.shape[1], "seed": request.seed, "sha256": token_hash(ids),
         },
-        "model": {"source": model_reference(request.model), "dtype": request.dtype,
+        "model": {"source": model_reference(request.model), "dtype": written,
                   "stays_dense": decoder.passed_over},
         "versions": {"python": platform.python_version(),
                      **{name: version(name) for name in ("secateur", "torch", "transformers")}},

@@ -44,7 +44,12 @@ def prune(
         str, typer.Option(help="Make up for what is removed: none, obs (SparseGPT's update), bias or scale.")
     ] = "none",
     seed: Annotated[int, typer.Option(help="Seed of sampling and order.")] = 0,
-    dtype: Annotated[str, DTYPE] = "float32",
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="float32 or bfloat16, to compute in and to write; 32 bits and the files' own if left out."
+        ),
+    ] = None,
     device: Annotated[str, DEVICE] = "auto",
     trust_remote_code: Annotated[bool, _CODE] = False,
     config: Annotated[Path | None, CONFIG] = None,

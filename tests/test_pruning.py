@@ -289,6 +289,18 @@ class TestRepair:
 
 
 class TestFolder:
+    def test_keeps_the_type_of_the_models_own_files(self, models, text_file, tmp_path):
+        from transformers import AutoModelForCausalLM
+
+        model, tokenizer = load_model(str(models["llama"]))
+        model.to(torch.bfloat16).save_pretrained(tmp_path / "half")
+        tokenizer.save_pretrained(tmp_path / "half")
+        found = prune(request_of(tmp_path / "half", text_file, sparsity=0.5), tmp_path / "out")
+        assert found["model"]["dtype"] == "bfloat16"
+        assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").dtype == torch.bfloat16
+        sizes = [sum(f.stat().st_size for f in (tmp_path / n).glob("*.safetensors")) for n in ("half", "out")]
+        assert sizes[0] == pytest.approx(sizes[1], rel=0.01)
+
     @pytest.mark.parametrize("name", CONFIGS)
     @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
     def test_reloads_as_it_was_in_memory(self, models, text_file, tmp_path, monkeypatch, name, dtype):
@@ -488,10 +500,11 @@ class TestMistakes:
     ):
         names = tmp_path / "files"
         names.mkdir()
+        broken = {"name": "a", "block": 0, "kind": "q", "rows": 1, "columns": 1, "ratio": 2}
         places = {
             "OTHER": candidate_file(names / "other.json", layers[:5]),
             "RENAMED": candidate_file(names / "renamed.json", [*layers[1:], replace(layers[0], name="x")]),
-            "BROKEN": candidate_file(names / "broken.json", layers, layers=[{"name": "a", "block": 0, "kind": "q", "rows": 1, "columns": 1, "ratio": 2}]),
+            "BROKEN": candidate_file(names / "broken.json", layers, layers=[broken]),
             "GOOD": candidate_file(names / "good.json", layers),
             "SHORT": names / "short.txt",
             "RUN:ffff_": f"{run_of_two[0]}:ffff_",

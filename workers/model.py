@@ -85,6 +85,19 @@ def load_model(
     return model.eval().to(device or torch.device("cpu")), tokenizer
 
 
+def stored_dtype(source: str, *, trust_remote_code: bool = False) -> torch.dtype:
+    """Return the floating type of a model's files; 32 bits for a ``.gguf`` file, which holds several."""
+    from transformers import AutoConfig
+
+    if source.endswith(".gguf"):
+        return torch.float32
+    path = Path(source).expanduser()
+    config = AutoConfig.from_pretrained(
+        str(path) if path.is_dir() else source, trust_remote_code=trust_remote_code
+    )
+    return config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
+
+
 def save_dense_copy(model: Any, tokenizer: Any, folder: Path) -> None:
     """Write a model that was read from a quantised file as an ordinary folder, so it loads fast.
 
