@@ -32,6 +32,7 @@ from .variables import Encoding, Values, blend, draw, mutate
 _TYPES: dict[Shape, int] = {FULL: 0, COLUMN: 1, ROW: 2, SCALAR: 3}
 _CROSSOVER, _SUBTREE, _NODE = 0.35, 0.15, 0.15  # the rest moves a number
 _DESCENT = 0.7  # of the times that ratios vary, where sensitivities are known
+_SEEDS = 8  # published rules that are asked again, the best first, where ratios descend from them
 
 
 class _Member(NamedTuple):
@@ -73,7 +74,7 @@ class GeneticProgramming:
         """Return the seeds, then children of the population, or random ones while it is too small."""
         candidates = []
         with self._deap_random():
-            for _ in range(count):
+            for _ in range(min(count, len(self._waiting)) or count):
                 encoding = self._waiting.pop(0) if self._waiting else self._new()
                 self._known.add(encoding)
                 candidate = self._problem.candidate(encoding)
@@ -85,6 +86,7 @@ class GeneticProgramming:
     def tell(self, trials: Sequence[Trial]) -> None:
         """Let the trials compete with the population: by the tokens they raced on, where they did."""
         members = {member.encoding: member for member in self._population}
+        self._choose_seeds(trials)
         for trial in trials:
             if self._prices and trial.measurement.sensitivities:
                 self._prices.learn(trial.measurement.sensitivities)
@@ -97,6 +99,25 @@ class GeneticProgramming:
         found = list(members.values())
         order = best_first([member.point for member in found])
         self._population = [found[i] for i in order[: self._population_size]]
+
+    def _choose_seeds(self, trials: Sequence[Trial]) -> None:
+        """Where ratios descend, keep the seeds whose rules the opening has found to be the best.
+
+        Without them ratios have to be found from all over; with them the others are a detour.
+        """
+        if self._prices is None or self._asked or not self._waiting:
+            return
+        sparsity = self._problem.sparsity
+        assert isinstance(sparsity, float)
+        found: list[tuple[tuple[float, ...], Encoding]] = []
+        for trial in trials:
+            values = raced_point(trial, self._problem.objectives)
+            encoding = self._problem.encoding(trial.candidate.metric, trial.candidate.ratios, sparsity)
+            if values is not None and encoding in self._waiting:
+                found.append((values, encoding))
+        if found:
+            order = best_first([values for values, _ in found])
+            self._waiting = list(dict.fromkeys(found[i][1] for i in order))[:_SEEDS]
 
     def _encoding(self, candidate: Candidate) -> Encoding | None:
         """Return the encoding of what was asked here, or of a rule that an encoding stands for exactly."""
@@ -171,6 +192,8 @@ class GeneticProgramming:
             is_tree = self._batches // self._problem.phase % 2 == 0
             return is_tree, not is_tree
         kind = self._rng.random()
+        if self._prices is not None and self._prices.known:
+            return kind < 0.65, kind >= 0.5
         return kind < 0.6, kind >= 0.4
 
     def _vary_tree(self, first: Encoding, second: Encoding) -> Expression | None:
