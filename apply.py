@@ -120,6 +120,11 @@ def prune(
         trust_remote_code=request.trust_remote_code,
     )  # fmt: skip
     decoder, tokenizer = load_decoder(loading)
+    written_as = (
+        stored_dtype(request.model, trust_remote_code=request.trust_remote_code)
+        if request.dtype is None
+        else None
+    )
     ratios = None
     if rule.ratios is not None:
         ratios = ratios_of(rule, decoder.layers, rule.source)
@@ -147,8 +152,10 @@ def prune(
         candidate, pattern=pattern, statistics=request.statistics, repair=request.repair, tell=told
     )
     tell(f"writing {out}")
-    if request.dtype is None:  # zeros stay zeros in any type
-        decoder.model.to(stored_dtype(request.model, trust_remote_code=request.trust_remote_code))
+    if written_as is not None:  # zeros stay zeros in any type, and the smallest weights may join them
+        decoder.model.to(written_as)
+        modules = zip(layers, decoder.modules, strict=True)
+        layers = [replace(p, zeros=int((weight_matrix(m) == 0).sum())) for p, m in modules]
     written = str(weight_matrix(decoder.modules[0]).dtype).removeprefix("torch.")
     biased = sum(p.shifted for p in layers)
     record = {

@@ -60,6 +60,15 @@ def main() -> NoReturn:
             raise
         typer.echo(f"secateur: {_reason(error)}", err=True)
         sys.exit(2)
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError" or os.environ.get("SECATEUR_TRACEBACK"):
+            raise
+        typer.echo(
+            f"secateur: the device ran out of memory ({_reason(error).split('.')[0]}); use --dtype bfloat16, "
+            "shorter sequences or --device cpu",
+            err=True,
+        )
+        sys.exit(2)
     except KeyboardInterrupt:
         typer.echo("secateur: interrupted", err=True)
         sys.exit(130)

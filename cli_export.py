@@ -47,7 +47,10 @@ def export(
     from .results.exporters import export as write
 
     given = {"model": model, "device": device, "dtype": dtype, "threads": threads}
-    masks = _masks(run, key, {n: v for n, v in given.items() if v is not None}) if to == "masks" else None
+    changes = {name: value for name, value in given.items() if value is not None}
+    if changes and to != "masks":
+        raise ValueError(f"expected --{next(iter(changes))} with masks alone, which need the model; got {to}")
+    masks = _masks(run, key, changes) if to == "masks" else None
     write(run, key, to=to, out=out, masks=masks)
     if as_json:
         print_json({"run": str(run), "key": key, "to": to, "out": str(out)})
@@ -65,7 +68,8 @@ def _masks(run: Path, key: str, changes: dict[str, Any]) -> Iterator[tuple[str, 
 
     with Archive(run) as archive:
         finding = find(archive, key)
-    settings = SearchSettings.load(run / "run.toml").model_copy(update=changes)
+    there = SearchSettings.load(run / "run.toml").model_dump()
+    settings = SearchSettings.read({**there, **changes})
     evaluator = LocalEvaluator(
         Calibration(settings.calibration),
         pattern=finding.pattern,
@@ -114,6 +118,14 @@ def import_file(
 
     tree = not file.is_dir() and file.suffix == ".json"
     found = read_pruner_zero(file) if tree else None
+    unused: dict[str, Any] = {"metric": metric, "weights-diff": weights_diff} if tree else {}
+    if tree and out is None:
+        unused |= {"layers": layers, "sparsity": sparsity}
+    if extra := [name for name, value in unused.items() if value is not None]:
+        raise ExportError(
+            f"expected no --{extra[0]} for a tree"
+            + ("" if out else " that is printed; give --out to write a candidate")
+        )
     if found is not None and out is None:
         print_json({"metric": str(found)}) if as_json else typer.echo(str(found))
         return

@@ -170,7 +170,9 @@ def search(
     ] = "200",
     seed: Annotated[int, typer.Option(help="Seed of the searcher.")] = 0,
     seeds: Annotated[int, typer.Option(help="Runs with seeds from --seed on, in folders of their own.")] = 1,
-    batch: Annotated[int, typer.Option(help="Candidates asked for at a time.")] = 16,
+    batch: Annotated[
+        int | None, typer.Option(help="Candidates asked for at a time; 16, or 4 for descent, if left out.")
+    ] = None,
     promote: Annotated[
         float, typer.Option(help="Share of a batch that passes the screen, and each rung.")
     ] = 0.25,

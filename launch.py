@@ -26,6 +26,7 @@ from .workers.local import Device, LocalEvaluator
 from .workers.reference import SHORTEST, len_of_rung
 from .workers.statistics import Calibration
 
+_MOST_SENSITIVITY = 4096  # tokens of a step if nothing is said: more steps on few are worth more
 _FEWEST_TO_RACE = 1024  # selection tokens from which a quarter of them tells candidates apart
 
 
@@ -105,8 +106,9 @@ def _run_all(runs: dict[Path, SearchSettings], listener: Listener) -> None:
     evaluator = _evaluator(settings, calibration)
     before: list[Path] = []
     try:
-        for folder, own in runs.items():
+        for folder, own in runs.items():  # all at first: what is interrupted is resumed with all its seeds
             save(own, folder)
+        for folder, own in runs.items():
             listener.begin(own)
             with Archive(folder, write=True) as archive, contextlib.ExitStack() as opened:
                 claim(archive, own, calibration, listener.line)
@@ -134,7 +136,7 @@ def resume(folder: str | Path, listener: Listener | None = None) -> Archive | li
         ValueError: When the folder holds no run or its calibration has changed.
     """
     path = Path(folder) / "run.toml"
-    seeds = sorted(Path(folder).glob("seed-*/run.toml"))
+    seeds = sorted(Path(folder).glob("seed-*/run.toml"), key=lambda p: (len(str(p)), p))
     if seeds and not path.is_file():
         _run_all({p.parent: SearchSettings.load(p) for p in seeds}, listener or Listener())
         return [Archive(p.parent) for p in seeds]
@@ -172,7 +174,7 @@ def _search(
     names = {c.key: name for name, c in opening.items()}
     archive.note(baselines={**archive.fact("baselines", {}), **names})
     searcher = Opening(
-        build_searcher(settings.searcher, problem, settings.seed, settings.batch),
+        build_searcher(settings.searcher, problem, settings.seed, settings.batch_size),
         list(opening.values()),
         tell=settings.seeding,
     )
@@ -193,6 +195,9 @@ def _search(
             f"nothing new was proposed any more: the search ended after {spent:.0f} of {budget.amount:.0f} "
             f"{budget.unit}"
         )
+    query = "SELECT failure FROM measurements WHERE stage = 'sensitivity' AND failure != ''"
+    if failures := archive.rows(query):
+        listener.line(f"{len(failures)} times no sensitivities were found: {failures[-1][0]}")
     _measure_holdout(settings, evaluator, archive, listener)
 
 
@@ -219,10 +224,14 @@ def _rungs(settings: SearchSettings, sequences: int, length: int) -> tuple[int, 
 
 
 def _sensitivity(settings: SearchSettings, tokens: int) -> int:
-    """Return on how many of the statistics tokens sensitivities are found: a quarter if nothing is said."""
+    """Return on how many of the statistics tokens sensitivities are found: a quarter, but not very many."""
     if settings.sensitivity is not None:
         return settings.sensitivity
-    return max(1, tokens // 4) if settings.can_descend and settings.searcher in DESCENDING else 0
+    return (
+        min(max(1, tokens // 4), _MOST_SENSITIVITY)
+        if settings.can_descend and settings.searcher in DESCENDING
+        else 0
+    )
 
 
 def _measure_holdout(
@@ -235,8 +244,9 @@ def _measure_holdout(
     decided = rows["baseline"].notna() & rows["kl"].notna()
     so_far = incumbents(rows, settings.objectives[0])  # for the curve of quality over cost
     wanted = {*archive.front()["key"], *rows.loc[decided, "key"], *so_far}
-    trials = [t for t in archive.trials() if t.candidate.key in wanted and t.status != "failed"]
+    told = archive.trials()
+    trials = [t for t in told if t.candidate.key in wanted and t.status != "failed"]
     originals = {t.alias_of or t.candidate.key for t in trials}
-    chosen = [t.candidate for t in archive.trials() if t.candidate.key in originals]
+    chosen = [t.candidate for t in told if t.candidate.key in originals]
     listener.line(f"measuring {len(chosen)} candidates on holdout tokens")
     evaluator.measure(chosen, "model", "holdout")

@@ -23,13 +23,13 @@ for part in "${@:-wanda together searchers front}"; do
     case $step in
       wanda) # searched ratios beside every published allocation, 30 minutes of measuring
         for sparsity in 0.6 0.7; do
-          "$bin" search "$cal" --space layer --metric wanda --searcher descent --sparsity $sparsity --batch 4 \
+          "$bin" search "$cal" --space layer --metric wanda --searcher descent --sparsity $sparsity \
             --budget 1800s --out "$out/wanda-$sparsity"
         done ;;
       together) # metric alone, ratios alone, both: at equal cost, three seeds
         "$bin" search "$small" --space tree --sparsity 0.6 --objectives kl --budget 450ktokens --seeds 3 \
           --out "$out/metric"
-        "$bin" search "$small" --space layer --metric wanda --searcher descent --sparsity 0.6 --batch 4 \
+        "$bin" search "$small" --space layer --metric wanda --searcher descent --sparsity 0.6 \
           --budget 450ktokens --seeds 3 --out "$out/ratios"
         "$bin" search "$small" --space tree+layer --sparsity 0.6 --objectives kl --budget 450ktokens --seeds 3 \
           --out "$out/joint"

@@ -67,7 +67,9 @@ def to_levels(finding: Finding) -> Levels:
             step = float(max(1, math.ceil(furthest / count)))
             if step / 2 <= _TOLERANCE * min(sizes):
                 break
-    levels = _balanced([m / step for m in moved])
+    lowest = [math.ceil(-sparsity * size / step) for size in sizes]
+    highest = [math.ceil((1 - sparsity) * size / step) - 1 for size in sizes]
+    levels = _balanced([m / step for m in moved], lowest, highest)
     found = [sparsity + level * step / size for level, size in zip(levels, sizes, strict=True)]
     error = max(abs(a - b) for a, b in zip(found, ratios, strict=True))
     names = [layer.name for layer in finding.layers]
@@ -75,14 +77,14 @@ def to_levels(finding: Finding) -> Levels:
     return Levels(by_name, sparsity, step, error, str(finding.candidate.metric))
 
 
-def _balanced(exact: list[float]) -> list[int]:
-    """Round to whole numbers that add up to 0."""
-    levels = [round(x) for x in exact]
+def _balanced(exact: list[float], lowest: list[int], highest: list[int]) -> list[int]:
+    """Round to whole numbers within bounds that add up to 0: no ratio leaves [0, 1)."""
+    levels = [min(max(round(x), low), high) for x, low, high in zip(exact, lowest, highest, strict=True)]
     while surplus := sum(levels):
         step = 1 if surplus > 0 else -1
+        movable = [i for i, n in enumerate(levels) if lowest[i] <= n - step <= highest[i]]
         # The one that rounding moved furthest that way goes back.
-        at = max(range(len(levels)), key=lambda i: step * (levels[i] - exact[i]))
-        levels[at] -= step
+        levels[max(movable, key=lambda i: step * (levels[i] - exact[i]))] -= step
     return levels
 
 
@@ -131,7 +133,10 @@ def read_levels(path: Path, sparsity: float | None = None, weights_diff: float |
             raise ExportError(f"expected lines `name: level`, got {line[:60]!r} in line {number} of {file}")
         levels[match[1]] = int(match[2])
     beside = file.with_name("levels.json")
-    known = json.loads(beside.read_text()) if beside.is_file() else {}
+    try:
+        known = dict(json.loads(beside.read_text())) if beside.is_file() else {}
+    except (OSError, ValueError, TypeError) as error:
+        raise ExportError(f"expected a JSON object in {beside}, got something else: {error}") from None
     sparsity = known.get("sparsity") if sparsity is None else sparsity
     if not levels or sparsity is None:
         lacks = "levels" if not levels else "the ratio of level 0: give it with --sparsity"

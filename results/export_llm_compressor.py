@@ -26,7 +26,7 @@ _LEAVES = {
     "M": "sums.first / sums.tokens",
     "V": "(sums.second - sums.first**2 / sums.tokens).clamp(min=0) / max(sums.tokens - 1, 1)",
     "D": "inverse_diagonal(sums.gram / sums.tokens)",
-    "Y": "((weight @ (sums.gram / sums.tokens)) * weight).sum(1).clamp(min=0).sqrt()",
+    "Y": "outputs(module, weight, sums)",
 }
 _INVERSE = '''
 def inverse_diagonal(gram):
@@ -36,6 +36,17 @@ def inverse_diagonal(gram):
     mean = diagonal.mean()
     diagonal.add_(0.01 * mean if mean > 0 else 1.0)
     return torch.cholesky_inverse(torch.linalg.cholesky(damped)).diagonal()
+
+
+'''
+_OUTPUTS = '''
+def outputs(module, weight, sums):
+    """Return the root-mean-square of a module's outputs, with its bias, (outputs,)."""
+    square = ((weight @ (sums.gram / sums.tokens)) * weight).sum(1).double()
+    if getattr(module, "bias", None) is not None:
+        bias = module.bias.data.double()
+        square += 2 * bias * (weight.double() @ (sums.first / sums.tokens)) + bias.square()
+    return square.clamp(min=0).sqrt().float()
 
 
 '''
@@ -173,7 +184,14 @@ def to_modifier(finding: Finding) -> str:
     )
     pieces = [helpers_for(scores), scores, mask_function(finding)]
     functions = "\n\n".join(piece for piece in pieces if piece)
-    return head + functions + "\n\n" + (_INVERSE.lstrip() if "D" in needed else "") + body
+    return (
+        head
+        + functions
+        + "\n\n"
+        + (_INVERSE.lstrip() if "D" in needed else "")
+        + (_OUTPUTS.lstrip() if "Y" in needed else "")
+        + body
+    )
 
 
 def write_llm_compressor(finding: Finding, path: Path) -> None:

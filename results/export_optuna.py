@@ -25,7 +25,9 @@ def write_optuna(archive: Archive, path: Path) -> None:
     from optuna.storages.journal import JournalFileBackend
 
     objectives = look_up_objectives(archive.fact("objectives", ["kl", "size"]))
-    rows = {row["key"]: row for row in archive.frame().to_dict("records")}
+    with archive.reading():  # a run may be written meanwhile
+        rows = {row["key"]: row for row in archive.frame().to_dict("records")}
+        told = archive.trials()
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     journal = JournalFileBackend(str(path))
@@ -42,7 +44,7 @@ def write_optuna(archive: Archive, path: Path) -> None:
             study.set_user_attr(name, archive.fact(name))
         start = datetime.datetime(2000, 1, 1)  # the archive knows how long measuring took, not when
         trials = []
-        for trial in archive.trials():
+        for trial in told:
             values = point(trial, objectives)
             row = rows[trial.candidate.key]
             figures = {n: float(row[n]) for n in FIGURES if row[n] == row[n]}

@@ -26,7 +26,7 @@ HOW = {
     "M": "mean over tokens of x",
     "V": "variance over tokens of x, unbiased (divided by tokens - 1)",
     "D": "diagonal of inverse(H + 0.01 * mean(diagonal of H) * I), H the mean over tokens of x x'",
-    "Y": "sqrt(mean over tokens of y^2), y the outputs of the layer without its bias",
+    "Y": "sqrt(mean over tokens of y^2), y the outputs of the layer, with its bias",
 }
 _RESHAPED = {ROW: ".reshape(-1, 1)", COLUMN: ".reshape(1, -1)"}
 _METHODS = {
@@ -238,7 +238,9 @@ def to_python(finding: Finding) -> str:
     scores = scores_function(finding, candidate.metric.leaves)
     figures = ", ".join(f"{name} {value:.6g}" for name, value in finding.figures.items() if name != "seconds")
     known = finding.provenance
-    source = f"run {known.get('run')}, calibration {str(known.get('calibration'))[:12]}"
+    # Only letters that cannot end or escape a docstring: a folder may be called anything.
+    run = re.sub(r"[^\w .+-]", "_", str(known.get("run")))
+    source = f"run {run}, calibration {str(known.get('calibration'))[:12]}"
     measured = textwrap.fill(f"Measured: {figures or 'nothing yet'} ({source}).", 100, break_on_hyphens=False)
     ratios = "\n".join(
         f"    {json.dumps(layer.name)}: {ratio!r},"

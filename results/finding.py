@@ -13,7 +13,7 @@ from ..search.candidate import Candidate, Layer, parse_pattern
 if TYPE_CHECKING:
     from .archive import Archive
 
-# Columns of a frame that are figures of a candidate: what was measured, in the units of front.COLUMNS.
+# Columns of a frame that are figures of a candidate: what was measured, in the units of frame.COLUMNS.
 FIGURES = (
     "sparsity", "kl", "kl_holdout", "kl_holdout_error", "kl_rung", "layer_error", "model_error", "perplexity",
     "seconds", "tokens",

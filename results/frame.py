@@ -33,7 +33,7 @@ COLUMNS = {
     "kl": "divergence from the dense model on selection tokens, nats per token",
     "kl_holdout": "the same on holdout tokens, which no search sees",
     "kl_holdout_error": "standard error of kl_holdout, from its disjoint sequences",
-    "kl_rung": "kl on the few tokens of the last rung; what a rung rejected has no other",
+    "kl_rung": "kl on the few tokens of the first rung; what a rung rejected has no other",
     "layer_error": "relative squared error of the layers' outputs, mean over layers",
     "model_error": "relative squared error of the final hidden states on selection tokens",
     "perplexity": "on selection tokens",

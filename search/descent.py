@@ -79,7 +79,7 @@ class Descent:
     estimates are noisy. The best of them is the next point, and what won says whether steps should grow.
 
     Args:
-        problem: A given metric, one objective, one sparsity, and a linear space of ratios.
+        problem: A given metric, KL as the first objective, one sparsity, and a linear space of ratios.
         seed: Seed of the searcher's own generator.
 
     Raises:

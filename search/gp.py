@@ -32,7 +32,7 @@ from .variables import Encoding, Values, blend, draw, mutate
 _TYPES: dict[Shape, int] = {FULL: 0, COLUMN: 1, ROW: 2, SCALAR: 3}
 _CROSSOVER, _SUBTREE, _NODE = 0.35, 0.15, 0.15  # the rest moves a number
 _DESCENT = 0.7  # of the times that ratios vary, where sensitivities are known
-_SEEDS = 8  # published rules that are asked again, the best first, where ratios descend from them
+_SEEDS = 3  # published rules that are asked again, the best first, where ratios descend from them
 
 
 class _Member(NamedTuple):
@@ -67,6 +67,7 @@ class GeneticProgramming:
         self._known: set[Encoding] = set()
         self._batches = 0
         self._prices = Prices(problem.layers) if can_descend(problem) else None
+        self._taught: set[str] = set()  # keys whose sensitivities, if any, have been learned
         self._primitives = _primitive_set(problem.trees) if problem.trees else None
         self._states = (random.Random(seed).getstate(), np.random.RandomState(seed).get_state())
 
@@ -88,8 +89,11 @@ class GeneticProgramming:
         members = {member.encoding: member for member in self._population}
         self._choose_seeds(trials)
         for trial in trials:
-            if self._prices and trial.measurement.sensitivities:
-                self._prices.learn(trial.measurement.sensitivities)
+            # What is told again, or as an alias, brings nothing new.
+            if self._prices and not trial.alias_of and trial.candidate.key not in self._taught:
+                self._taught.add(trial.candidate.key)
+                if trial.measurement.sensitivities:
+                    self._prices.learn(trial.measurement.sensitivities)
             values = raced_point(trial, self._problem.objectives)
             encoding = self._encoding(trial.candidate)
             if values is None or encoding is None or encoding in members:
@@ -101,9 +105,9 @@ class GeneticProgramming:
         self._population = [found[i] for i in order[: self._population_size]]
 
     def _choose_seeds(self, trials: Sequence[Trial]) -> None:
-        """Where ratios descend, keep the seeds whose rules the opening has found to be the best.
+        """Where ratios descend, keep the best of the published rules, and all metrics at its ratios.
 
-        Without them ratios have to be found from all over; with them the others are a detour.
+        The others would be a detour: descent leads away from any of them.
         """
         if self._prices is None or self._asked or not self._waiting:
             return
@@ -117,7 +121,14 @@ class GeneticProgramming:
                 found.append((values, encoding))
         if found:
             order = best_first([values for values, _ in found])
-            self._waiting = list(dict.fromkeys(found[i][1] for i in order))[:_SEEDS]
+            best = [found[i][1] for i in order]
+            with_its_ratios = [self._joined(encoding, best[0]) for encoding in best]
+            self._waiting = list(dict.fromkeys([*best[:_SEEDS], *with_its_ratios]))
+
+    def _joined(self, of_metric: Encoding, of_ratios: Encoding) -> Encoding:
+        """Return the metric of one encoding with the ratios of another."""
+        count = len(self._problem.metric_variables)
+        return Encoding(of_metric.tree, (*of_metric.values[:count], *of_ratios.values[count:]))
 
     def _encoding(self, candidate: Candidate) -> Encoding | None:
         """Return the encoding of what was asked here, or of a rule that an encoding stands for exactly."""
@@ -159,9 +170,7 @@ class GeneticProgramming:
             # What ratios are worth hardly depends on the metric: the best ones serve all, and metrics with
             # the same ratios can be screened against each other.
             best = min(self._population, key=lambda member: member.point).encoding
-            of_metric = len(self._problem.metric_variables)
-            first = Encoding(first.tree, (*first.values[:of_metric], *best.values[of_metric:]))
-            first = first if vary_tree else best
+            first = best if self._problem.trees and not vary_tree else self._joined(first, best)
         tree, values = first
         if vary_tree:
             tree = self._vary_tree(first, second)
@@ -173,7 +182,9 @@ class GeneticProgramming:
 
     def _vary_values(self, first: Encoding, second: Encoding, *, descends: bool) -> Values:
         variables = self._problem.variables
-        if descends and self._rng.random() < _DESCENT:
+        # Without trees what varies in a metric is among the values, and takes its turn with the ratios.
+        share = _DESCENT / 2 if self._problem.metric_variables else _DESCENT
+        if descends and self._rng.random() < share:
             assert self._prices is not None
             assert isinstance(self._problem.sparsity, float)
             ratios = self._problem.candidate(first).ratios

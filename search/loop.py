@@ -97,14 +97,18 @@ class Funnel:
     def race(self, raced: Sequence[Trial]) -> set[str]:
         """Return the keys of the candidates that a rung promotes: the best by the objectives on it."""
         chosen = {t.candidate.key for t in raced} & self.always
-        waiting = [trial for trial in raced if trial.candidate.key not in chosen]
-        return chosen | set(self.best(waiting)[: math.ceil(self.promote * len(waiting))])
+        known = [(p, key) for p, key in self._points(raced) if key not in chosen]
+        order = best_first([p for p, _ in known])[: math.ceil(self.promote * len(known))]
+        return chosen | {known[i][1] for i in order}
 
-    def best(self, trials: Sequence[Trial]) -> list[str]:
-        """Return the keys of trials in the order of selection; equal ones by their keys."""
+    def least(self, trials: Sequence[Trial]) -> str:
+        """Return the key of the trial with the least first objective, empty for none."""
+        return min(self._points(trials), default=((), ""))[1]
+
+    def _points(self, trials: Sequence[Trial]) -> list[tuple[tuple[float, ...], str]]:
+        """Return the objectives and the key of each trial that has them, in the order of keys."""
         points = {t.candidate.key: point(replace(t, status="measured"), self.objectives) for t in trials}
-        known = sorted((key, p) for key, p in points.items() if p is not None)
-        return [known[i][0] for i in best_first([p for _, p in known])]
+        return [(p, key) for key, p in sorted(points.items()) if p is not None]
 
 
 def run(
@@ -173,7 +177,7 @@ def _measure(
     if funnel.last != "screen":
         going_on = _stage(going_on, evaluator, funnel.last, done)
     done.update((t.candidate.key, replace(t, status="measured")) for t in going_on)
-    for key in funnel.best(going_on)[: 1 if funnel.sensitivity else 0]:
+    if funnel.sensitivity and (key := funnel.least(going_on)):
         done[key] = _with_sensitivities(done[key], evaluator, funnel.sensitivity)
     for candidate in candidates:
         if candidate.key in alias:

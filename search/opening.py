@@ -87,7 +87,7 @@ def build_funnel(
         screen = INDIFFERENCE
     objectives = look_up_objectives(settings.objectives)
     return Funnel(
-        objectives, settings.batch, settings.promote, settings.stage, frozenset(always), screen, rungs,
+        objectives, settings.batch_size, settings.promote, settings.stage, frozenset(always), screen, rungs,
         sensitivity,
     )  # fmt: skip
 

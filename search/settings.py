@@ -25,6 +25,7 @@ from .searchers import SEARCHERS
 METRIC_SPACES = ("tree", "meta")
 TREE_SEARCHERS = ("gp", "random")
 DESCENDING = ("descent", "gp")  # searchers that use sensitivities
+LARGEST_DESCENT_BATCH = 4  # lengths of a step, and the mean of the path
 SMALLEST_CMA_BATCH = 5  # the mean, and four samples to rank
 ONE_NUMBER_SPACES = ("ramp", "owl", "dlp", "dsa", "alpha")
 
@@ -45,7 +46,7 @@ class SearchSettings(BaseModel):
     objectives: tuple[str, ...] = ()
     budget: int | str = 200
     seed: int = Field(default=0, ge=0, lt=2**32)  # what NumPy and pymoo take
-    batch: int = Field(default=16, ge=1)
+    batch: int | None = Field(default=None, ge=1)
     promote: float = Field(default=0.25, gt=0, le=1)
     rungs: tuple[int, ...] | None = None
     sensitivity: int | None = Field(default=None, ge=0)
@@ -236,7 +237,12 @@ class SearchSettings(BaseModel):
             raise ValueError(
                 f"expected a space of numbers alone, such as curve, for the searcher cma, got {self.space}"
             )
-        if self.searcher == "cma" and self.batch < SMALLEST_CMA_BATCH:
+        if self.searcher == "descent" and self.batch_size > LARGEST_DESCENT_BATCH:
+            raise ValueError(
+                f"expected batches of at most {LARGEST_DESCENT_BATCH} for the searcher descent, which tries "
+                f"three lengths of a step and the mean of its path, got {self.batch}"
+            )
+        if self.searcher == "cma" and self.batch_size < SMALLEST_CMA_BATCH:
             raise ValueError(
                 f"expected batches of at least {SMALLEST_CMA_BATCH} for the searcher cma, which learns from "
                 f"their ranks, got {self.batch}"
@@ -254,6 +260,11 @@ class SearchSettings(BaseModel):
                 f"searcher grid, got the space {self.space} and the sparsity {self.sparsity}"
             )
         return self
+
+    @property
+    def batch_size(self) -> int:
+        """Candidates asked for at a time; chosen for the searcher if nothing is said."""
+        return self.batch or (LARGEST_DESCENT_BATCH if self.searcher == "descent" else 16)
 
     @property
     def can_descend(self) -> bool:

@@ -36,7 +36,7 @@ def check_new(out: str | Path) -> Path:
     Raises:
         CheckpointError: When it exists and is not empty, or there is no right to make it.
     """
-    target = Path(out).expanduser()
+    target = Path(out).expanduser().absolute()
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise CheckpointError(
             f"expected a new or empty folder, got {target}, which exists; choose another --out"

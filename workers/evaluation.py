@@ -59,6 +59,10 @@ class EvaluationRequest:
             raise EvaluationError("expected a text that no model wrote, got self; give a file or hub:NAME")
         if not self.text and not self.tasks:
             raise EvaluationError("expected a text or tasks to evaluate on, got neither")
+        if not self.text and (self.against or self.windows):
+            raise EvaluationError(
+                "expected a text for KL to a dense model and for windows, got tasks alone; give --text"
+            )
 
 
 def evaluate(request: EvaluationRequest, tell: Callable[[str], None] = lambda _: None) -> dict[str, Any]:

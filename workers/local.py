@@ -204,7 +204,8 @@ class LocalEvaluator:
         ids = self._calibration.tokens(part)
         window = int(candidate.key, 16) % count_windows(ids, tokens)
         if (part, tokens, window) not in self._windows:
-            # Probabilities are not kept: windows are many, and each is seldom met.
+            # One window at a time, and without its probabilities: windows are many, and each is seldom met.
+            self._windows.clear()
             self._windows[part, tokens, window] = Reference(self._decoder, window_of(ids, tokens, window), 0)
         reference = self._windows[part, tokens, window]
         start = time.perf_counter()

@@ -17,6 +17,10 @@ from .observation import DAMPING
 _LAZY_COLUMNS = 128  # columns whose errors reach those further right together, as in SparseGPT
 
 
+class RepairError(ValueError):
+    """Statistics that a repair cannot work with."""
+
+
 class Repaired(NamedTuple):
     """A layer's new weights (rows, columns), and what to add to its bias (rows,), if it has one."""
 
@@ -80,8 +84,14 @@ def _upper_factor(gram: Tensor) -> Tensor:
     diagonal = damped.diagonal()
     mean = diagonal.mean()
     diagonal.add_(DAMPING * mean if mean > 0 else 1.0)  # an expert that no token reached has no inputs
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
-    factor: Tensor = torch.linalg.cholesky(inverse, upper=True)
+    try:
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
+        factor: Tensor = torch.linalg.cholesky(inverse, upper=True)
+    except RuntimeError:  # torch's LinAlgError
+        raise RepairError(
+            "expected inputs whose Gram matrix can be inverted for the repair obs, got one that cannot; give "
+            "more --tokens or another --repair"
+        ) from None
     return factor.to(gram.dtype)
 
 

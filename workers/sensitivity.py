@@ -29,7 +29,7 @@ def sensitivities(
     """Return the change of KL with each layer's ratio, nats per token, (layers,) in model order.
 
     Of the forward pass no more than the hidden states before each block are kept; each block runs again
-    on its way back, so that a model needs the memory of one block's gradients.
+    on its way back, a batch at a time, so that a model needs the memory of one block's gradients on a batch.
 
     Raises:
         ScoreError: When scores are not finite.
@@ -47,22 +47,22 @@ def sensitivities(
     gradients = reference.gradients(decoder, states.pop())
     found = [0.0] * len(decoder.layers)
     for block in reversed(range(len(decoder.blocks))):
-        before = [hidden.detach().requires_grad_(block > 0) for hidden in states.pop()]
         ratios = {h.index: torch.tensor(candidate.ratios[h.index], device=decoder.device)
                   .requires_grad_(True) for h in shard.of_block(block)}  # fmt: skip
         with torch.enable_grad():
             blurred = shard.blurred_weights(candidate, block, ratios, BAND)
-            after = [
-                decoder.run_block_with(block, batch, hidden, blurred)
-                for batch, hidden in zip(reference.batches, before, strict=True)
-            ]
-        inputs: list[Tensor] = [*ratios.values(), *(before if block else [])]
-        # A layer without a part in the output, such as an expert that no token reached, has no gradient.
-        result = torch.autograd.grad(after, inputs, gradients, allow_unused=True)
-        for index, value in zip(ratios, result, strict=False):
-            found[index] = 0.0 if value is None else float(value)
-        gradients = [
-            torch.zeros_like(hidden) if value is None else value
-            for hidden, value in zip(before, result[len(ratios) :], strict=False)
-        ]
+        before = []
+        for batch, hidden, gradient in zip(reference.batches, states.pop(), gradients, strict=True):
+            hidden = hidden.detach().requires_grad_(block > 0)
+            with torch.enable_grad():
+                output = decoder.run_block_with(block, batch, hidden, blurred)
+            inputs: list[Tensor] = [*ratios.values(), *([hidden] if block else [])]
+            # A layer without a part in the output, such as an expert that no token reached, has no gradient.
+            result = torch.autograd.grad(output, inputs, gradient, retain_graph=True, allow_unused=True)
+            for index, value in zip(ratios, result, strict=False):
+                found[index] += 0.0 if value is None else float(value)
+            if block:
+                own = result[-1]
+                before.append(torch.zeros_like(hidden) if own is None else own)
+        gradients = before
     return tuple(found)
