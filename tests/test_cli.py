@@ -202,7 +202,7 @@ class TestRatios:
     def test_metric_and_ratios_are_searched_together(self, tiny_calibration, tmp_path):
         run = tmp_path / "run"
         options = ("--space", "tree+curve", "--phase", 1, "--sparsity", 0.6, "--objectives", "kl")
-        done = in_process("search", tiny_calibration.folder, *options, "--budget", 60, "--out", run)
+        done = in_process("search", tiny_calibration.folder, *options, "--budget", 90, "--out", run)
         assert done.returncode == 0, done.stderr
         found = Archive(run).frame().query("baseline.isna()")
         assert found["metric"].nunique() > 3

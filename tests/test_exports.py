@@ -3,6 +3,7 @@
 import ast
 import csv
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -22,11 +23,11 @@ from secateur.results.export_evopress import Levels, read_levels, to_levels, to_
 from secateur.results.export_json import SCHEMA, read_json, to_json
 from secateur.results.export_latex import to_latex
 from secateur.results.export_masks import apply_masks, read_masks, write_masks
-from secateur.results.export_python import to_python
+from secateur.results.export_python import to_python, write_python
 from secateur.results.export_sympy import to_sympy
 from secateur.results.exporters import EXPORTERS, Exporter, export
 from secateur.results.finding import ExportError, find
-from secateur.search.candidate import Layer
+from secateur.search.candidate import Layer, Measurement, Trial, uniform
 from secateur.workers.masks import removed
 from support import in_process
 
@@ -389,6 +390,16 @@ def test_ratios_that_are_no_levels_are_rounded_and_keep_the_sparsity(seed):
     assert weighted / sum(layer.size for layer in layers) == pytest.approx(found.sparsity, abs=1e-12)
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_levels_never_leave_the_range_of_ratios(seed):
+    draw = torch.Generator().manual_seed(seed)
+    layers = [Layer(f"l{i}", i, "l", 512 * (1 + i % 3), 1024) for i in range(12)]
+    ratios = tuple((torch.rand(12, generator=draw) ** 4 * 0.95).tolist())  # many near 0
+    found = to_levels(finding("abs(W)", ratios, layers=layers))
+    assert sum(found.levels.values()) == 0
+    assert all(0 <= ratio < 1 for ratio in to_ratios(found, layers))
+
+
 def test_even_ratios_are_level_0():
     assert set(to_levels(finding("abs(W)", 0.6)).levels.values()) == {0}
     with pytest.raises(ExportError, match="leaves no ratio"):
@@ -524,3 +535,30 @@ def test_other_searches_become_candidates_for_a_models_layers(run, tmp_path):
     assert str(read.candidate.metric) == "abs(W) * X"
     assert read.candidate.ratios == pytest.approx(run[1][0].candidate.ratios, abs=0.02)
     assert read.sparsity == pytest.approx(to_levels(find(Archive(run[0]), "best")).sparsity, abs=0.002)
+
+
+@pytest.mark.parametrize("name", ['a"""+print("out")+"""', "x\\Users", "line\nbreak"])
+def test_a_runs_name_cannot_end_the_docstring_of_a_python_file(name, tmp_path, capsys):
+    made = finding("abs(W) * X", provenance={"run": name, "calibration": "c" * 64})
+    write_python(made, tmp_path / "rule.py")
+    runpy.run_path(str(tmp_path / "rule.py"))
+    assert capsys.readouterr().out == ""
+
+
+def test_a_run_that_is_being_written_becomes_a_study(tmp_path, monkeypatch):
+    """Rows that are committed between two reads are in the study wholly or not at all."""
+    folder = tmp_path / "run"
+    make_run(folder)
+    late = uniform(parse("W * X * V"), LAYERS, 0.5)
+    found = Measurement("model", (), {"kl": 9.0, "sparsity": 0.5})
+    frame = Archive.frame
+
+    def frame_and_commit(self, *arguments):
+        rows = frame(self, *arguments)
+        with Archive(folder, write=True) as writer:
+            writer.add([Trial(late, found, "measured")])
+        return rows
+
+    monkeypatch.setattr(Archive, "frame", frame_and_commit)
+    export(folder, to="optuna", out=tmp_path / "study.log")
+    assert (tmp_path / "study.log").is_file()

@@ -205,6 +205,29 @@ class TestDescent:
         assert all(part == "statistics" for _, stage, part, _ in fake.measured if stage == "sensitivity")
         assert next(t for t in trials if t.candidate.key in known).measurement.tokens == 500
 
+    def test_the_least_kl_is_asked_for_them_whatever_else_is_minimised(self):
+        fake, objectives = FakeEvaluator(), look_up_objectives(["kl", "size"])
+        wanted = Funnel(objectives, 8, screen=None, sensitivity=100, promote=1.0)
+        searcher = build_searcher("gp", problem("kl,size", space="tree+layer", leaves="WX"), 0)
+        for batch in run(searcher, fake, wanted, 60):
+            decided = [t for t in batch if t.status == "measured"]
+            asked = [t for t in decided if t.measurement.sensitivities]
+            assert len(asked) == bool(decided)
+            least = min((t.measurement.values["kl"] for t in decided), default=None)
+            assert [t.measurement.values["kl"] for t in asked] == [least] * len(asked)
+
+    def test_sensitivities_teach_once(self):
+        """What is told again, or as an alias, is no new estimate."""
+        searcher = build_searcher("gp", problem(space="tree+layer", leaves="WX"), 0)
+        (candidate,) = searcher.ask(1)[:1]
+        slopes = tuple(range(1, 1 + len(LAYERS)))
+        found = Measurement("model", (), {"kl": 1.0, "sparsity": 0.5}, sensitivities=slopes)
+        searcher.tell([Trial(candidate, found, "measured")])
+        before = searcher._prices._weight
+        alias = Candidate(parse("2 * X * abs(W)"), candidate.ratios)
+        searcher.tell([Trial(candidate, found, "measured"), Trial(alias, found, "alias", candidate.key)])
+        assert searcher._prices._weight == before > 0
+
     def test_goes_on_where_sensitivities_fail(self):
         class Broken(FakeEvaluator):
             def _one(self, c, stage):
