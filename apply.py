@@ -6,6 +6,7 @@ import platform
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.metadata import version
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from .workers.model import model_reference, stored_dtype
 from .workers.pruning import STATISTICS, Pruner
 from .workers.repair import REPAIRS
 from .workers.statistics import Calibration, token_hash
-from .workers.text import draw_sequences
+from .workers.text import check_source, draw_sequences
 
 
 @dataclass(frozen=True)
@@ -113,12 +114,14 @@ def prune(
     check_new(out)
     rule = _read(request)
     own = read_ratios(Path(str(request.ratios)).expanduser()) if request.has_ratio_file else None
-    tell(f"loading {request.model}")
+    check_source(request.text)
     loading = Request(
         request.model, request.text, request.tokens, sequence_length=request.sequence_length,
         seed=request.seed, dtype=request.dtype or "float32", device=request.device,
         trust_remote_code=request.trust_remote_code,
     )  # fmt: skip
+    count = loading.sequences()["statistics"]
+    tell(f"loading {request.model}")
     decoder, tokenizer = load_decoder(loading)
     written_as = (
         stored_dtype(request.model, trust_remote_code=request.trust_remote_code)
@@ -131,7 +134,6 @@ def prune(
     elif own is not None:
         ratios = ratios_of(own, decoder.layers, str(request.ratios))
     _check_run(rule, decoder)
-    count = loading.sequences()["statistics"]
     words = "writing" if request.text == "self" else "reading"
     tell(f"{words} {count} sequences of {request.sequence_length} tokens")
     ids = draw_sequences(request.text, decoder.model, tokenizer, count, request.sequence_length, request.seed)
@@ -227,9 +229,10 @@ def _check_run(rule: Rule, decoder: Decoder) -> None:
         known = Calibration(SearchSettings.load(rule.run / "run.toml").calibration).layers
     except (ValueError, OSError):  # moved away, or of another release: the number of layers has to do
         return
-    if [(x.name, x.rows, x.columns) for x in known] != [(x.name, x.rows, x.columns) for x in decoder.layers]:
-        raise RuleError(
-            f"expected the model that {rule.run} was run on, or one with the same layers, got another: "
-            f"{known[0].name} ({known[0].rows}, {known[0].columns}) there, {decoder.layers[0].name} "
-            f"({decoder.layers[0].rows}, {decoder.layers[0].columns}) here"
-        )
+    named = [[f"{x.name} ({x.rows}, {x.columns})" for x in layers] for layers in (known, decoder.layers)]
+    for there, here in zip_longest(*named, fillvalue="no layer"):
+        if there != here:
+            raise RuleError(
+                f"expected the model that {rule.run} was run on, or one with the same layers, got another: "
+                f"{there} there, {here} here"
+            )

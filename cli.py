@@ -30,6 +30,8 @@ def _reason(error: Exception) -> str:
 
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"cannot use {error.filename}: {error.strerror.lower()}; choose another place or make room"
+    if isinstance(error, OSError) and error.strerror:
+        return f"the disk cannot be used: {error.strerror.lower()}; choose another place or make room"
     text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, sqlite3.Error):
         return f"the archive cannot be used: {text}; what it holds is safe, make room and resume the run"
@@ -60,14 +62,17 @@ def main() -> NoReturn:
             raise
         typer.echo(f"secateur: {_reason(error)}", err=True)
         sys.exit(2)
-    except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError" or os.environ.get("SECATEUR_TRACEBACK"):
+    except Exception as error:
+        # By name, for the libraries that they come from are not imported here.
+        advice = {
+            "OutOfMemoryError": "the device ran out of memory; use --dtype bfloat16, shorter sequences or "
+            "--device cpu",
+            "SafetensorError": f"a file cannot be written or read ({_reason(error)}); choose another "
+            "place or make room",
+        }.get(type(error).__name__)
+        if advice is None or os.environ.get("SECATEUR_TRACEBACK"):
             raise
-        typer.echo(
-            f"secateur: the device ran out of memory ({_reason(error).split('.')[0]}); use --dtype bfloat16, "
-            "shorter sequences or --device cpu",
-            err=True,
-        )
+        typer.echo(f"secateur: {advice}", err=True)
         sys.exit(2)
     except KeyboardInterrupt:
         typer.echo("secateur: interrupted", err=True)

@@ -116,6 +116,8 @@ def import_file(
     from .search.candidate import Candidate, uniform
     from .search.ratios import sizes, to_columns
 
+    if not file.exists():
+        raise ExportError(f"expected a tree of Pruner-Zero or levels of EvoPress, got {file}: not found")
     tree = not file.is_dir() and file.suffix == ".json"
     found = read_pruner_zero(file) if tree else None
     unused: dict[str, Any] = {"metric": metric, "weights-diff": weights_diff} if tree else {}

@@ -94,6 +94,10 @@ def _print_pruned(out: Path, found: dict[str, Any]) -> None:
         f"{found['theoretical_packed_bytes']:,} (bitmask and kept values; no such file is written)"
     )
     typer.echo("  transformers and vLLM load it as a dense model: no faster without a sparse runtime")
+    typer.echo(
+        "  errors of layers do not tell what the model has become: secateur evaluate "
+        f"{out} --text FILE --against {found['model']['source']}"
+    )
 
 
 @app.command(epilog="Example: secateur evaluate pruned --text wiki.txt --against HuggingFaceTB/SmolLM2-135M")

@@ -18,7 +18,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from ..metrics_dsl.parser import parse
 from ..search.candidate import Candidate, Measurement, Part, Stage, Trial
-from .database import ArchiveError, connect, lock
+from .database import ArchiveError, connect, lock, missing
 
 if TYPE_CHECKING:
     import pandas
@@ -73,10 +73,7 @@ class Archive:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = lock(self.folder)
         elif not self._path.is_file():
-            raise ArchiveError(
-                f"expected a run folder with an archive, got {self.folder} without one; "
-                "runs are made by `secateur search`"
-            )
+            raise missing(self.folder)
         try:
             self._db = connect(self._path, _TABLES, write=write)
             self._check_version(write)
@@ -223,10 +220,12 @@ class Archive:
 
     def layers(self, keys: Sequence[str] | str | None = None) -> pandas.DataFrame:
         """Return one row a layer of some candidates, by default the front's: ``frame.LAYER_COLUMNS``."""
+        from .finding import whole_key
         from .frame import layers
 
-        wanted = [keys] if isinstance(keys, str) else keys
-        return layers(self, list(self.front()["key"]) if wanted is None else wanted)
+        if keys is None:
+            return layers(self, list(self.front()["key"]))
+        return layers(self, [whole_key(self, key) for key in ([keys] if isinstance(keys, str) else keys)])
 
     def history(self, reference: Sequence[float] | None = None) -> pandas.DataFrame:
         """Return what had been found for what cost, one row a candidate, as in ``front.HISTORY_COLUMNS``."""

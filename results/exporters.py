@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator
@@ -138,6 +139,10 @@ def new_place(out: str | Path) -> Iterator[Path]:
     partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
     try:
         yield partial
+        if partial.is_file():  # safetensors makes files that are readable by their owner alone
+            mask = os.umask(0)
+            os.umask(mask)
+            partial.chmod(0o666 & ~mask)
         partial.rename(target)
     finally:
         if partial.is_dir():

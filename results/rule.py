@@ -55,7 +55,7 @@ def read_rule(text: str) -> Rule:
         ExportError: When the file is no candidate, or the run has no such key.
         ArchiveError: When there is no run.
     """
-    if text.endswith(".json"):
+    if text.endswith(".json") or Path(text).expanduser().is_file():
         return _from_file(Path(text).expanduser())
     run, colon, key = text.rpartition(":")
     if colon:  # no metric has one

@@ -75,6 +75,10 @@ class Runs:
         """Return each run's own front; ``frame().pareto.front(...)`` is the front of all together."""
         return self._joined(lambda archive: archive.front(objectives, where))
 
+    def best(self, by: str = "kl", where: Where = None) -> pd.DataFrame:
+        """Return each run's row with the least value of a column."""
+        return self._joined(lambda archive: archive.best(by, where).to_frame().T)
+
     def layers(self, keys: Sequence[str] | None = None) -> pd.DataFrame:
         """Return the layers of candidates, of each run's front if no keys are given."""
         return self._joined(lambda archive: archive.layers(keys))

@@ -58,7 +58,7 @@ class SearchSettings(BaseModel):
     model: str | None = None
     device: str = "auto"
     dtype: Literal["float32", "bfloat16"] = "float32"
-    threads: int = Field(default=0, ge=0)
+    threads: int = Field(default=0, ge=0, le=1024)
 
     @field_validator("calibration")
     @classmethod
@@ -176,7 +176,7 @@ class SearchSettings(BaseModel):
         if self.metric is not None and self.metric_space:
             raise ValueError(
                 f"expected a given metric or a space of metrics, got both ({self.metric} and "
-                f"{self.metric_space}); leave one out"
+                f"{self.metric_space}); leave one out, or search the metric's ratios with --space layer"
             )
         if self.allocation is not None and self.ratio_space:
             raise ValueError(

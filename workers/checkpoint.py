@@ -22,6 +22,7 @@ from ..search.candidate import parse_pattern
 from .decoder import Decoder, oriented, weight_of
 from .model import save_dense_copy
 from .pruning import PrunedLayer
+from .statistics import make_readable
 
 RECORD = "secateur.json"
 
@@ -83,6 +84,7 @@ def write_checkpoint(
         read_back = _check_written(partial, decoder, layers, str(record["pattern"]))
         whole = {**record, **_sizes(partial, decoder, layers), "read_back": read_back}
         (partial / RECORD).write_text(json.dumps(whole, indent=1) + "\n")
+        make_readable(partial)
         for path in (*partial.rglob("*"), partial):
             _to_disk(path)
         partial.rename(target)

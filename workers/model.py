@@ -81,6 +81,9 @@ def load_model(
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ModelError(f"transformers cannot load the model {source!r}: {reason}") from error
+    for name, parameter in model.named_parameters():
+        if not bool(parameter.isfinite().all()):
+            raise ModelError(f"expected finite weights, got some that are not in {name} of {source}")
     model.requires_grad_(False)
     return model.eval().to(device or torch.device("cpu")), tokenizer
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,15 @@ def write_manifest(folder: Path, manifest: dict[str, Any], layers: list[Layer], 
     entries = [{**asdict(layer), "gram": gram} for layer, gram in zip(layers, grams, strict=True)]
     text = json.dumps({"format": FORMAT, **manifest, "layers": entries}, indent=1)
     (folder / _MANIFEST).write_text(text + "\n")
+
+
+def make_readable(folder: Path) -> None:
+    """Give files the rights of any new file: safetensors makes its own readable by their owner alone."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(0o666 & ~mask)
 
 
 class Calibration:

@@ -90,6 +90,16 @@ def read_text(source: str, characters: int | None = None) -> str:
     return "\n\n".join(parts)
 
 
+def check_source(source: str) -> None:
+    """Check a source before a model is loaded for it.
+
+    Raises:
+        TextError: When it is no source, or a file that is not there.
+    """
+    if source != "self":
+        _documents(source, 0)
+
+
 def _documents(source: str, characters: int | None) -> Iterator[str]:
     if source.startswith("hub:"):
         return _hub(source)
