@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import pandas as pd
 
+from ..metrics_dsl.parser import parse
 from .chart import axis, bar, interval, shares
+from .export_latex import to_latex
 from .overview import Overview
 from .report_page import Markup, element, joined
 from .table import columns_for
 
 _TABLE_BYTES = 300_000  # of one table of candidates, which keeps the page under a megabyte
 _ROW_BYTES = 480  # of one row without its metric
+_WITH_LATEX = 5  # times the length of a metric, for its text and its LaTeX
 _REASON = 400  # characters of a failure
 _COMPARED = 10  # published rules beside the best in the verdict's picture
 
@@ -53,7 +57,7 @@ def candidates(view: Overview, rows: pd.DataFrame, ids: Mapping[int, int], capti
         return element("p", "None yet.", class_="empty")
     columns = figures(view)
     note = ""
-    most = int(_TABLE_BYTES // (_ROW_BYTES + rows["metric"].str.len().mean()))
+    most = int(_TABLE_BYTES // (_ROW_BYTES + _WITH_LATEX * rows["metric"].str.len().mean()))
     if len(rows) > most:
         note = f" {most:,} of {len(rows):,} are listed, evenly; Archive.frame() has them all."
         rows = rows.iloc[[round(i * (len(rows) - 1) / (most - 1)) for i in range(most)]]
@@ -87,7 +91,7 @@ def candidates(view: Overview, rows: pd.DataFrame, ids: Mapping[int, int], capti
             )  # fmt: skip
         width = row["ratio_max"] - row["ratio_min"]
         cells.append(element("td", ratios_text(row), class_="number", data_value=f"{width:.6g}"))
-        cells.append(element("td", element("code", row["metric"]), class_="metric"))
+        cells.append(element("td", element("code", row["metric"]), _latex(row["metric"]), class_="metric"))
         cells.append(element("td", element("code", row["key"])))
         cells.append(element("td", class_="copy"))
         body.append(element("tr", *cells, data_candidate=own))
@@ -99,6 +103,13 @@ def candidates(view: Overview, rows: pd.DataFrame, ids: Mapping[int, int], capti
         class_="sortable",
     )
     return _box(table, caption)
+
+
+@lru_cache(maxsize=4096)
+def _latex(metric: str) -> Markup:
+    """Return a metric's LaTeX behind a word to click on; runs of ratios have one metric in all rows."""
+    text = element("code", to_latex(parse(metric)))
+    return element("details", element("summary", "LaTeX"), text, class_="latex")
 
 
 def compared(view: Overview) -> Markup | None:

@@ -177,6 +177,7 @@ def test_a_report_holds_what_was_searched_found_and_spent(kind, tmp_path):
         assert name in page.text
     assert f"secateur export {folder} {rows.loc[best, 'key']} --to python -o metric.py" in page.text
     assert f"secateur prune hub/some-model --candidate {folder}:{rows.loc[best, 'key']}" in page.text
+    assert r"\Vert X_{j} \Vert" in page.text  # the metric as LaTeX
     assert "c0ffee" in page.text
     assert "2.13.0" in page.text
     assert "rejected at screen" in page.text
