@@ -11,7 +11,7 @@
   // What a candidate is, as text: run text never becomes HTML.
   const figures = (id) =>
     Object.entries(data.columns).map(([name, values]) => [name, values[id]]).filter(([, text]) => text !== "\u2013");
-  const whole = new Map(all("tr[data-candidate]").map((row) => [Number(row.dataset.candidate), row.querySelector("td.metric").textContent]));
+  const whole = new Map(all("tr[data-candidate]").map((row) => [Number(row.dataset.candidate), row.querySelector("td.metric > code").textContent]));
   const metric = (id) => whole.get(id) ?? data.metrics[data.metric[id]]; // long ones are whole in tables alone
   const command = (name, id) => data.commands[name].replace("@KEY@", data.key[id]);
 
