@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 from secateur.metrics_dsl.parser import parse
+from secateur.results import pareto
 from secateur.results.archive import Archive
 from secateur.results.snapshot import snapshot
 from secateur.search.candidate import Candidate, Measurement, Trial
@@ -42,6 +43,9 @@ def write(folder: Path) -> float:
             archive.add(trials)
             seconds += time.perf_counter() - began
     return seconds
+
+
+__all__ = ["pareto"]  # imported for the accessor that it registers
 
 
 def best_of(work: Callable[[], object], times: int = 5) -> float:
