@@ -14,8 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import secateur
 from secateur.metrics_dsl.parser import parse
-from secateur.results import pareto
 from secateur.results.archive import Archive
 from secateur.results.snapshot import snapshot
 from secateur.search.candidate import Candidate, Measurement, Trial
@@ -45,9 +45,6 @@ def write(folder: Path) -> float:
     return seconds
 
 
-__all__ = ["pareto"]  # imported for the accessor that it registers
-
-
 def best_of(work: Callable[[], object], times: int = 5) -> float:
     """Return the least seconds of some runs."""
     found = []
@@ -62,7 +59,7 @@ def main() -> None:
     """Write a run if there is none, and read it in every way."""
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(tempfile.mkdtemp()) / "run"
     written = None if (folder / "archive.sqlite").is_file() else write(folder)
-    archive = Archive(folder)
+    archive = secateur.open(folder)
     size = (folder / "archive.sqlite").stat().st_size
     print(f"{CANDIDATES:,} candidates of {LAYERS} layers, {size / 1e6:.0f} MB\n")
     print("| what | seconds |\n|---|---|")
