@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -26,9 +25,10 @@ from .decoder import Decoder, oriented, weight_matrix, weight_of
 from .model import save_dense_copy
 from .pruning import PrunedLayer
 from .statistics import make_readable
+from .weights import WeightFiles
 
 RECORD = "secateur.json"
-_SHARD_BYTES = 1 << 27  # small blocks are gathered until they are so many
+_SHARD_BYTES = 1 << 27  # small blocks are gathered until they are so many, to be one file
 
 
 class CheckpointError(ValueError):
@@ -108,8 +108,9 @@ class Checkpoint:
             module.to(self._dtype)
         if self._decoder.weights.in_files:
             name = f"{self._decoder.prefix}.{block}"
-            self._waiting |= {f"{name}.{own}": t.cpu() for own, t in module.state_dict().items()}
-            if sum(tensor.nbytes for tensor in self._waiting.values()) >= _SHARD_BYTES:
+            own = {f"{name}.{tensor}": value.cpu() for tensor, value in module.state_dict().items()}
+            self._waiting |= own
+            if _bytes(self._waiting) + _bytes(own) > _SHARD_BYTES:  # with another such block
                 path = self._partial / f"{len(self._shards) + 1}.safetensors"
                 save_file(self._waiting, path, metadata={"format": "pt"})
                 self._shards.append((path, self._check(path, self._waiting)))
@@ -185,23 +186,27 @@ class Checkpoint:
             CheckpointError: When they are others, or lack the pattern.
         """
         sizes = {}
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 (it is no dictionary)
-                stored, module = file.get_tensor(name), self._modules.get(name)
-                sizes[name] = stored.nbytes
-                if name not in weights:
-                    continue
-                if not torch.equal(stored, weights[name].cpu()):
-                    raise CheckpointError(f"{name} was not written to {path.name} as it is in memory")
-                if module is None:
-                    continue
-                self._read_back += 1
-                if self._counts and not _has_pattern(oriented(module, stored), *self._counts):
-                    raise CheckpointError(
-                        f"expected {self._counts[0]} zeros in each group of {self._counts[1]} inputs, got "
-                        f"fewer in {name}"
-                    )
+        files = WeightFiles([path])
+        for name in files.shapes:
+            stored, module = files.stored(name), self._modules.get(name)
+            sizes[name] = stored.nbytes
+            if name not in weights:
+                continue
+            if not torch.equal(stored, weights[name].cpu()):
+                raise CheckpointError(f"{name} was not written to {path.name} as it is in memory")
+            if module is None:
+                continue
+            self._read_back += 1
+            if self._counts and not _has_pattern(oriented(module, stored), *self._counts):
+                raise CheckpointError(
+                    f"expected {self._counts[0]} zeros in each group of {self._counts[1]} inputs, got fewer "
+                    f"in {name}"
+                )
         return sizes
+
+
+def _bytes(tensors: Mapping[str, Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors.values())
 
 
 def _has_pattern(weights: Tensor, n: int, m: int) -> bool:

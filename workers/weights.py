@@ -62,15 +62,20 @@ class WeightFiles:
         names = (name, name.removeprefix(f"{prefix}."))
         return next((there for there in names if self.shapes.get(there) == tuple(shape)), None)
 
+    def stored(self, name: str) -> Tensor:
+        """Return a tensor as a view of its file."""
+        # Opened for each tensor: an open file keeps all pages in memory that were ever read through it.
+        with safe_open(self._paths[name], framework="pt") as file:
+            tensor: Tensor = file.get_tensor(name)
+        return tensor
+
     def read(self, name: str, dtype: torch.dtype, device: torch.device) -> Tensor:
         """Return a tensor of its own memory.
 
         Raises:
             ModelError: When it is not finite.
         """
-        # Opened for each tensor: an open file keeps all pages in memory that were ever read through it.
-        with safe_open(self._paths[name], framework="pt") as file:
-            tensor: Tensor = file.get_tensor(name).to(device=device, dtype=dtype, copy=True)
+        tensor = self.stored(name).to(device=device, dtype=dtype, copy=True)
         if tensor.numel() and not all(bool(bound.isfinite()) for bound in torch.aminmax(tensor)):
             raise ModelError(
                 f"expected finite weights, got some that are not in {name} of {self._paths[name].parent}"
