@@ -147,15 +147,12 @@ def prune(
     pattern = rule.pattern or "unstructured"
     blocks = len(decoder.blocks)
 
-    def told(done: int) -> None:
-        if done % max(1, blocks // 8) == 0 or done == blocks:
-            tell(f"pruned {done} of {blocks} blocks")
-
     with Checkpoint(out, decoder, pattern, stored) as checkpoint:
 
         def keep(block: int, layers: list[PrunedLayer]) -> list[PrunedLayer]:
-            kept = checkpoint.add(block, layers)
-            told(block + 1)
+            kept, done = checkpoint.add(block, layers), block + 1
+            if done % max(1, blocks // 8) == 0 or done == blocks:
+                tell(f"pruned {done} of {blocks} blocks")
             return kept
 
         layers = pruner.prune(

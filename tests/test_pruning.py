@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import math
+import os
 import shutil
 import signal
 import subprocess
@@ -30,6 +31,7 @@ from secateur.workers.pruning import Pruner, PruningError
 from secateur.workers.repair import REPAIRS
 from secateur.workers.text import draw_sequences
 from support import in_process, save_model, tiny_config
+from support import secateur as secateur_process
 from torch import nn
 
 WANDA = PUBLISHED["wanda"].expression
@@ -501,6 +503,17 @@ class TestBlockByBlock:
         _, info = AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
         assert not any(info.values()), info
 
+    def test_a_hub_name_is_read_from_where_its_files_were_brought(self, models, text_file, tmp_path):
+        place = tmp_path / "home" / "hub" / "models--someone--small"
+        shutil.copytree(models["qwen3"], place / "snapshots" / ("a" * 40))
+        (place / "refs").mkdir()
+        (place / "refs" / "main").write_text("a" * 40)
+        arguments = ("someone/small", "--text", text_file, *SMALL, "-o", tmp_path / "out")
+        environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
+        done = secateur_process("prune", *arguments, env=environment)
+        assert done.returncode == 0, done.stderr
+        assert "the model was read block by block" in done.stdout
+
     def test_weights_are_there_only_while_they_are_asked_for(self, models):
         decoder, _ = load_decoder(
             Request(str(models["gpt2"]), sequence_length=64, device="cpu"), by_block=True
@@ -552,8 +565,8 @@ class TestBlockByBlock:
         code = (
             "import re, sys\nfrom pathlib import Path\nfrom secateur.apply import PruneRequest, prune\n"
             "def peak(model, out):\n"
-            "    request = PruneRequest(model, text=sys.argv[1], tokens=64, sequence_length=64, device='cpu')\n"
-            "    prune(request, out)\n"
+            "    sizes = {'tokens': 64, 'sequence_length': 64, 'device': 'cpu'}\n"
+            "    prune(PruneRequest(model, text=sys.argv[1], **sizes), out)\n"
             "    status = Path('/proc/self/status').read_text()\n"
             "    return int(re.search(r'VmHWM:\\s+(\\d+) kB', status)[1])\n"
             "first = peak(*sys.argv[2:4])\n"  # with all that is imported

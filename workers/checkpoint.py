@@ -145,7 +145,10 @@ class Checkpoint:
         if self._decoder.weights.in_files:
             self._save_rest(model)
         else:
-            save_dense_copy(model, tokenizer, partial) if from_gguf else model.save_pretrained(partial)
+            if from_gguf:
+                save_dense_copy(model, tokenizer, partial)
+            else:
+                model.save_pretrained(partial)
             weights = {name: weight_of(module).data for name, module in self._modules.items()}
             for path in partial.glob("*.safetensors"):
                 self._check(path, weights)
@@ -160,13 +163,15 @@ class Checkpoint:
         return whole
 
     def _save_rest(self, model: Any) -> None:
-        """Write what is in memory, all that lies outside the blocks; give the shards their names."""
-        inside = {name: t for name, t in model.state_dict().items() if not t.is_meta} | self._waiting
+        """Write what lies outside the blocks with what waits; give the shards their names."""
+        blocks = f"{self._decoder.prefix}."
+        rest = {name: t for name, t in model.state_dict().items() if not name.startswith(blocks)}
+        rest |= self._waiting
         # transformers would give tensors the names that it knows from older files, but those of this model
         # have the names of its files.
-        model.save_pretrained(self._partial, state_dict=dict(inside), save_original_format=False)
+        model.save_pretrained(self._partial, state_dict=dict(rest), save_original_format=False)
         last = self._partial / "model.safetensors"
-        self._shards.append((last, self._check(last, inside)))
+        self._shards.append((last, self._check(last, rest)))
         count = len(self._shards)
         if count == 1:
             return
