@@ -67,7 +67,7 @@ def real_calibration(real_model, tmp_path_factory) -> Calibration:
     """The real model on text of its own, with fewer tokens than the demonstration."""
     request = Request(
         str(real_model),
-        tokens=2048,
+        tokens=1024,
         selection_tokens=512,
         holdout_tokens=512,
         sequence_length=128,
