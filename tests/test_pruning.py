@@ -26,7 +26,7 @@ from secateur.workers.calibration import Request, load_decoder
 from secateur.workers.checkpoint import Checkpoint, CheckpointError
 from secateur.workers.decoder import Decoder, weight_matrix
 from secateur.workers.evaluation import EvaluationRequest, evaluate, figures
-from secateur.workers.model import load_model, save_dense_copy
+from secateur.workers.model import load_model
 from secateur.workers.pruning import Pruner, PruningError
 from secateur.workers.repair import REPAIRS
 from secateur.workers.text import draw_sequences
@@ -890,11 +890,9 @@ def prose(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def source(real_model, tmp_path_factory):
-    """A folder of the dequantised weights, which loads ten times as fast."""
-    folder = tmp_path_factory.mktemp("dense") / "model"
-    save_dense_copy(*load_model(str(real_model)), folder)
-    return str(folder)
+def source(real_calibration):
+    """The calibration's folder of the dequantised weights, which loads ten times as fast."""
+    return real_calibration.model_source
 
 
 @pytest.mark.model
