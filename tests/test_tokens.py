@@ -161,7 +161,7 @@ class TestFormats:
         shutil.copytree(tiny_calibration.folder, folder)
         manifest = json.loads((folder / "manifest.json").read_text())
         manifest["format"] = 1
-        manifest["model"]["weights"] = tiny_evaluator._decoder.fingerprint_of_format_1()
+        manifest["model"]["weights"] = tiny_evaluator.worker.decoder.fingerprint_of_format_1()
         for row in manifest["layers"]:
             del row["tokens"], row["weights"]
         (folder / "manifest.json").write_text(json.dumps(manifest))
@@ -192,7 +192,7 @@ class TestFormats:
             LocalEvaluator(tiny_calibration, model=str(tmp_path / "other"))
 
     def test_a_layers_hash_does_not_depend_on_the_others(self, tiny_calibration, tiny_evaluator):
-        hashes = tiny_evaluator._decoder.fingerprints()
+        hashes = tiny_evaluator.worker.decoder.fingerprints()
         assert [entry.weights for entry in tiny_calibration.entries] == hashes
         assert len(set(hashes)) == len(hashes) == 21
-        assert tiny_calibration.manifest["model"]["weights"] == tiny_evaluator._decoder.fingerprint()
+        assert tiny_calibration.manifest["model"]["weights"] == tiny_evaluator.worker.decoder.fingerprint()
