@@ -64,8 +64,10 @@ def calibrate(
     )  # fmt: skip
     calibration = run_calibration(request, out, note)
     parts = calibration.manifest["parts"]
+    inputs, as_tokens = calibration.inputs
     if as_json:
-        print_json({"calibration": str(out), "layers": len(calibration.layers), "parts": parts})
+        print_json({"calibration": str(out), "layers": len(calibration.layers), "inputs": inputs,
+                    "kept_as_tokens": as_tokens, "parts": parts})  # fmt: skip
         return
     weights = sum(layer.size for layer in calibration.layers)
     blocks = len({layer.block for layer in calibration.layers})
@@ -73,6 +75,8 @@ def calibrate(
     typer.echo(f"{out}: {len(calibration.layers)} linear layers in {blocks} blocks, {weights:,} weights")
     for name, part in parts.items():
         typer.echo(f"  {name}: {part['sequences']} x {part['length']} tokens, sha256 {part['sha256'][:12]}")
+    if as_tokens:
+        typer.echo(f"  {as_tokens} of {inputs} inputs are kept as tokens, which are fewer than their columns")
     if dense:
         typer.echo(
             f"  not linear layers of their own, stay dense: {', '.join(dense[:3])} ({len(dense)} in all)"

@@ -91,7 +91,7 @@ class TestStatistics:
             assert torch.allclose(found.leaves["G"], (sums[i] / len(ids)).sqrt(), rtol=1e-3, atol=1e-7)
 
     def test_layers_fed_by_one_tensor_share_a_gram_matrix(self, tiny_calibration):
-        grams = tiny_calibration._grams[:7]
+        grams = [entry.gram for entry in tiny_calibration.entries[:7]]
         kinds = [layer.kind for layer in tiny_calibration.layers[:7]]
         shared = dict(zip(kinds, grams, strict=True))
         assert shared["q_proj"] == shared["k_proj"] == shared["v_proj"]

@@ -30,10 +30,12 @@ from .model import (
     save_dense_copy,
 )
 from .observation import Observer, observed_outputs, root_mean_square_gradients
+from .reconstruction import is_root
 from .statistics import (
     PARTS,
     Calibration,
     CalibrationError,
+    Entry,
     block_file,
     token_hash,
     write_manifest,
@@ -177,8 +179,8 @@ def _calibrate(
         tell(f"gradients of {counts['statistics']} sequences")
         gradients = root_mean_square_gradients(decoder, parts["statistics"])
     tell(f"statistics of {len(decoder.blocks)} blocks, {len(decoder.layers)} linear layers")
-    grams = _write_blocks(decoder, parts["statistics"], gradients, folder)
-    write_manifest(folder, _describe(request, decoder, parts), decoder.layers, grams)
+    entries = _write_blocks(decoder, parts["statistics"], gradients, folder)
+    write_manifest(folder, _describe(request, decoder, parts), decoder.layers, entries)
 
 
 def _describe(request: Request, decoder: Decoder, parts: dict[str, Tensor]) -> dict[str, Any]:
@@ -209,12 +211,13 @@ def _describe(request: Request, decoder: Decoder, parts: dict[str, Tensor]) -> d
     }  # fmt: skip
 
 
-def _write_blocks(decoder: Decoder, ids: Tensor, gradients: dict[int, Tensor], folder: Path) -> list[int]:
-    """Write each block's statistics; return for each layer the number of its Gram matrix."""
+def _write_blocks(decoder: Decoder, ids: Tensor, gradients: dict[int, Tensor], folder: Path) -> list[Entry]:
+    """Write each block's statistics; return what the manifest says of each layer."""
     size = max(1, _TOKENS_A_CALL // ids.shape[1])
     batches: list[Batch] = [decoder.enter(part) for part in ids.split(size)]
     hidden = [batch.hidden for batch in batches]
-    grams = [0] * len(decoder.layers)
+    weights = decoder.fingerprints()
+    entries: dict[int, Entry] = {}
     for block in range(len(decoder.blocks)):
         indexes = [i for i, layer in enumerate(decoder.layers) if layer.block == block]
         observer = Observer({i: decoder.modules[i] for i in indexes})
@@ -224,8 +227,9 @@ def _write_blocks(decoder: Decoder, ids: Tensor, gradients: dict[int, Tensor], f
         tensors: dict[str, Tensor] = {}
         for number, (members, statistics) in enumerate(observer.finish()):
             tensors |= {f"gram{number}/{name}": value for name, value in statistics.items()}
+            gram = statistics["H"]
             for i in members:
-                grams[i] = number
+                entries[i] = Entry(number, len(gram) if is_root(gram) else None, weights[i])
                 tensors |= _layer_tensors(decoder, i, statistics, gradients.get(i))
         broken = [name for name, value in tensors.items() if not bool(value.isfinite().all())]
         if broken:
@@ -234,7 +238,7 @@ def _write_blocks(decoder: Decoder, ids: Tensor, gradients: dict[int, Tensor], f
         stored = {name: value.cpu().contiguous() for name, value in tensors.items()}
         save_file(stored, folder / block_file(block))
     check_composition(decoder, ids[:1], hidden[0][:1])
-    return grams
+    return [entries[i] for i in range(len(decoder.layers))]
 
 
 def _layer_tensors(

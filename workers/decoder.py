@@ -135,15 +135,23 @@ class Decoder:
         embedding: nn.Module = self.model.get_input_embeddings()  # type: ignore[operator]
         return weight_of(embedding).device
 
+    def fingerprints(self) -> list[str]:
+        """Return a hash of each layer's name, shape and some weights, to tell models apart."""
+        return [hashlib.sha256(self._identity(i)).hexdigest() for i in range(len(self.layers))]
+
     def fingerprint(self) -> str:
-        """Return a hash of names, shapes and some weights of every layer, to tell models apart."""
-        digest = hashlib.sha256()
-        for layer, module in zip(self.layers, self.modules, strict=True):
-            digest.update(f"{layer.name} {layer.rows} {layer.columns}".encode())
-            flat = weight_of(module).detach().reshape(-1)
-            some = flat[:: max(1, flat.numel() // 64)].bfloat16().float().cpu()  # alike in both types
-            digest.update(some.numpy().tobytes())
-        return digest.hexdigest()
+        """Return a hash of all layers' hashes."""
+        return hashlib.sha256("".join(self.fingerprints()).encode()).hexdigest()
+
+    def fingerprint_of_format_1(self) -> str:
+        """Return the hash that calibrations of format 1 hold, which have none a layer."""
+        return hashlib.sha256(b"".join(map(self._identity, range(len(self.layers))))).hexdigest()
+
+    def _identity(self, index: int) -> bytes:
+        layer = self.layers[index]
+        flat = weight_of(self.modules[index]).detach().reshape(-1)
+        some = flat[:: max(1, flat.numel() // 64)].bfloat16().float().cpu()  # alike in both types
+        return f"{layer.name} {layer.rows} {layer.columns}".encode() + some.numpy().tobytes()
 
     @torch.no_grad()
     def enter(self, ids: Tensor) -> Batch:

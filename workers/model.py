@@ -187,6 +187,40 @@ def _transformers(source: str) -> Iterator[None]:
         raise ModelError(f"transformers cannot load the model {source!r}: {reason}") from error
 
 
+def model_of_config(source: str, dtype: torch.dtype) -> nn.Module:
+    """Return a causal language model made of its configuration alone, with whatever weights torch gives it.
+
+    Inside a fake tensor mode that takes no memory. No weights are read: a ``.gguf`` file gives its metadata.
+
+    Args:
+        source: A local folder, a ``config.json`` or ``.gguf`` file, or a name on the model hub.
+        dtype: Floating type of the weights.
+
+    Raises:
+        ModelError: When there is no such configuration or transformers does not know the model.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.utils import logging
+
+    path = Path(source).expanduser()
+    if not path.exists() and (source.startswith((".", "/", "~")) or source.endswith((".json", ".gguf"))):
+        raise ModelError(
+            f"expected a folder, a config.json or .gguf file or a hub name, got {source}: not found"
+        )
+    logging.set_verbosity_error()
+    is_gguf = path.is_file() and path.suffix == ".gguf"
+    options = {"gguf_file": path.name} if is_gguf else {}
+    try:
+        config = AutoConfig.from_pretrained(
+            str(path.parent if is_gguf else path if path.exists() else source), **options
+        )
+        model: nn.Module = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ModelError(f"transformers cannot read the configuration of {source!r}: {reason}") from error
+    return model.requires_grad_(False).eval()
+
+
 def stored_dtype(source: str, *, trust_remote_code: bool = False) -> torch.dtype:
     """Return the floating type of a model's files; 32 bits for a ``.gguf`` file, which holds several."""
     from transformers import AutoConfig

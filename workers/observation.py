@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .decoder import Decoder, oriented, weight_matrix, weight_of
-from .reconstruction import output_energy
+from .reconstruction import is_root, output_energy
 
 DAMPING = 0.01  # of the mean diagonal, as in SparseGPT
 
@@ -42,33 +42,57 @@ def root_mean_square_gradients(decoder: Decoder, ids: Tensor) -> dict[int, Tenso
 
 
 class _InputSums:
-    """Sums over the tokens of one input tensor that feeds some layers of a block."""
+    """Sums over the tokens of one input tensor that feeds some layers of a block.
+
+    Tokens are kept as they are until there are as many as columns; then they become a Gram matrix.
+    """
 
     def __init__(self, columns: int, device: torch.device) -> None:
         self.tokens = 0
-        self.gram = torch.zeros(columns, columns, device=device)
         self.first = torch.zeros(columns, dtype=torch.float64, device=device)
         self.second = torch.zeros_like(self.first)
+        self.kept: list[Tensor] = []
+        self.gram: Tensor | None = None
 
     def add(self, inputs: Tensor) -> None:
         x = inputs.detach().reshape(-1, inputs.shape[-1]).float()
         self.tokens += len(x)
-        self.gram.addmm_(x.T, x)
         self.first += x.sum(0, dtype=torch.float64)
         self.second += x.double().square_().sum(0)
+        self._keep([x])
 
     def merge(self, other: _InputSums) -> None:
         self.tokens += other.tokens
-        self.gram += other.gram
         self.first += other.first
         self.second += other.second
+        self._keep(other.kept, other.gram)
+
+    def _keep(self, pieces: list[Tensor], gram: Tensor | None = None) -> None:
+        self.kept += pieces
+        columns = len(self.first)
+        if self.tokens < columns:
+            return
+        if self.gram is None:
+            self.gram = torch.zeros(columns, columns, device=self.first.device)
+        for x in self.kept:
+            self.gram.addmm_(x.T, x)
+        self.kept.clear()
+        if gram is not None:
+            self.gram += gram
 
     def finish(self, *, inverse: bool) -> dict[str, Tensor]:
-        """Return H (columns, columns) and X, M, V and, of the inverse, D (columns,), in 32-bit floats."""
+        """Return H (columns, columns) and X, M, V and, of the inverse, D (columns,), in 32-bit floats.
+
+        Where tokens are fewer than columns H is its root, (tokens, columns).
+        """
         count = max(self.tokens, 1)
         mean, square = self.first / count, self.second / count
         variance = (square - mean.square()).clamp(min=0) * (count / max(count - 1, 1))
-        gram = self.gram / count
+        if self.gram is not None:
+            gram = self.gram / count
+        else:  # an expert that no token reached has none
+            none = torch.zeros(0, len(mean), device=mean.device)
+            gram = torch.cat([none, *self.kept]) / count**0.5
         leaves = {"X": square.sqrt(), "M": mean, "V": variance}
         if inverse:
             leaves["D"] = damped_inverse_diagonal(gram)
@@ -87,15 +111,26 @@ def observed_outputs(module: nn.Module, statistics: dict[str, Tensor]) -> tuple[
 
 
 def damped_inverse_diagonal(gram: Tensor) -> Tensor:
-    """Return the diagonal of the inverse of (gram + DAMPING * mean diagonal), (columns,), 64-bit."""
+    """Return the diagonal of the inverse of (gram + DAMPING * mean diagonal), (columns,), 64-bit.
+
+    Of a root R (tokens, columns) it is that of R'R + d, at the cost of a matrix (tokens, tokens): by the
+    identity of Woodbury the inverse is (1 - R' (R R' + d)^-1 R) / d.
+    """
+    columns = gram.shape[1]
     if not bool(gram.isfinite().all()):
-        return torch.full((len(gram),), torch.nan, dtype=torch.float64)  # refused by name, with its block
-    damped = gram.double()
-    diagonal = damped.diagonal()
-    mean = diagonal.mean()
-    diagonal.add_(DAMPING * mean if mean > 0 else 1.0)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
-    return inverse.diagonal().clone()
+        return torch.full((columns,), torch.nan, dtype=torch.float64)  # refused by name, with its block
+    exact = gram.double()
+    root = is_root(gram)
+    mean = (exact.square().sum() if root else exact.diagonal().sum()) / columns
+    damping = DAMPING * mean if mean > 0 else torch.ones_like(mean)
+    damped = exact @ exact.T if root else exact
+    damped.diagonal().add_(damping)
+    factor = torch.linalg.cholesky(damped)
+    if root:
+        solved: Tensor = torch.linalg.solve_triangular(factor, exact, upper=False)
+        diagonal: Tensor = (1 - solved.square_().sum(0)) / damping
+        return diagonal
+    return torch.cholesky_inverse(factor).diagonal().clone()
 
 
 class Observer:

@@ -2,6 +2,10 @@
 
 With H the mean of x x' over tokens, the mean squared change of the outputs is the sum over rows of
 d H d', d being the removed weights of a row, at a cost that does not depend on the tokens.
+
+Where tokens are fewer than columns they are kept instead, divided by the square root of their number: a
+root R (tokens, columns) with H = R'R. It is the smaller of the two, d H d' is the square of R d', and its
+shape tells it from a Gram matrix, which is square. Functions here take either.
 """
 
 from __future__ import annotations
@@ -14,12 +18,22 @@ from torch import Tensor
 _COLUMNS = {"cpu": 192, "cuda": 2048}
 
 
+def is_root(gram: Tensor) -> bool:
+    """Return whether these are tokens, which are fewer than their columns, and not a Gram matrix."""
+    return gram.shape[0] < gram.shape[1]
+
+
+def gram_matrix(gram: Tensor) -> Tensor:
+    """Return the Gram matrix, (columns, columns), of itself or of its root."""
+    return gram.T @ gram if is_root(gram) else gram
+
+
 def output_energy(weights: Tensor, gram: Tensor) -> Tensor:
     """Return the mean square of each output without bias over tokens, (rows,), in 64-bit floats.
 
     Args:
         weights: (rows, columns).
-        gram: Mean of x x' over tokens, (columns, columns).
+        gram: Mean of x x' over tokens, (columns, columns), or its root, (tokens, columns).
     """
     return quadratic_form(weights, gram)
 
@@ -30,7 +44,7 @@ def relative_error(weights: Tensor, removed: Tensor, gram: Tensor, energy: Tenso
     Args:
         weights: (rows, columns), all rows of a layer or a sample of them.
         removed: Which weights are removed, (rows, columns) bool.
-        gram: Mean of x x' over tokens, (columns, columns).
+        gram: Mean of x x' over tokens, (columns, columns), or its root, (tokens, columns).
         energy: ``output_energy`` of the same rows, (rows,).
     """
     whole = energy.sum()
@@ -42,9 +56,11 @@ def quadratic_form(rows: Tensor, gram: Tensor) -> Tensor:
 
     Args:
         rows: (rows, columns).
-        gram: Symmetric, (columns, columns).
+        gram: Symmetric, (columns, columns), or its root, (tokens, columns).
     """
     columns = rows.shape[1]
+    if is_root(gram):
+        return (rows @ gram.T).square_().sum(1).double()
     width = _COLUMNS.get(rows.device.type, 192)
     if len(rows) <= 64 and columns <= 4 * width:
         width = columns  # so small that calls would cost more than the arithmetic they save

@@ -1,7 +1,7 @@
 """Repairs: making up for removed weights without bringing one back.
 
-A repair works on one layer under a given mask, from its dense weights and its inputs' Gram matrix. Weights
-that the mask removes are 0 in whatever it returns.
+A repair works on one layer under a given mask, from its dense weights and its inputs' Gram matrix or the root
+of it. Weights that the mask removes are 0 in whatever it returns.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .observation import DAMPING
+from .reconstruction import gram_matrix, is_root
 
 _LAZY_COLUMNS = 128  # columns whose errors reach those further right together, as in SparseGPT
 
@@ -47,7 +48,7 @@ def scale(weights: Tensor, removed: Tensor, gram: Tensor, _mean: Tensor) -> Repa
     for a removed block. A row without output, or whose number is not positive, stays as it is.
     """
     pruned = weights.masked_fill(removed, 0.0)
-    product = pruned @ gram
+    product = pruned @ gram.T @ gram if is_root(gram) else pruned @ gram
     wanted = (product * weights).sum(1, dtype=torch.float64)
     power = (product * pruned).sum(1, dtype=torch.float64)
     factor = torch.where((power > 0) & (wanted > 0), wanted / power, 1.0)
@@ -64,7 +65,7 @@ def obs(weights: Tensor, removed: Tensor, gram: Tensor, _mean: Tensor) -> Repair
     """
     # (columns, rows), a copy in which what a step touches lies together.
     rows = weights.T.clone(memory_format=torch.contiguous_format)
-    factor = _upper_factor(gram)
+    factor = _upper_factor(gram_matrix(gram))
     gone = removed.T
     columns = len(rows)
     for start in range(0, columns, _LAZY_COLUMNS):
@@ -95,6 +96,6 @@ def _upper_factor(gram: Tensor) -> Tensor:
     return factor.to(gram.dtype)
 
 
-# From dense weights (rows, columns), removed ones (bool), Gram matrix and mean of the inputs.
+# From dense weights (rows, columns), removed ones (bool), Gram matrix or root and mean of the inputs.
 Repair = Callable[[Tensor, Tensor, Tensor, Tensor], Repaired]
 REPAIRS: dict[str, Repair] = {"none": none, "obs": obs, "bias": bias, "scale": scale}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ from torch import Tensor
 from ..metrics_dsl.operators import LEAVES
 from ..search.candidate import Layer
 
-FORMAT = 1
+FORMAT = 2
+_READABLE = (1, 2)  # format 1 has Gram matrices only, and one hash for the weights of all layers
 PARTS = ("statistics", "selection", "holdout")
 _MANIFEST = "manifest.json"
 
@@ -36,7 +37,8 @@ class LayerStatistics:
     """Statistics of one layer.
 
     Attributes:
-        gram: Mean of x x' over tokens, (columns, columns), shared by layers fed with the same tensor.
+        gram: Mean of x x' over tokens, (columns, columns), or its root where tokens are fewer than columns,
+            (tokens, columns); shared by layers fed with the same tensor.
         energy: Mean square of each output without bias, (rows,), 64-bit.
         leaves: Leaves of the metric language but ``W``, two-dimensional.
     """
@@ -62,10 +64,25 @@ def write_tokens(folder: Path, parts: dict[str, Tensor]) -> None:
     save_file(tensors, folder / "tokens.safetensors")
 
 
-def write_manifest(folder: Path, manifest: dict[str, Any], layers: list[Layer], grams: list[int]) -> None:
+@dataclass(frozen=True)
+class Entry:
+    """What the manifest says of a layer besides its name and shape.
+
+    Attributes:
+        gram: Number of its inputs within its block; layers fed with the same tensor share one.
+        tokens: How many tokens of its inputs are kept in place of a Gram matrix, None for a Gram matrix.
+        weights: Hash of its weights, empty where it is not known.
+    """
+
+    gram: int
+    tokens: int | None = None
+    weights: str = ""
+
+
+def write_manifest(folder: Path, manifest: dict[str, Any], layers: list[Layer], entries: list[Entry]) -> None:
     """Write the manifest, which makes the folder complete."""
-    entries = [{**asdict(layer), "gram": gram} for layer, gram in zip(layers, grams, strict=True)]
-    text = json.dumps({"format": FORMAT, **manifest, "layers": entries}, indent=1)
+    rows = [{**asdict(layer), **asdict(entry)} for layer, entry in zip(layers, entries, strict=True)]
+    text = json.dumps({"format": FORMAT, **manifest, "layers": rows}, indent=1)
     (folder / _MANIFEST).write_text(text + "\n")
 
 
@@ -85,6 +102,7 @@ class Calibration:
         folder: Where it is.
         manifest: What was calibrated on what.
         layers: The prunable layers in model order.
+        entries: What else the manifest says of each.
 
     Raises:
         CalibrationError: When the folder is missing or incomplete.
@@ -100,13 +118,14 @@ class Calibration:
             )
         try:
             self.manifest: dict[str, Any] = json.loads(path.read_text())
-            entries = [dict(entry) for entry in self.manifest["layers"]]
-            self._grams = [int(entry.pop("gram")) for entry in entries]
-            self.layers = [Layer(**entry) for entry in entries]
+            rows = [dict(row) for row in self.manifest["layers"]]
+            own = [field.name for field in fields(Entry)]
+            self.entries = [Entry(**{n: row.pop(n) for n in own if n in row}) for row in rows]
+            self.layers = [Layer(**row) for row in rows]
             version = self.manifest["format"]
         except (ValueError, KeyError, TypeError) as error:
             raise CalibrationError(f"{path} cannot be read ({error}); calibrate again") from None
-        if version != FORMAT:
+        if version not in _READABLE:
             raise CalibrationError(
                 f"expected calibration format {FORMAT}, got {version} in {path}; calibrate again"
             )
@@ -133,6 +152,12 @@ class Calibration:
     def leaves(self) -> frozenset[str]:
         """Names of the leaves that metrics may use on this calibration."""
         return frozenset(LEAVES) - (frozenset() if self.manifest["gradients"] else {"G"})
+
+    @property
+    def inputs(self) -> tuple[int, int]:
+        """How many inputs feed the layers, and how many of them are kept as tokens."""
+        kept = {(x.block, e.gram): e.tokens for x, e in zip(self.layers, self.entries, strict=True)}
+        return len(kept), sum(tokens is not None for tokens in kept.values())
 
     @property
     def model_source(self) -> str:
@@ -163,7 +188,7 @@ class Calibration:
                 return shared[name]
 
             for i in wanted:
-                gram, layer = f"gram{self._grams[i]}", self.layers[i].name
+                gram, layer = f"gram{self.entries[i].gram}", self.layers[i].name
                 leaves = {leaf: read(f"{gram}/{leaf}").reshape(1, -1) for leaf in "XMVD"}
                 leaves["Y"] = read(f"{layer}/Y").reshape(-1, 1)
                 if self.manifest["gradients"]:

@@ -388,9 +388,19 @@ def check_candidates(candidates: Sequence[Candidate], layers: Sequence[Layer]) -
 def _check_same_model(decoder: Decoder, calibration: Calibration) -> None:
     expected = [(layer.name, layer.rows, layer.columns) for layer in calibration.layers]
     got = [(layer.name, layer.rows, layer.columns) for layer in decoder.layers]
-    if expected != got or calibration.manifest["model"]["weights"] != decoder.fingerprint():
+    wrong = "layers" if expected != got else _other_weights(decoder, calibration)
+    if wrong:
         raise CalibrationError(
             f"expected the model that {calibration.folder} was calibrated on, got one with other "
-            f"{'layers' if expected != got else 'weights'}; calibrate this model, or name the right "
-            "one with --model"
+            f"{wrong}; calibrate this model, or name the right one with --model"
         )
+
+
+def _other_weights(decoder: Decoder, calibration: Calibration) -> str:
+    """Return which weights are not those that were calibrated, empty for none."""
+    if not calibration.entries[0].weights:  # format 1
+        same = calibration.manifest["model"]["weights"] == decoder.fingerprint_of_format_1()
+        return "" if same else "weights"
+    pairs = zip(calibration.entries, decoder.fingerprints(), strict=True)
+    other = [i for i, (entry, found) in enumerate(pairs) if entry.weights != found]
+    return f"weights in {decoder.layers[other[0]].name}" if other else ""
