@@ -10,10 +10,10 @@ from typing import Annotated, NoReturn
 import typer
 
 # Importing the modules adds their commands; help lists them in this order.
-from . import __version__, cli_search, cli_results, cli_report, cli_export, cli_prune  # isort: skip
+from . import __version__, cli_search, cli_results, cli_report, cli_export, cli_prune, cli_jobs  # isort: skip
 from .cli_options import app
 
-__all__ = ["app", "cli_export", "cli_prune", "cli_report", "cli_results", "cli_search", "main"]
+__all__ = ["app", "cli_export", "cli_jobs", "cli_prune", "cli_report", "cli_results", "cli_search", "main"]
 
 
 @app.callback(invoke_without_command=True)
