@@ -63,8 +63,9 @@ def _masks(run: Path, key: str, changes: dict[str, Any]) -> Iterator[tuple[str, 
     from .results.archive import Archive
     from .results.finding import find
     from .search.settings import SearchSettings
-    from .workers.local import Device, LocalEvaluator
+    from .workers.local import LocalEvaluator
     from .workers.statistics import Calibration
+    from .workers.worker import Device
 
     with Archive(run) as archive:
         finding = find(archive, key)

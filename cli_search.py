@@ -111,8 +111,9 @@ def measure(
          "allocation": None if allocation == "uniform" else allocation,
          "model": model, "device": device, "dtype": dtype, "threads": threads}
     )  # fmt: skip
-    from .workers.local import Device, LocalEvaluator
+    from .workers.local import LocalEvaluator
     from .workers.statistics import Calibration
+    from .workers.worker import Device
 
     evaluator = LocalEvaluator(
         Calibration(folder), pattern=pattern, device=Device(device, dtype, threads), model=model

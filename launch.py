@@ -22,9 +22,10 @@ from .search.opening import Opening, build_funnel, build_problem, check_leaves
 from .search.protocols import Evaluator
 from .search.searchers import build_searcher
 from .search.settings import DESCENDING, SearchSettings
-from .workers.local import Device, LocalEvaluator
+from .workers.local import LocalEvaluator
 from .workers.reference import SHORTEST, len_of_rung
 from .workers.statistics import Calibration
+from .workers.worker import Device
 
 _MOST_SENSITIVITY = 4096  # tokens of a step if nothing is said: more steps on few are worth more
 _FEWEST_TO_RACE = 1024  # selection tokens from which a quarter of them tells candidates apart
@@ -120,9 +121,11 @@ def _run_all(runs: dict[Path, SearchSettings], listener: Listener) -> None:
                 remembering = RememberingEvaluator(evaluator, archive, listener.step, earlier)
                 _search(own, remembering, archive, rungs, sensitivity, listener)
                 before.append(folder)
-                if evaluator.prefixes and evaluator.prefixes.reused:
-                    share = evaluator.prefixes.reused / evaluator.prefixes.blocks
-                    listener.line(f"{share:.0%} of the blocks were not run again: their states were known")
+                known, of_all = evaluator.reused
+                if known:
+                    listener.line(
+                        f"{known / of_all:.0%} of the blocks were not run again: their states were known"
+                    )
     finally:
         evaluator.close()
 

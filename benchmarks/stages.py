@@ -95,10 +95,10 @@ def main() -> None:
     candidates = [uniform(p.expression, layers, 0.6) for p in PUBLISHED.values()]
     wanda = uniform(PUBLISHED["wanda"].expression, layers, 0.6)
     selection = calibration.tokens("selection")
-    vocabulary = evaluator._decoder.model.get_output_embeddings().weight
+    vocabulary = evaluator.worker.decoder.model.get_output_embeddings().weight
     # What cannot be avoided. Arithmetic: half a Gram product (H is symmetric), a forward pass. Bytes:
     # weights and Gram matrices read once a call, in 4 bytes each.
-    held = evaluator._shard.held
+    held = evaluator.worker.shard.held
     gram_bytes = sum({h.gram.data_ptr(): 4 * h.gram.numel() for h in held}.values())
     sampled = [min(32, x.rows) for x in layers]
     forward = 2 * selection.numel() * (sum(x.size for x in layers) + vocabulary.numel())
@@ -133,7 +133,7 @@ def main() -> None:
     )
     searching = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     start = time.perf_counter()
-    perplexity = usual_way(evaluator._decoder, calibration.tokens("statistics"), selection, 0.6)
+    perplexity = usual_way(evaluator.worker.decoder, calibration.tokens("statistics"), selection, 0.6)
     usual = time.perf_counter() - start
     (measured,) = evaluator.measure([wanda], "model")
     print(

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from .frame import Where
 
-SCHEMA = 4
+SCHEMA = 5
 # What tables and fronts read stands in rows of some 300 bytes; the numbers of each layer, ten times as long,
 # stand apart, so that a hundred thousand candidates are read in a second.
 FIGURES = ("kl", "kl_rung", "layer_error", "model_error", "perplexity", "sparsity")
@@ -38,19 +38,21 @@ CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE measurements (
     key TEXT NOT NULL, stage TEXT NOT NULL, part TEXT NOT NULL, of_tokens INTEGER NOT NULL,
     "values" TEXT NOT NULL, seconds REAL NOT NULL, failure TEXT NOT NULL, fingerprint TEXT NOT NULL,
-    tokens INTEGER NOT NULL, layer_errors BLOB NOT NULL, parts BLOB NOT NULL, sensitivities BLOB NOT NULL,
+    tokens INTEGER NOT NULL, worker TEXT NOT NULL, attempts INTEGER NOT NULL,
+    layer_errors BLOB NOT NULL, parts BLOB NOT NULL, sensitivities BLOB NOT NULL,
     PRIMARY KEY (key, stage, part, of_tokens));
 CREATE INDEX holdout ON measurements (key) WHERE part = 'holdout';
 CREATE TABLE trials (
     number INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE, status TEXT NOT NULL, alias_of TEXT NOT NULL,
     metric TEXT NOT NULL, "group" TEXT NOT NULL, size INTEGER NOT NULL, ratio_min REAL, ratio_max REAL,
     stage TEXT NOT NULL, "values" TEXT NOT NULL, seconds REAL NOT NULL, failure TEXT NOT NULL,
-    fingerprint TEXT NOT NULL, tokens INTEGER NOT NULL, {_STORED});
+    fingerprint TEXT NOT NULL, tokens INTEGER NOT NULL, worker TEXT NOT NULL, attempts INTEGER NOT NULL,
+    {_STORED});
 CREATE TABLE by_layer (
     key TEXT PRIMARY KEY, ratios BLOB NOT NULL, layer_errors BLOB NOT NULL, parts BLOB NOT NULL,
     sensitivities BLOB NOT NULL);
 """
-_MEASURED = '"values", seconds, failure, fingerprint, tokens'
+_MEASURED = '"values", seconds, failure, fingerprint, tokens, worker, attempts'
 _NUMBERS = "layer_errors, parts, sensitivities"
 
 
@@ -113,7 +115,7 @@ class Archive:
         with self._transaction():
             self._db.executemany(
                 'INSERT OR IGNORE INTO trials (key, status, alias_of, metric, "group", size, ratio_min, '
-                f"ratio_max, stage, {_MEASURED}) VALUES ({', '.join('?' * 14)})",
+                f"ratio_max, stage, {_MEASURED}) VALUES ({', '.join('?' * 16)})",
                 rows,
             )
             self._db.executemany("INSERT OR IGNORE INTO by_layer VALUES (?, ?, ?, ?, ?)", layers)
@@ -122,7 +124,7 @@ class Archive:
         """Keep what was just measured on ``tokens`` tokens of a part, 0 being all, in one transaction."""
         rows = [(c.key, m.stage, part, tokens, *_figures(m), *_numbers(m)) for c, m in measured]
         with self._transaction():
-            self._db.executemany(f"INSERT OR IGNORE INTO measurements VALUES ({', '.join('?' * 12)})", rows)
+            self._db.executemany(f"INSERT OR IGNORE INTO measurements VALUES ({', '.join('?' * 14)})", rows)
 
     def note(self, **facts: Any) -> None:
         """Keep facts about the run, as JSON, replacing those of the same name."""
@@ -311,7 +313,7 @@ def _floats(values: Sequence[float]) -> bytes:
 
 def _figures(m: Measurement) -> tuple[Any, ...]:
     values = json.dumps(dict(m.values), allow_nan=False)
-    return values, m.seconds, m.failure, m.fingerprint, m.tokens
+    return values, m.seconds, m.failure, m.fingerprint, m.tokens, m.worker, m.attempts
 
 
 def _numbers(m: Measurement) -> tuple[bytes, ...]:
@@ -319,7 +321,9 @@ def _numbers(m: Measurement) -> tuple[bytes, ...]:
 
 
 def _measurement(stage: Stage, row: Sequence[Any]) -> Measurement:
-    text, seconds, failure, fingerprint, tokens, *blobs = row
+    text, seconds, failure, fingerprint, tokens, worker, attempts, *blobs = row
     values: Mapping[str, float] = json.loads(text)
     errors, parts, sensitivities = (tuple(array("d", numbers)) for numbers in blobs)
-    return Measurement(stage, errors, values, seconds, failure, fingerprint, tokens, parts, sensitivities)
+    return Measurement(
+        stage, errors, values, seconds, failure, fingerprint, tokens, parts, sensitivities, worker, attempts
+    )

@@ -39,6 +39,8 @@ COLUMNS = {
     "perplexity": "on selection tokens",
     "seconds": "time that measuring took",
     "tokens": "tokens run through the pruned model for it",
+    "worker": "where its last stage was measured on a cluster, else missing",
+    "attempts": "most times that a stage was begun: more than 1 where workers died",
     "baseline": "name of the published rule, else missing",
     "alias_of": "key of the candidate whose masks and measurement it shares, else missing",
     "failure": "why there is no measurement, else missing",
@@ -57,8 +59,9 @@ UNITS = {
     "kl_rung": "nats per token", "seconds": "seconds", "tokens": "tokens", "size": "nodes",
     "sparsity": "fraction", "density": "fraction", "ratio_min": "fraction", "ratio_max": "fraction",
 }  # fmt: skip
-_TEXT = ("key", "status", "stage", "metric", "group", "baseline", "alias_of", "failure")
+_TEXT = ("key", "status", "stage", "metric", "group", "worker", "baseline", "alias_of", "failure")
 _STORED = ("key", "status", "stage", "metric", "group", "size", "seconds", "failure", "alias_of", "tokens",
+           "worker", "attempts",
            "ratio_min", "ratio_max", *FIGURES)  # fmt: skip
 
 
@@ -83,10 +86,10 @@ def frame(archive: Archive, numbers: Sequence[int] | None = None) -> pd.DataFram
     columns["kl_holdout"] = list(map(kl.get, originals))
     columns["kl_holdout_error"] = list(map(errors.get, originals))
     columns["baseline"] = list(map((facts.pop("baselines") or {}).get, columns.get("key", ())))
-    for name in ("failure", "alias_of"):
+    for name in ("failure", "alias_of", "worker"):
         columns[name] = [text or None for text in columns.get(name, ())]
     types = {name: "str" if name in _TEXT else "float64" for name in COLUMNS}
-    types |= {"size": "int64", "tokens": "int64"}
+    types |= {"size": "int64", "tokens": "int64", "attempts": "int64"}
     result = pd.DataFrame({name: pd.Series(columns.get(name, ()), dtype=types[name]) for name in COLUMNS})
     result.attrs = {name: value for name, value in facts.items() if value is not None}
     result.attrs |= {"run": str(archive.folder), "units": UNITS}

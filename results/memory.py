@@ -6,12 +6,8 @@ from collections.abc import Callable, Sequence
 
 from ..metrics_dsl.expression import Expression
 from ..search.candidate import Candidate, Layer, Measurement, Part, Reduction, Stage
-from ..search.protocols import Evaluator, Summaries
+from ..search.protocols import Done, Evaluator, Summaries, ignore
 from .archive import Archive
-
-# Candidates measured between two commits: a killed search loses no more than these. Cheap stages
-# share work between candidates, dear ones are committed one by one.
-_CHUNK: dict[Stage, int] = {"screen": 8, "layer": 1, "model": 1, "sensitivity": 1}
 
 
 class RememberingEvaluator:
@@ -20,7 +16,7 @@ class RememberingEvaluator:
     Args:
         evaluator: Measures what is new.
         archive: Open for writing.
-        tell: Called with (stage, done, total) after what was new in a chunk has been measured.
+        tell: Called with (stage, done, total) after something new has been measured.
         earlier: Archives of runs whose measurements are this run's too; all but the seed is the same.
     """
 
@@ -47,23 +43,29 @@ class RememberingEvaluator:
         return self._evaluator.leaves
 
     def measure(
-        self, candidates: Sequence[Candidate], stage: Stage, part: Part = "selection", tokens: int = 0
+        self,
+        candidates: Sequence[Candidate],
+        stage: Stage,
+        part: Part = "selection",
+        tokens: int = 0,
+        done: Done = ignore,
     ) -> list[Measurement]:
         """Return a measurement of each candidate, remembered or new."""
-        found: list[Measurement] = []
-        size = _CHUNK[stage]
-        for start in range(0, len(candidates), size):
-            chunk = candidates[start : start + size]
-            known = {c.key: self._recall(c, stage, part, tokens) for c in chunk}
-            new = [c for c in chunk if known[c.key] is None]
-            if new:
-                measured = self._evaluator.measure(new, stage, part, tokens)
-                pairs = list(zip(new, measured, strict=True))
-                self._archive.record(pairs, part, tokens)
-                known.update((c.key, m) for c, m in pairs)
-                self._tell(stage, start + len(chunk), len(candidates))
-            found += [m for c in chunk if (m := known[c.key]) is not None]
-        return found
+        found = {c.key: self._recall(c, stage, part, tokens) for c in candidates}
+        new = [c for c in candidates if found[c.key] is None]
+        count = len(candidates) - len(new)
+
+        def record(measured: Sequence[tuple[Candidate, Measurement]]) -> None:
+            nonlocal count
+            self._archive.record(measured, part, tokens)
+            count += len(measured)
+            self._tell(stage, count, len(candidates))
+            done(measured)
+
+        if new:
+            measured = self._evaluator.measure(new, stage, part, tokens, record)
+            found.update((c.key, m) for c, m in zip(new, measured, strict=True))
+        return [m for c in candidates if (m := found[c.key]) is not None]
 
     def _recall(self, candidate: Candidate, stage: Stage, part: Part, tokens: int) -> Measurement | None:
         found = self._archive.recall(candidate.key, stage, part, tokens)

@@ -93,6 +93,8 @@ class Measurement:
         failure: A sentence that says why there are no values; empty for a success.
         fingerprint: Hash of the masks on the sampled rows, made by the screen stage.
         sensitivities: Change of KL with each layer's ratio, nats per token, in model order; may be empty.
+        worker: Where it was measured, as host and process; empty for the process that searches.
+        attempts: How often measuring was begun: workers may die.
     """
 
     stage: Stage
@@ -104,6 +106,8 @@ class Measurement:
     tokens: int = 0
     parts: tuple[float, ...] = ()
     sensitivities: tuple[float, ...] = ()
+    worker: str = ""
+    attempts: int = 1
 
 
 @dataclass(frozen=True)

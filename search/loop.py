@@ -219,6 +219,7 @@ def _with_sensitivities(trial: Trial, evaluator: Evaluator, tokens: int) -> Tria
         seconds=before.seconds + found.seconds,
         tokens=before.tokens + found.tokens,
         sensitivities=found.sensitivities,
+        attempts=max(found.attempts, before.attempts),
     )
     return replace(trial, measurement=measurement)
 
@@ -238,4 +239,5 @@ def _joined(before: Measurement, found: Measurement, *, is_rung: bool) -> Measur
         tokens=found.tokens + before.tokens,
         parts=() if is_rung else found.parts,
         fingerprint=found.fingerprint or before.fingerprint,
+        attempts=max(found.attempts, before.attempts),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -12,6 +12,12 @@ from ..metrics_dsl.expression import Expression
 from .candidate import Candidate, Layer, Measurement, Part, Reduction, Stage, Trial
 
 Summaries = dict[Reduction, NDArray[np.float64]]
+# Called with what has just been measured.
+Done = Callable[[Sequence[tuple[Candidate, Measurement]]], None]
+
+
+def ignore(_measured: Sequence[tuple[Candidate, Measurement]]) -> None:
+    """Do nothing with what has just been measured."""
 
 
 class Searcher(Protocol):
@@ -40,12 +46,18 @@ class Evaluator(Protocol):
         """The leaves that metrics may use; calibration without gradients has no ``G``."""
 
     def measure(
-        self, candidates: Sequence[Candidate], stage: Stage, part: Part = "selection", tokens: int = 0
+        self,
+        candidates: Sequence[Candidate],
+        stage: Stage,
+        part: Part = "selection",
+        tokens: int = 0,
+        done: Done = ignore,
     ) -> list[Measurement]:
         """Return a measurement of each candidate, in order; a candidate's mistake is a failure in it.
 
         What is measured of one candidate does not depend on its companions in the call. ``part`` says
         which tokens the model stage and sensitivities run on, and ``tokens`` how many of them, 0 being all.
+        ``done`` is called with each as soon as it is known, in whatever order.
         """
 
     def summarise(self, metric: Expression, reductions: Sequence[Reduction]) -> Summaries:

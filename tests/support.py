@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from secateur.search.candidate import Layer, Measurement
+from secateur.search.protocols import ignore
 from secateur.workers.calibration import Request
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -94,9 +95,13 @@ class FakeEvaluator:
     def __init__(self):
         self.measured = []
 
-    def measure(self, candidates, stage, part="selection", tokens=0):
-        self.measured += [(c.key, stage, part, tokens) for c in candidates]
-        return [self._one(c, stage) for c in candidates]
+    def measure(self, candidates, stage, part="selection", tokens=0, done=ignore):
+        found = []
+        for c in candidates:
+            self.measured.append((c.key, stage, part, tokens))
+            found.append(self._one(c, stage))
+            done([(c, found[-1])])
+        return found
 
     def summarise(self, metric, reductions):
         rng = np.random.default_rng(len(str(metric)))

@@ -159,7 +159,7 @@ def test_another_version_is_refused(tmp_path):
     db.execute("PRAGMA user_version = 99")
     db.commit()
     for write in (False, True):
-        with pytest.raises(ArchiveError, match="expected an archive of version 4, got version 99"):
+        with pytest.raises(ArchiveError, match="expected an archive of version 5, got version 99"):
             Archive(tmp_path, write=write)
 
 
@@ -191,10 +191,10 @@ class TestRemembering:
         candidates = [uniform(parse(f"W * {i} + G"), FakeEvaluator.layers, 0.5) for i in range(1, 6)]
 
         class Interrupted(FakeEvaluator):
-            def measure(self, candidates, stage, part="selection", tokens=0):
-                if len(self.measured) == 3:
+            def _one(self, c, stage):
+                if len(self.measured) == 4:
                     raise KeyboardInterrupt
-                return super().measure(candidates, stage, part)
+                return super()._one(c, stage)
 
         with Archive(tmp_path, write=True) as archive:
             with pytest.raises(KeyboardInterrupt):

@@ -12,13 +12,14 @@ from secateur.metrics_dsl.published import PUBLISHED
 from secateur.search.candidate import Candidate, uniform
 from secateur.workers.calibration import Request, calibrate
 from secateur.workers.decoder import Decoder, weight_matrix
-from secateur.workers.local import Device, LocalEvaluator
+from secateur.workers.local import LocalEvaluator
 from secateur.workers.model import ModelError, load_model
 from secateur.workers.prefix import Prefix, Prefixes
 from secateur.workers.reference import some_tokens
 from secateur.workers.statistics import Calibration, CalibrationError
 from secateur.workers.summary import tail_exponent
 from secateur.workers.text import TextError, draw_sequences
+from secateur.workers.worker import Device
 from support import save_model, small_request, tiny_config
 
 
@@ -115,7 +116,7 @@ class TestErrors:
     def test_the_gram_error_is_the_output_error(self, tiny_evaluator, dense, inputs, group):
         candidate = uniform(parse_metric("abs(W) * X"), tiny_evaluator.layers, 0.5, group)
         (found,) = tiny_evaluator.measure([candidate], "layer")
-        for i, held in enumerate(tiny_evaluator._shard.held):
+        for i, held in enumerate(tiny_evaluator.worker.shard.held):
             weights = weight_matrix(dense.modules[i]).double()
             pruned = weights * ~held.mask(candidate, "unstructured")
             direct = ((weights - pruned) @ inputs[i].T).square().sum() / (
@@ -163,7 +164,7 @@ class TestTheModelStage:
         with torch.no_grad():
             before = dense.model(input_ids=ids, output_hidden_states=True)
             kept = [module.weight.detach().clone() for module in dense.modules]
-            for held, module in zip(evaluator._shard.held, dense.modules, strict=True):
+            for held, module in zip(evaluator.worker.shard.held, dense.modules, strict=True):
                 module.weight[held.mask(candidate, "unstructured")] = 0
             after = dense.model(input_ids=ids, output_hidden_states=True)
             for weight, module in zip(kept, dense.modules, strict=True):
@@ -194,9 +195,9 @@ class TestTheModelStage:
         assert found.values["model_error"] == 0
 
     def test_the_dense_weights_are_back_afterwards(self, tiny_evaluator):
-        before = tiny_evaluator._decoder.fingerprint()
+        before = tiny_evaluator.worker.decoder.fingerprint()
         tiny_evaluator.measure([uniform(parse_metric("W"), tiny_evaluator.layers, 0.9)], "model")
-        assert tiny_evaluator._decoder.fingerprint() == before
+        assert tiny_evaluator.worker.decoder.fingerprint() == before
 
     def test_probabilities_that_are_not_kept_give_the_same(
         self, tiny_calibration, tiny_evaluator, monkeypatch
@@ -230,10 +231,10 @@ class TestSharing:
         found = keeping.measure(candidates, "model")
         expected = plain.measure(candidates, "model")
         assert [(m.values, m.parts) for m in found] == [(m.values, m.parts) for m in expected]
-        assert plain.prefixes is None
+        assert plain.worker.prefixes is None
         # of 3 blocks: 2 after the first, of which the fifth candidate is a repeat
-        assert keeping.prefixes.reused == 0 + 2 + 1 + 1 + 3 + 3 + 0 + 0
-        assert keeping.prefixes.blocks == 3 * len(candidates)
+        assert keeping.worker.prefixes.reused == 0 + 2 + 1 + 1 + 3 + 3 + 0 + 0
+        assert keeping.worker.prefixes.blocks == 3 * len(candidates)
 
     def test_other_tokens_and_other_metrics_share_nothing(self, tiny_calibration):
         evaluator = LocalEvaluator(tiny_calibration)
@@ -241,9 +242,9 @@ class TestSharing:
         evaluator.measure([ramped(evaluator)], "model", "holdout")
         evaluator.measure([ramped(evaluator)], "model", "selection", 64)
         evaluator.measure([ramped(evaluator, "abs(W)")], "model")
-        assert evaluator.prefixes.reused == 0
+        assert evaluator.worker.prefixes.reused == 0
         evaluator.measure([ramped(evaluator, "square(W)")], "model")  # orders as abs(W) does
-        assert evaluator.prefixes.reused == 3
+        assert evaluator.worker.prefixes.reused == 3
 
     def test_states_beyond_the_room_are_dropped_oldest_first(self, tiny_evaluator):
         states = [torch.zeros(1, 8, 32)]  # a kilobyte
@@ -252,7 +253,7 @@ class TestSharing:
         for candidate in (first, second, ramped(tiny_evaluator, until=0, by=0.2), ramped(tiny_evaluator)):
             for block in (1, 2, 3):
                 prefixes.keep(candidate, "t", Prefix(block, states, 0))
-        assert prefixes.longest(second, "t").block == 3
+        assert prefixes.longest(second, "t", range(3)).block == 3
         assert prefixes._bytes <= 9 * 1024
 
     def test_the_order_of_scores_is_kept_from_the_third_candidate_on(self, tiny_calibration):
@@ -264,11 +265,11 @@ class TestSharing:
                 for ratio in (0.3, 0.4, 0.5, 0.6)
             ]
             found = evaluator.measure(candidates, "model")
-            assert len(evaluator._shard.held[0].orders) == (1 if group == "row" else 2)
+            assert len(evaluator.worker.shard.held[0].orders) == (1 if group == "row" else 2)
             for candidate, measured in zip(candidates, found, strict=True):
-                fresh._shard._uses.clear()
+                fresh.worker.shard._uses.clear()
                 assert fresh.measure([candidate], "model")[0].values == measured.values
-        assert not fresh._shard.held[0].orders
+        assert not fresh.worker.shard.held[0].orders
 
 
 class TestRungs:
@@ -381,7 +382,7 @@ def test_every_decoder_is_measured_alike(name, tmp_path, text_file):
     ids = calibration.tokens("selection")
     with torch.no_grad():
         before = dense.model(input_ids=ids).logits.double().log_softmax(-1)
-        for held, module in zip(evaluator._shard.held, dense.modules, strict=True):
+        for held, module in zip(evaluator.worker.shard.held, dense.modules, strict=True):
             weight_matrix(module)[held.mask(candidate, "unstructured")] = 0
         after = dense.model(input_ids=ids).logits.double().log_softmax(-1)
     kl = float((before.exp() * (before - after)).sum(-1).mean())

@@ -50,15 +50,15 @@ def test_masks_of_published_metrics_equal_their_formulas_bit_for_bit(real_evalua
     metric = PUBLISHED[name].expression
     for group in ("row", "layer"):
         candidate = uniform(metric, real_evaluator.layers, 0.6, group)
-        for held in real_evaluator._shard.held[:: 7 * 5 + 1] + real_evaluator._shard.held[-7:]:
+        for held in real_evaluator.worker.shard.held[:: 7 * 5 + 1] + real_evaluator.worker.shard.held[-7:]:
             expected = by_sorting(by_formula(name, held.leaves), 0.6, group)
             assert torch.equal(held.mask(candidate, "unstructured"), expected), held.layer.name
 
 
 def test_the_gram_error_is_the_output_error_in_double_precision(real_evaluator, real_calibration):
     """On the statistics tokens themselves, for every layer of some blocks."""
-    decoder: Decoder = real_evaluator._decoder
-    layers = {i: h for i, h in enumerate(real_evaluator._shard.held) if h.layer.block % 4 == 1}
+    decoder: Decoder = real_evaluator.worker.decoder
+    layers = {i: h for i, h in enumerate(real_evaluator.worker.shard.held) if h.layer.block % 4 == 1}
     fed = {i: [] for i in layers}
     hooks = [
         decoder.modules[i].register_forward_pre_hook(
@@ -98,7 +98,7 @@ def test_figures_are_those_of_a_model_pruned_for_real(real_evaluator, real_calib
     (found,) = real_evaluator.measure([candidate], "model", "holdout")
     with torch.no_grad():
         before = model(input_ids=ids).logits.double().log_softmax(-1)
-        for held, module in zip(real_evaluator._shard.held, dense.modules, strict=True):
+        for held, module in zip(real_evaluator.worker.shard.held, dense.modules, strict=True):
             scores = by_formula("wanda", held.leaves)
             weight_matrix(module)[removed(scores, 0.6, "row")] = 0
         after = model(input_ids=ids).logits.double().log_softmax(-1)

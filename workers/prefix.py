@@ -43,14 +43,16 @@ class Prefixes:
         self._states: OrderedDict[tuple[object, ...], Prefix] = OrderedDict()
         self.blocks = self.reused = 0
 
-    def longest(self, candidate: Candidate, tokens: object) -> Prefix | None:
-        """Return what is known of the most blocks of a candidate on some tokens."""
-        self.blocks += len(self._ends)
-        for block in range(len(self._ends), 0, -1):
+    def longest(self, candidate: Candidate, tokens: object, blocks: range) -> Prefix | None:
+        """Return what is known of the most blocks of a candidate on some tokens, as far as ``blocks`` go."""
+        self.blocks += len(blocks)
+        for block in range(blocks.stop, blocks.start, -1):
             key = self._key(candidate, tokens, block)
             if key in self._states:
-                self.reused += block
-                for before in range(block, 0, -1):  # all that led here is as likely to be wanted again
+                self.reused += block - blocks.start
+                for before in range(
+                    block, blocks.start, -1
+                ):  # all that led here is as likely to be wanted again
                     if (touched := self._key(candidate, tokens, before)) in self._states:
                         self._states.move_to_end(touched)
                 return self._states[key]

@@ -30,9 +30,8 @@ def some_tokens(ids: Tensor, count: int) -> Tensor:
     return ids[:sequences, :length]
 
 
-def count_windows(ids: Tensor, count: int) -> int:
-    """Return into how many windows of about ``count`` tokens a part (sequences, tokens) falls."""
-    sequences, length = ids.shape
+def count_windows(sequences: int, length: int, count: int) -> int:
+    """Return into how many windows of about ``count`` tokens a part (sequences, length) falls."""
     rows, columns = _shape_of_rung(sequences, length, count)
     return (sequences // rows) * (length // columns)
 
@@ -55,6 +54,13 @@ def _shape_of_rung(sequences: int, length: int, count: int) -> tuple[int, int]:
         return sequences, length
     own = max(min(SHORTEST, length), -(-count // sequences))
     return max(1, round(count / own)), own
+
+
+@torch.no_grad()
+def batches_of(decoder: Decoder, ids: Tensor) -> list[Batch]:
+    """Return token ids (sequences, tokens) as batches of the size that suits the device."""
+    size = max(1, _TOKENS_A_CALL.get(decoder.device.type, 1024) // ids.shape[1])
+    return [decoder.enter(part) for part in ids.split(size)]
 
 
 class _Dense:
@@ -118,23 +124,24 @@ class Reference:
 
     Args:
         decoder: The dense model.
-        ids: Token ids, (sequences, tokens).
+        batches: The tokens, from ``batches_of``.
+        left: What leaves the last block of the dense model, a batch each.
         kept_bytes: Room for the dense model's probabilities; what finds none is computed again.
     """
 
     @torch.no_grad()
-    def __init__(self, decoder: Decoder, ids: Tensor, kept_bytes: int = _KEPT_BYTES) -> None:
-        kind = decoder.device.type
-        size = max(1, _TOKENS_A_CALL.get(kind, 1024) // ids.shape[1])
-        self._piece = _TOKENS_OF_LOGITS.get(kind, 128)
-        self.batches: list[Batch] = [decoder.enter(part) for part in ids.split(size)]
+    def __init__(
+        self,
+        decoder: Decoder,
+        batches: Sequence[Batch],
+        left: Sequence[Tensor],
+        kept_bytes: int = _KEPT_BYTES,
+    ) -> None:
+        self._piece = _TOKENS_OF_LOGITS.get(decoder.device.type, 128)
         self._pieces: list[_Dense] = []
         vocabulary = decoder.model.get_output_embeddings().weight.shape[0]  # type: ignore[operator]
         room = kept_bytes // (4 * vocabulary)
-        for batch in self.batches:
-            states = batch.hidden
-            for block in range(len(decoder.blocks)):
-                states = decoder.run_block(block, batch, states)
+        for batch, states in zip(batches, left, strict=True):
             for sequence, state in zip(batch.ids.split(1), states.split(1), strict=True):
                 following = sequence[:, 1:].split(self._piece, 1)
                 pieces = sequence.split(self._piece, 1), self._split(state)
@@ -142,9 +149,9 @@ class Reference:
                     room -= piece.numel()
                     after = following[i] if i < len(following) else sequence[:, :0]
                     self._pieces.append(_Dense(decoder, piece, after, hidden, keep=room >= 0))
-        self.tokens = ids.numel()
-        self._sequence = ids.shape[1]
-        self._predicted = ids.numel() - len(ids)
+        self.tokens = sum(batch.ids.numel() for batch in batches)
+        self._sequence = batches[0].ids.shape[1]
+        self._predicted = self.tokens - self.tokens // self._sequence
 
     def _split(self, state: Tensor) -> tuple[Tensor, ...]:
         pieces: tuple[Tensor, ...] = state.split(self._piece, 1)

@@ -9,12 +9,13 @@ measured with whole masks.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
 
 from ..search.candidate import Candidate
-from .decoder import Decoder
-from .reference import Reference
+from .decoder import Batch, Decoder
 from .shard import Shard
 
 # Half of the blurred edge, as a share of the group. Against differences of KL over 2 to 15 points of ratio
@@ -23,36 +24,55 @@ BAND = 0.05
 FORWARD_PASSES = 4  # what it costs: forwards, forwards again a block at a time, and backwards for two
 
 
-def sensitivities(
-    decoder: Decoder, shard: Shard, reference: Reference, candidate: Candidate
-) -> tuple[float, ...]:
-    """Return the change of KL with each layer's ratio, nats per token, (layers,) in model order.
+def slopes_of_blocks(
+    decoder: Decoder,
+    shard: Shard,
+    candidate: Candidate,
+    blocks: range,
+    batches: Sequence[Batch],
+    entering: Sequence[Tensor],
+    gradients_of: Callable[[list[Tensor]], list[Tensor]],
+) -> tuple[dict[int, float], list[Tensor]]:
+    """Return the change of KL with the ratio of each layer of some blocks, nats per token, by position.
 
     Of the forward pass no more than the hidden states before each block are kept; each block runs again
     on its way back, a batch at a time, so that a model needs the memory of one block's gradients on a batch.
 
+    Args:
+        decoder: The dense model.
+        shard: Holds the blocks.
+        candidate: How they are pruned.
+        blocks: The blocks, next to each other.
+        batches: The tokens.
+        entering: Hidden states before the blocks, a batch each.
+        gradients_of: Gives the gradient of kl by the hidden states behind the blocks, a batch each.
+
+    Returns:
+        The slopes, and the gradient by the hidden states before the blocks (none before the first).
+
     Raises:
         ScoreError: When scores are not finite.
     """
-    states = [[batch.hidden for batch in reference.batches]]
+    states = [list(entering)]
     with torch.no_grad():
-        for block in range(len(decoder.blocks)):
+        for block in blocks:
             weights, _ = shard.masked_weights(candidate, block)
             with decoder.with_weights(weights):
                 after = [
                     decoder.run_block(block, batch, hidden)
-                    for batch, hidden in zip(reference.batches, states[-1], strict=True)
+                    for batch, hidden in zip(batches, states[-1], strict=True)
                 ]
             states.append(after)
-    gradients = reference.gradients(decoder, states.pop())
-    found = [0.0] * len(decoder.layers)
-    for block in reversed(range(len(decoder.blocks))):
+    gradients = gradients_of(states.pop())
+    found: dict[int, float] = {}
+    for block in reversed(blocks):
         ratios = {h.index: torch.tensor(candidate.ratios[h.index], device=decoder.device)
                   .requires_grad_(True) for h in shard.of_block(block)}  # fmt: skip
         with torch.enable_grad():
             blurred = shard.blurred_weights(candidate, block, ratios, BAND)
         before = []
-        for batch, hidden, gradient in zip(reference.batches, states.pop(), gradients, strict=True):
+        found.update(dict.fromkeys(ratios, 0.0))
+        for batch, hidden, gradient in zip(batches, states.pop(), gradients, strict=True):
             hidden = hidden.detach().requires_grad_(block > 0)
             with torch.enable_grad():
                 output = decoder.run_block_with(block, batch, hidden, blurred)
@@ -65,4 +85,4 @@ def sensitivities(
                 own = result[-1]
                 before.append(torch.zeros_like(hidden) if own is None else own)
         gradients = before
-    return tuple(found)
+    return found, gradients

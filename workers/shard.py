@@ -170,6 +170,7 @@ class Shard:
         pattern: ``unstructured`` or ``N:M``.
         rows: Rows a layer that the screen looks at.
         threads: Layers measured at a time; one thread of arithmetic each.
+        blocks: The blocks; all if left out.
     """
 
     def __init__(
@@ -180,11 +181,12 @@ class Shard:
         pattern: str = "unstructured",
         rows: int = SCREEN_ROWS,
         threads: int | None = None,
+        blocks: range | None = None,
     ) -> None:
         device = decoder.device
         self.pattern = pattern
         self.held: list[HeldLayer] = []
-        for block in range(len(decoder.blocks)):
+        for block in range(len(decoder.blocks)) if blocks is None else blocks:
             for index, statistics in calibration.block(block, device).items():
                 weights = weight_matrix(decoder.modules[index])
                 self.held.append(HeldLayer(index, decoder.layers[index], weights, statistics, rows))

@@ -140,6 +140,11 @@ class Calibration:
         copy = self.folder / "model"
         return str(copy) if copy.is_dir() else str(self.manifest["model"]["source"])
 
+    def shape(self, part: str) -> tuple[int, int]:
+        """Return how many sequences of how many tokens a part has."""
+        described = self.manifest["parts"][part]
+        return int(described["sequences"]), int(described["length"])
+
     def tokens(self, part: str) -> Tensor:
         """Return the token ids of a part, (sequences, tokens)."""
         with self._open("tokens.safetensors") as file:
