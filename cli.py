@@ -44,8 +44,9 @@ def main() -> NoReturn:
 
     from typer.exceptions import TyperException
 
-    # Both end a run in the same orderly way, within seconds.
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    # Both end a run in the same orderly way, within seconds. Not by raising the one from the other: a job
+    # of a Ray cluster is born with SIGINT blocked, and would never hear of it.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TQDM_DISABLE", "1")  # bars of libraries do not belong between our lines
