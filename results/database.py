@@ -14,6 +14,10 @@ class ArchiveError(ValueError):
     """An archive that is missing, of another version, or open in another writer."""
 
 
+class BeginningError(ArchiveError):
+    """A run that has written nothing yet."""
+
+
 def connect(path: Path, tables: str, *, write: bool) -> sqlite3.Connection:
     """Open a database; one that is written is made with its tables if it is not there."""
     if write:
@@ -61,6 +65,13 @@ def missing(folder: Path) -> ArchiveError:
             f"expected one run, got {folder} with runs of {len(seeds)} seeds; name one, such as "
             f"{seeds[0].parent}, or compare them with `secateur compare {folder}`"
         )
+    if (folder / "run.toml").is_file():
+        return beginning(folder)
     return ArchiveError(
         f"expected a run folder with an archive, got {folder} without one; runs are made by `secateur search`"
     )
+
+
+def beginning(folder: Path) -> BeginningError:
+    """Return what is wrong with a run that has written nothing yet."""
+    return BeginningError(f"the run in {folder} is just beginning; try again in a moment")
