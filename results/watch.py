@@ -106,7 +106,7 @@ class Watch:
                     "GROUP BY worker ORDER BY worker"
                 )
         except BeginningError:
-            return Look(folder, "beginning", of_seeds=of_seeds)
+            return Look(folder, "left" if _is_left(folder) else "beginning", of_seeds=of_seeds)
         except sqlite3.OperationalError:  # locked for long, where the file system knows no better
             return Look(folder, "running", of_seeds=of_seeds)
         workers = pd.DataFrame(rows, columns=["worker", "measurements", "seconds", "repeated"])

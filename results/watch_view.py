@@ -12,15 +12,17 @@ from .table import columns_for, table, verdict
 from .watch import Look, Watch, budget_of
 
 if TYPE_CHECKING:
+    import pandas as pd
     from rich.console import Console
 
 SILENCE = 180.0  # seconds without a measurement from which on there is "no news"
 PAUSE = 2.0  # seconds between looks
+_PROSE = "verdict"  # the heading of what may be broken into lines
 _MOST_ROWS = 12  # of a front, and of failures half as many
 
 
-def follow(watch: Watch, console: Console) -> Look:
-    """Show a run on a terminal until it is over; return the last look.
+def follow(watch: Watch, console: Console, pause: float = PAUSE) -> Look:
+    """Show a run on a terminal until it is over, every ``pause`` seconds; return the last look.
 
     Raises:
         KeyboardInterrupt: When who looks has seen enough.
@@ -35,7 +37,7 @@ def follow(watch: Watch, console: Console) -> Look:
             if look.is_over:
                 return look
             # Of a large archive reading takes a second; looking should not keep the machine busy.
-            time.sleep(max(PAUSE, 10 * (time.monotonic() - began)))
+            time.sleep(max(pause, 10 * (time.monotonic() - began)))
 
 
 def plain(look: Look) -> str:
@@ -76,8 +78,11 @@ def _rendered(look: Look) -> Any:
 
     parts = []
     for heading, text in sections(look):
-        parts += [Text(heading, style="bold", no_wrap=True, overflow="ellipsis"),
-                  Text(f"{text}\n", no_wrap=True, overflow="ellipsis")]  # fmt: skip
+        is_table = heading != _PROSE
+        parts += [
+            Text(heading, style="bold", no_wrap=True, overflow="ellipsis"),
+            Text(f"{text}\n", no_wrap=is_table, overflow="ellipsis" if is_table else "fold"),
+        ]
     return Group(*parts)
 
 
@@ -85,9 +90,12 @@ def sections(look: Look) -> Iterator[tuple[str, str]]:
     """Yield what there is to say of a look: headings and lines of text."""
     yield f"{look.folder}{f', {look.of_seeds}' if look.of_seeds else ''}", _headline(look)
     overview = look.overview
-    if overview is None or overview.rows.empty:
+    if overview is None or look.workers is None or look.workers.empty:
         return
-    yield "best", _of_best(look, overview)
+    yield "workers", _of_workers(look.workers, look)
+    if overview.rows.empty:
+        return
+    yield _of_best(look, overview)
     front = overview.front
     columns = {
         "key": ("key", "{:.8}"),
@@ -96,59 +104,54 @@ def sections(look: Look) -> Iterator[tuple[str, str]]:
     }
     more = f"\nand {len(front) - _MOST_ROWS} more" if len(front) > _MOST_ROWS else ""
     yield f"front ({', '.join(overview.objectives)})", table(front[:_MOST_ROWS], columns) + more
-    yield "workers", _of_workers(look)
     funnel = overview.funnel().reset_index()
     yield "funnel", table(funnel, {"stage": ("stage", "{}"), **{s: (s, "{:d}") for s in funnel.columns[1:]}})
     failures = overview.failures()
     if len(failures):
         most = failures[: _MOST_ROWS // 2]
         yield "failures", "\n".join(f"{count:5d}  {reason}" for reason, count in most.items())
-    repeated = 0 if look.workers is None else int(look.workers["repeated"].sum())
-    if repeated:
+    if repeated := int(look.workers["repeated"].sum()):
         yield "attempts", f"{repeated} measurements needed more than one: workers were lost and replaced"
 
 
 def _headline(look: Look) -> str:
-    if look.overview is None:
-        return (
-            "beginning: nothing has been measured yet" if look.state == "beginning" else "cannot be read now"
-        )
-    budget, spent = budget_of(look.overview)
-    words = {
-        "running": "running", "holdout": "measuring on holdout tokens", "ended": "ended",
+    state = {
+        "beginning": "beginning", "running": "running", "holdout": "measuring on holdout tokens",
         "left": f"left by the process that wrote it; continue it with: secateur resume {look.folder}",
-    }  # fmt: skip
-    parts = [words.get(look.state, look.state)]
-    parts.append(
-        f"{spent:,.0f} of {budget.amount:,.0f} {budget.unit}" if budget else f"{spent:,.0f} candidates"
-    )
+        "ended": "ended",
+    }[look.state]  # fmt: skip
+    if look.overview is None:
+        return state if look.state == "running" else f"{state}  nothing measured yet"
+    budget, spent = budget_of(look.overview)
+    of_budget = f" of {budget.amount:,.0f} {budget.unit}" if budget else " candidates"
+    parts = [state, f"{spent:,.0f}{of_budget}"]
     if look.rate is not None and not look.is_over:
         parts.append(f"{look.rate:.2g} measurements/s")
     if look.silence is None:
         parts.append("nothing measured yet")
     elif not look.is_over:
-        is_silent = look.silence > SILENCE
         ago = duration(look.silence)
-        parts.append(f"no news for {ago}" if is_silent else f"last measurement {ago} ago")
+        parts.append(f"no news for {ago}" if look.silence > SILENCE else f"last measurement {ago} ago")
     return "  ".join(parts)
 
 
-def _of_best(look: Look, overview: Overview) -> str:
+def _of_best(look: Look, overview: Overview) -> tuple[str, str]:
     if overview.is_interval or look.state == "ended":
-        return verdict(overview.rows, overview.front, overview.holdout)
+        return _PROSE, verdict(overview.rows, overview.front, overview.holdout)
     first, (new, published) = overview.objectives[0], look.best
     name = first.replace("_", " ")
-    lines = [] if new is None else [f"{name} {new[first]:.4g}  found      {new['metric']}"]
+    lines = []
+    if new is not None:
+        is_compared = published is not None and published[first]
+        change = f"{new[first] / published[first] - 1:+.1%}" if is_compared else "found"
+        lines.append(f"{name} {new[first]:.4f}  {change:9}  {new['metric']}")
     if published is not None:
-        lines.append(f"{name} {published[first]:.4g}  published  {published['baseline']}")
-    if new is not None and published is not None and published[first]:
-        lines[0] = lines[0].replace("found     ", f"{new[first] / published[first] - 1:+.1%}".ljust(10))
-    return "\n".join(lines) or "nothing measured to the end"
+        lines.append(f"{name} {published[first]:.4f}  published  {published['baseline']}")
+    return "best", "\n".join(lines) or "nothing measured to the end"
 
 
-def _of_workers(look: Look) -> str:
-    assert look.workers is not None
-    rows = look.workers.assign(each=look.workers["seconds"] / look.workers["measurements"])
+def _of_workers(workers: pd.DataFrame, look: Look) -> str:
+    rows = workers.assign(each=workers["seconds"] / workers["measurements"])
     columns = {"worker": ("worker", "{}"), "measurements": ("measurements", "{:d}")}
     if look.lately and not look.is_over:
         columns["lately"] = (f"last {duration(look.lately)}", "{:d}")
