@@ -27,6 +27,14 @@ DTYPE = typer.Option(help="float32 or bfloat16.")
 THREADS = typer.Option(help="CPU threads; 0 uses all cores.")
 SPARSITY = typer.Option(help="Fraction of weights to remove, in [0, 1); 0.5, or what the pattern says.")
 PATTERN = typer.Option(help="unstructured or N:M (N removed of M), such as 2:4.")
+RAY = typer.Option(
+    "--ray", help="Measure on Ray workers: local starts them here, auto or an address joins a cluster."
+)
+WORKERS = typer.Option(help="Workers on Ray, a number or auto: as many as there is room for.")
+SHARDS = typer.Option(help="Workers that share one copy of the model.")
+GPUS_PER_WORKER = typer.Option(help="GPUs a worker, parts allowed; 1 where the cluster has GPUs.")
+CPUS_PER_WORKER = typer.Option(help="CPUs a worker.")
+TIMEOUT = typer.Option(help="Seconds after which a worker's call is taken for hung.")
 GROUP = typer.Option(help="The weights that compete: row or layer.")
 
 
@@ -54,6 +62,25 @@ CONFIG = typer.Option(
     is_eager=True,
     help="Read options from this TOML file's section.",
 )
+
+
+def read_cluster(
+    address: str | None, workers: str, shards: int, gpus: float | None, cpus: float, timeout: float
+) -> Any:
+    """Return the cluster that options describe; None without an address.
+
+    Raises:
+        ValueError: For options that do not fit, or that need an address.
+    """
+    from .workers.cluster import Cluster
+
+    if address is None:
+        if (workers, shards, gpus, cpus) != ("auto", 1, None, 1.0):
+            raise ValueError("expected --ray local, auto or an address with options of workers, got none")
+        return None
+    if workers != "auto" and not workers.isdecimal():
+        raise ValueError(f"expected a number of workers or auto, got {workers!r}")
+    return Cluster(address, None if workers == "auto" else int(workers), shards, gpus, cpus, timeout)
 
 
 def records(rows: pandas.DataFrame) -> list[dict[str, Any]]:

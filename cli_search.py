@@ -10,21 +10,28 @@ import typer
 
 from .cli_options import (
     CONFIG,
+    CPUS_PER_WORKER,
     DEVICE,
     DIR,
     DTYPE,
+    GPUS_PER_WORKER,
     GROUP,
     JSON,
     MODEL,
     PATTERN,
+    RAY,
     RUN,
+    SHARDS,
     SPARSITY,
     THREADS,
+    TIMEOUT,
+    WORKERS,
     app,
     note,
     print_comparison,
     print_json,
     print_report,
+    read_cluster,
 )  # fmt: skip
 
 
@@ -196,6 +203,12 @@ def search(
     device: Annotated[str, DEVICE] = "auto",
     dtype: Annotated[str, DTYPE] = "float32",
     threads: Annotated[int, THREADS] = 0,
+    ray: Annotated[str | None, RAY] = None,
+    workers: Annotated[str, WORKERS] = "auto",
+    shards: Annotated[int, SHARDS] = 1,
+    gpus_per_worker: Annotated[float | None, GPUS_PER_WORKER] = None,
+    cpus_per_worker: Annotated[float, CPUS_PER_WORKER] = 1.0,
+    timeout: Annotated[float, TIMEOUT] = 600.0,
     config: Annotated[Path | None, CONFIG] = None,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
@@ -204,20 +217,31 @@ def search(
 
     given = dict(locals())
     settings = SearchSettings.read({name: given[name] for name in SearchSettings.model_fields})
+    cluster = read_cluster(ray, workers, shards, gpus_per_worker, cpus_per_worker, timeout)
     from . import launch
 
     if seeds == 1:
-        _run(lambda listener: launch.run_search(settings, out, listener), out, as_json)
+        _run(lambda listener: launch.run_search(settings, out, listener, cluster), out, as_json)
     else:
-        _run(lambda listener: launch.run_seeds(settings, out, seeds, listener), out, as_json)
+        _run(lambda listener: launch.run_seeds(settings, out, seeds, listener, cluster), out, as_json)
 
 
 @app.command(epilog="Example: secateur resume runs/a")
-def resume(run: Annotated[Path, RUN], as_json: Annotated[bool, JSON] = False) -> None:
-    """Continue a run that was interrupted."""
+def resume(
+    run: Annotated[Path, RUN],
+    ray: Annotated[str | None, RAY] = None,
+    workers: Annotated[str, WORKERS] = "auto",
+    shards: Annotated[int, SHARDS] = 1,
+    gpus_per_worker: Annotated[float | None, GPUS_PER_WORKER] = None,
+    cpus_per_worker: Annotated[float, CPUS_PER_WORKER] = 1.0,
+    timeout: Annotated[float, TIMEOUT] = 600.0,
+    as_json: Annotated[bool, JSON] = False,
+) -> None:
+    """Continue a run that was interrupted, wherever it was measured before."""
+    cluster = read_cluster(ray, workers, shards, gpus_per_worker, cpus_per_worker, timeout)
     from . import launch
 
-    _run(lambda listener: launch.resume(run, listener), run, as_json)
+    _run(lambda listener: launch.resume(run, listener, cluster), run, as_json)
 
 
 # Running ---------------------------------------------------------------------------------------

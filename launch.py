@@ -22,10 +22,11 @@ from .search.opening import Opening, build_funnel, build_problem, check_leaves
 from .search.protocols import Evaluator
 from .search.searchers import build_searcher
 from .search.settings import DESCENDING, SearchSettings
+from .workers.cluster import Cluster, RayEvaluator
 from .workers.local import LocalEvaluator
 from .workers.reference import SHORTEST, len_of_rung
 from .workers.statistics import Calibration
-from .workers.worker import Device
+from .workers.worker import Device, WorkerOptions
 
 _MOST_SENSITIVITY = 4096  # tokens of a step if nothing is said: more steps on few are worth more
 _FEWEST_TO_RACE = 1024  # selection tokens from which a quarter of them tells candidates apart
@@ -48,7 +49,12 @@ class Listener:
     begin: Callable[[SearchSettings], None] = lambda _settings: None
 
 
-def run_search(settings: SearchSettings, out: str | Path, listener: Listener | None = None) -> Archive:
+def run_search(
+    settings: SearchSettings,
+    out: str | Path,
+    listener: Listener | None = None,
+    cluster: Cluster | None = None,
+) -> Archive:
     """Run a search to its end and return its archive, open for reading.
 
     A run folder that holds the same run is continued: what it has measured is not measured again.
@@ -57,18 +63,23 @@ def run_search(settings: SearchSettings, out: str | Path, listener: Listener | N
         settings: What to search.
         out: The run folder.
         listener: Told how the run goes.
+        cluster: Measure on the workers of a Ray cluster; None measures in this process.
 
     Raises:
         ValueError: When settings, calibration, model or run folder do not fit; nothing is written.
         KeyboardInterrupt: When interrupted; all that was measured is in the archive.
     """
     folder = Path(out)
-    _run_all({folder: settings}, listener or Listener())
+    _run_all({folder: settings}, listener or Listener(), cluster)
     return Archive(folder)
 
 
 def run_seeds(
-    settings: SearchSettings, out: str | Path, seeds: int, listener: Listener | None = None
+    settings: SearchSettings,
+    out: str | Path,
+    seeds: int,
+    listener: Listener | None = None,
+    cluster: Cluster | None = None,
 ) -> list[Archive]:
     """Run a search once for each of some seeds, the model loaded once, and return their archives.
 
@@ -89,11 +100,11 @@ def run_seeds(
             )
     each = range(settings.seed, settings.seed + seeds)
     runs = {Path(out) / f"seed-{seed}": settings.model_copy(update={"seed": seed}) for seed in each}
-    _run_all(runs, listener or Listener())
+    _run_all(runs, listener or Listener(), cluster)
     return [Archive(folder) for folder in runs]
 
 
-def _run_all(runs: dict[Path, SearchSettings], listener: Listener) -> None:
+def _run_all(runs: dict[Path, SearchSettings], listener: Listener, cluster: Cluster | None) -> None:
     """Run searches that differ in folder and seed alone; each takes over what those before it measured."""
     settings = next(iter(runs.values()))
     calibration = Calibration(settings.calibration)
@@ -104,7 +115,7 @@ def _run_all(runs: dict[Path, SearchSettings], listener: Listener) -> None:
     build_funnel(settings, [], rungs)  # checks that the stages know the objectives
     for folder, own in runs.items():
         check_folder(own, folder)
-    evaluator = _evaluator(settings, calibration)
+    evaluator = _evaluator(settings, calibration, cluster, listener)
     before: list[Path] = []
     try:
         for folder, own in runs.items():  # all at first: what is interrupted is resumed with all its seeds
@@ -130,7 +141,9 @@ def _run_all(runs: dict[Path, SearchSettings], listener: Listener) -> None:
         evaluator.close()
 
 
-def resume(folder: str | Path, listener: Listener | None = None) -> Archive | list[Archive]:
+def resume(
+    folder: str | Path, listener: Listener | None = None, cluster: Cluster | None = None
+) -> Archive | list[Archive]:
     """Continue a run from its archive, or measure what is missing of its holdout figures.
 
     A folder of seeds is continued seed by seed; the archives of all are returned.
@@ -141,21 +154,25 @@ def resume(folder: str | Path, listener: Listener | None = None) -> Archive | li
     path = Path(folder) / "run.toml"
     seeds = sorted(Path(folder).glob("seed-*/run.toml"), key=lambda p: (len(str(p)), p))
     if seeds and not path.is_file():
-        _run_all({p.parent: SearchSettings.load(p) for p in seeds}, listener or Listener())
+        _run_all({p.parent: SearchSettings.load(p) for p in seeds}, listener or Listener(), cluster)
         return [Archive(p.parent) for p in seeds]
     if not path.is_file():
         raise ArchiveError(f"expected a run folder, got {folder} without run.toml; see `secateur search`")
-    return run_search(SearchSettings.load(path), folder, listener)
+    return run_search(SearchSettings.load(path), folder, listener, cluster)
 
 
-def _evaluator(settings: SearchSettings, calibration: Calibration) -> LocalEvaluator:
-    return LocalEvaluator(
-        calibration,
+def _evaluator(
+    settings: SearchSettings, calibration: Calibration, cluster: Cluster | None, listener: Listener
+) -> LocalEvaluator | RayEvaluator:
+    options = WorkerOptions(
         pattern=settings.pattern,
         device=Device(settings.device, settings.dtype, settings.threads),
         model=settings.model,
         reuse=settings.reuse,
     )
+    if cluster is not None:
+        return RayEvaluator(calibration, cluster, options, listener.line)
+    return LocalEvaluator(calibration, **options)
 
 
 def _search(

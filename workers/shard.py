@@ -305,6 +305,12 @@ class Shard:
         self._ordered[name] = None
         return True
 
+    def forget(self) -> None:
+        """Free the orders of scores that are kept."""
+        self._ordered.clear()
+        for held in self.held:
+            held.orders.clear()
+
     def close(self) -> None:
         """End the threads."""
         self._pool.shutdown(cancel_futures=True)

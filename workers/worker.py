@@ -31,6 +31,10 @@ from .statistics import Calibration, CalibrationError
 Results = list[LayerResult] | str  # one a layer, or why there are none
 
 
+class WorkerError(ValueError):
+    """Workers that cannot be had, or cannot work; the message says what to do."""
+
+
 @dataclass(frozen=True)
 class Device:
     """Where and how a model runs: device name, floating type, CPU threads (0: all cores)."""
@@ -272,13 +276,20 @@ class Worker:
             return Slopes({}, (), before + time.perf_counter() - start, str(error))
         return Slopes(found, after, before + time.perf_counter() - start)
 
-    def close(self) -> None:
-        """Free the threads and what is kept of tokens."""
-        self.shard.close()
+    def forget(self) -> None:
+        """Free the memory of what can be computed again."""
         self._batches.clear()
         self._references.clear()
         if self.prefixes:
             self.prefixes.clear()
+        self.shard.forget()
+        if self.decoder.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def close(self) -> None:
+        """Free the threads and what is kept."""
+        self.shard.close()
+        self.forget()
 
     def ids(self, window: Window) -> Tensor:
         """Return the token ids of a window, (sequences, tokens)."""

@@ -1,0 +1,203 @@
+"""The evaluator on a Ray cluster: the model split over shards, and copied as often as there are workers.
+
+Each worker is an actor that loads weights and statistics from the calibration folder by itself; what
+travels is text, numbers and, where a model is split, the hidden states between its parts. A candidate's
+figures are those of a local search: the same computation runs, whoever runs it.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from ..metrics_dsl.expression import Expression
+from ..search.candidate import Candidate, Layer, Measurement, Part, Reduction, Stage
+from ..search.protocols import Done, Summaries, ignore
+from .shard import ScoreError
+from .split import split_blocks
+from .statistics import Calibration
+from .worker import Device, Window, WorkerError, WorkerOptions, check_candidates, window_of_candidate
+
+if TYPE_CHECKING:
+    from .team import ModelTeam
+
+_SETUP = 1800.0  # seconds within which a model is loaded
+_TOGETHER: dict[Stage, int] = {"screen": 8, "layer": 2, "model": 1, "sensitivity": 1}  # candidates a call
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Which workers to use, and where.
+
+    Attributes:
+        address: ``local`` starts Ray on this machine, ``auto`` joins the cluster it is part of,
+            anything else is a cluster's address.
+        workers: How many actors; None for as many as the cluster has room for.
+        shards: Actors that share one copy of the model.
+        gpus: GPUs a worker, parts allowed; None for one where the cluster has GPUs.
+        cpus: CPUs a worker.
+        timeout: Seconds after which a call is taken for hung.
+    """
+
+    address: str = "local"
+    workers: int | None = None
+    shards: int = 1
+    gpus: float | None = None
+    cpus: float = 1.0
+    timeout: float = 600.0
+
+    def __post_init__(self) -> None:
+        if self.workers is not None and self.workers < 1:
+            raise ValueError(f"expected at least 1 worker, or auto, got {self.workers}")
+        if self.shards < 1:
+            raise ValueError(f"expected at least 1 shard, got {self.shards}")
+        if self.workers is not None and self.workers % self.shards:
+            raise ValueError(
+                f"expected workers in whole copies of a model of {self.shards} shards, got {self.workers}; "
+                f"choose --workers {max(1, self.workers // self.shards) * self.shards}"
+            )
+        if self.cpus <= 0 or (self.gpus is not None and self.gpus < 0):
+            raise ValueError(f"expected CPUs above 0 and GPUs of 0 or more, got {self.cpus} and {self.gpus}")
+        if self.timeout <= 0:
+            raise ValueError(f"expected a time-out above 0 seconds, got {self.timeout}")
+
+
+def _set_environment(address: str) -> None:
+    """Set what Ray reads when it is imported; what the user has set stays.
+
+    A cluster that is started here listens on the loopback address alone, and to nobody without a token.
+    """
+    wanted = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
+    if address == "local":
+        wanted["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+        if "RAY_AUTH_MODE" not in os.environ:
+            wanted |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    for name, value in wanted.items():
+        os.environ.setdefault(name, value)
+
+
+class RayEvaluator:
+    """Measures candidates on the workers of a Ray cluster.
+
+    Args:
+        calibration: Statistics and tokens of the model, in a folder that every node sees.
+        cluster: Which workers to use.
+        options: What the workers are made with; ``device`` and ``blocks`` are chosen for each.
+        note: Told what becomes of the workers.
+
+    Raises:
+        WorkerError: When there is no such cluster, or it cannot do this.
+        CalibrationError: When a node does not see the calibration.
+    """
+
+    def __init__(
+        self,
+        calibration: Calibration,
+        cluster: Cluster,
+        options: WorkerOptions,
+        note: Callable[[str], None] = lambda _text: None,
+    ) -> None:
+        _set_environment(cluster.address)
+        from .connection import check_nodes, choose_workers, connected
+        from .dispatch import Dispatcher
+        from .team import ModelTeam
+
+        self._calibration = calibration
+        self._opened = ExitStack()
+        try:
+            self._opened.enter_context(connected(cluster.address))
+            workers, gpus = choose_workers(cluster, options.get("device", Device()).name)
+            model = options.get("model") or calibration.model_source
+            check_nodes(calibration, model, cluster.cpus, gpus, note)
+            blocks = split_blocks(self.layers, cluster.shards)
+            own = options.get("device", Device())
+            device = replace(
+                own, name="cuda" if gpus else "cpu", threads=own.threads or max(1, int(cluster.cpus))
+            )
+            folder = str(calibration.folder.absolute())
+            each = [options | WorkerOptions(device=device, blocks=held) for held in blocks]
+            self._teams = [
+                ModelTeam(folder, each, cluster.cpus, gpus) for _ in range(workers // cluster.shards)
+            ]
+            self._dispatcher = Dispatcher(self._teams, timeout=cluster.timeout, patience=_SETUP, note=note)
+            self._opened.callback(self._dispatcher.stop)
+            split = f", the model split over {cluster.shards}" if cluster.shards > 1 else ""
+            note(f"{workers} workers of {cluster.cpus:g} CPUs and {gpus:g} GPUs{split}")
+            self._dispatcher.wait()
+        except BaseException:
+            self._opened.close()
+            raise
+
+    @property
+    def layers(self) -> Sequence[Layer]:
+        """The prunable layers in model order."""
+        return self._calibration.layers
+
+    @property
+    def leaves(self) -> frozenset[str]:
+        """The leaves that the calibration holds."""
+        return self._calibration.leaves
+
+    @property
+    def reused(self) -> tuple[int, int]:
+        """Blocks whose hidden states were known, of how many that candidates went through."""
+        pairs = [pair for team in self._teams for pair in team.reused()]
+        return sum(known for known, _ in pairs), sum(of_all for _, of_all in pairs)
+
+    def measure(
+        self,
+        candidates: Sequence[Candidate],
+        stage: Stage,
+        part: Part = "selection",
+        tokens: int = 0,
+        done: Done = ignore,
+    ) -> list[Measurement]:
+        """Return a measurement of each candidate, in order, as ``LocalEvaluator`` does.
+
+        A candidate that takes two workers with it, or keeps them busy beyond the time-out, is a failure.
+
+        Raises:
+            WorkerError: When all workers are lost.
+        """
+        check_candidates(candidates, self.layers)
+
+        def begin(team: ModelTeam, items: list[int]) -> Any:
+            chosen = [candidates[i] for i in items]
+            if stage == "model":
+                return team.model(chosen[0], Window(part, tokens))
+            if stage == "sensitivity":
+                window = window_of_candidate(chosen[0], part, tokens, self._calibration.shape(part))
+                return team.sensitivity(chosen[0], window)
+            return team.layers(chosen, stage)
+
+        found: dict[int, Measurement] = {}
+        each = -(-len(candidates) // (2 * len(self._teams)))  # so that all have something to do
+        for answer in self._dispatcher.run(begin, len(candidates), min(each, _TOGETHER[stage])):
+            measured = answer.value or [Measurement(stage, failure=answer.failure)] * len(answer.items)
+            own = [replace(m, worker=answer.name, attempts=answer.attempts) for m in measured]
+            done([(candidates[i], m) for i, m in zip(answer.items, own, strict=True)])
+            found.update(zip(answer.items, own, strict=True))
+        return [found[i] for i in range(len(candidates))]
+
+    def summarise(self, metric: Expression, reductions: Sequence[Reduction]) -> Summaries:
+        """Return reductions of a metric's scores on the dense model.
+
+        Raises:
+            ScoreError: When scores are not finite.
+            WorkerError: When it cannot be done.
+        """
+        (answer,) = self._dispatcher.run(lambda team, _items: team.summarise(metric, reductions), 1)
+        if answer.failure:
+            raise WorkerError(f"the scores of `{metric}` cannot be summed up: {answer.failure}")
+        if isinstance(answer.value, str):
+            raise ScoreError(answer.value)
+        found: Summaries = answer.value
+        return found
+
+    def close(self) -> None:
+        """End the workers, and Ray if it was started here."""
+        self._opened.close()

@@ -1,0 +1,137 @@
+"""The connection to a Ray cluster, and what is checked before anything starts there."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from .actor import look_around
+from .cluster import Cluster
+from .dispatch import reason_of
+from .statistics import Calibration, CalibrationError
+from .worker import WorkerError
+
+Note = Callable[[str], None]
+_STORE_BYTES = 1 << 29  # of shared memory on one machine, for the hidden states between shards
+_LOOK_SECONDS = 120.0
+_TOKEN_HINT = (
+    "if the cluster wants a token, export RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
+)
+
+
+@contextmanager
+def connected(address: str) -> Iterator[None]:
+    """Be connected to a cluster, which ends with the connection if it was started for it.
+
+    Args:
+        address: ``local`` starts Ray on this machine, ``auto`` joins the cluster this machine belongs to,
+            anything else is a cluster's address. A connection that there is already is used.
+
+    Raises:
+        WorkerError: When there is no such cluster.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    options: dict[str, Any] = {"address": address, "log_to_driver": False, "logging_level": "ERROR"}
+    folder = ""
+    if address == "local":
+        folder = tempfile.mkdtemp(prefix="secateur-")  # of this user alone
+        options |= {"include_dashboard": False, "_temp_dir": folder, "object_store_memory": _STORE_BYTES}
+    try:
+        ray.init(**options)
+    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        reason = " ".join(str(error).split())[:300]
+        raise WorkerError(f"there is no Ray cluster at {address!r}: {reason}; {_TOKEN_HINT}") from None
+    finally:
+        for number, handler in handlers.items():  # Ray has put its own in their place
+            signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def choose_workers(cluster: Cluster, device: str) -> tuple[int, float]:
+    """Return how many workers to start, and how many GPUs each has.
+
+    Raises:
+        WorkerError: When this machine has not the room for them.
+    """
+    there = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    gpus = cluster.gpus
+    if gpus is None:
+        gpus = 1.0 if there.get("GPU") and device != "cpu" else 0.0
+    if device.startswith("cuda") and not gpus:
+        raise WorkerError(
+            "expected GPUs for the device cuda, got a cluster without, or workers without; use --device auto "
+            "or --gpus-per-worker 1"
+        )
+    if device == "cpu" and gpus:
+        raise WorkerError(f"expected no GPUs for the device cpu, got {gpus:g} a worker; use --device auto")
+    room = int(there.get("CPU", 0) // cluster.cpus)
+    if gpus:
+        room = min(room, int(there.get("GPU", 0) // gpus))
+    workers = cluster.workers or room // cluster.shards * cluster.shards
+    if not workers or (workers > room and cluster.address == "local"):
+        raise WorkerError(
+            f"expected a cluster with room for {workers or cluster.shards} workers of {cluster.cpus:g} CPUs "
+            f"and {gpus:g} GPUs, got {there.get('CPU', 0):g} CPUs and {there.get('GPU', 0):g} GPUs, room for "
+            f"{room}; choose other --workers, --cpus-per-worker or --gpus-per-worker"
+        )
+    return workers, gpus
+
+
+def check_nodes(calibration: Calibration, model: str, cpus: float, gpus: float, note: Note) -> None:
+    """Check that every node where workers may run sees the calibration and the model, under their paths.
+
+    Raises:
+        CalibrationError: When one does not.
+        WorkerError: When secateur is not installed on one.
+    """
+    folder = str(calibration.folder.absolute())
+    wanted = {"CPU": cpus, "GPU": gpus}
+    nodes = {
+        node["NodeManagerAddress"]: node["NodeID"]
+        for node in ray.nodes()  # type: ignore[no-untyped-call]
+        if node["Alive"] and all(node["Resources"].get(name, 0) >= count for name, count in wanted.items())
+    }
+    look = ray.remote(look_around)
+    asked = {
+        address: look.options(
+            num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False)
+        ).remote(folder, model)
+        for address, node_id in nodes.items()
+    }
+    expected, sees_model, mine = look_around(folder, model)
+    for address, reference in asked.items():
+        try:
+            found, has_model, versions = ray.get(reference, timeout=_LOOK_SECONDS)
+        except (ray.exceptions.RayError, TimeoutError) as error:
+            raise WorkerError(
+                f"expected secateur on the node {address}, got {reason_of(error)}; install the same release "
+                "there, or use `secateur submit`, which brings it"
+            ) from None
+        if found != expected:
+            raise CalibrationError(
+                f"expected the calibration {folder} on every node, got "
+                f"{'another one' if found else 'none'} on {address}; put it where all nodes see it under the "
+                "same path"
+            )
+        if sees_model and not has_model:
+            raise CalibrationError(
+                f"expected the model {model} on every node, got none on {address}; put it where all nodes "
+                "see it under the same path"
+            )
+        if other := [f"{name} {versions[name]}" for name in mine if versions[name] != mine[name]]:
+            note(f"the node {address} has {', '.join(other)}: its figures may differ in the last digits")
