@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .cli_options import JSON, app, note, print_json
+from .cli_options import (
+    CPUS_PER_WORKER,
+    GPUS_PER_WORKER,
+    JSON,
+    SHARDS,
+    TIMEOUT,
+    WORKERS,
+    app,
+    note,
+    print_json,
+)
 
 if TYPE_CHECKING:
     from .jobs import Job
@@ -36,18 +46,16 @@ def submit(
     name: Annotated[
         str | None, typer.Option("--id", help="The job's id; made from the run folder's name if left out.")
     ] = None,
-    workers: Annotated[str | None, typer.Option(help="Workers to measure on, or auto.")] = None,
-    shards: Annotated[int | None, typer.Option(help="Workers that one model is split over.")] = None,
-    gpus_per_worker: Annotated[float | None, typer.Option(help="GPUs of a worker.")] = None,
-    cpus_per_worker: Annotated[float | None, typer.Option(help="CPU cores of a worker.")] = None,
-    timeout: Annotated[
-        float | None, typer.Option(help="Seconds after which a measurement is given up.")
-    ] = None,
+    workers: Annotated[str | None, WORKERS] = None,
+    shards: Annotated[int | None, SHARDS] = None,
+    gpus_per_worker: Annotated[float | None, GPUS_PER_WORKER] = None,
+    cpus_per_worker: Annotated[float | None, CPUS_PER_WORKER] = None,
+    timeout: Annotated[float | None, TIMEOUT] = None,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Run a search on a Ray cluster; submitted again with the same run folder, it goes on."""
     given = dict(locals())
-    from .jobs import Cluster
+    from .jobs import JobServer
     from .submission import Submission
 
     words: list[str] = []
@@ -55,13 +63,13 @@ def submit(
         if given[option] is not None:
             words += [f"--{option.replace('_', '-')}", str(given[option])]
     submission = Submission.read(config, out, words)
-    cluster = Cluster(address)
-    job = cluster.submit(submission, name)
+    server = JobServer(address)
+    job = server.submit(submission, name)
     if as_json:
         print_json(asdict(job))
         return
     typer.echo(job.id)
-    note(f"follow it with: secateur logs {job.id} --follow --address {cluster.address}")
+    note(f"follow it with: secateur logs {job.id} --follow --address {server.address}")
 
 
 @app.command("list", epilog="Example: secateur list --address http://head:8265")
@@ -70,9 +78,9 @@ def list_jobs(
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """List the searches that were submitted to a cluster, the latest first."""
-    from .jobs import Cluster
+    from .jobs import JobServer
 
-    jobs = [job for job in Cluster(address).jobs() if job.run]
+    jobs = [job for job in JobServer(address).jobs() if job.run]
     if as_json:
         print_json([asdict(job) for job in jobs])
         return
@@ -90,9 +98,9 @@ def status(
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Print whether a job is pending, running, stopped, succeeded or failed, and why."""
-    from .jobs import Cluster
+    from .jobs import JobServer
 
-    _print(Cluster(address).job(name), as_json)
+    _print(JobServer(address).job(name), as_json)
 
 
 @app.command(epilog="Example: secateur logs secateur-a-3f9c2d --follow")
@@ -104,14 +112,14 @@ def logs(
     ] = False,
 ) -> None:
     """Print what a job has printed; --follow goes on until it ends."""
-    from .jobs import Cluster
+    from .jobs import JobServer
 
-    cluster = Cluster(address)
+    server = JobServer(address)
     if not follow:
-        typer.echo(cluster.logs(name), nl=False)
+        typer.echo(server.logs(name), nl=False)
         return
     try:
-        job = cluster.follow(name, _write)
+        job = server.follow(name, _write)
     except KeyboardInterrupt:
         note(f"the job goes on; end it with: secateur stop {name}")
         raise typer.Exit(130) from None
@@ -126,9 +134,9 @@ def stop(
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """End a job in order; what it has measured stays in its run folder, and submitting it again goes on."""
-    from .jobs import Cluster
+    from .jobs import JobServer
 
-    _print(Cluster(address).stop(name), as_json)
+    _print(JobServer(address).stop(name), as_json)
 
 
 def _print(job: Job, as_json: bool) -> None:

@@ -75,7 +75,7 @@ class Job:
         )
 
 
-class Cluster:
+class JobServer:
     """The job server of a Ray cluster.
 
     Args:

@@ -14,7 +14,7 @@ from .search.configuration import SettingsError, read_section
 from .search.settings import SearchSettings
 
 # Where the search of a job finds its workers: the job's driver runs on the head of the cluster itself.
-ON_CLUSTER: tuple[str, ...] = ()
+ON_CLUSTER = ("--ray", "auto")
 # Settings of `secateur search` beside those of the run: a config may have them too.
 BESIDE = ("out", "seeds", "ray", "workers", "shards", "gpus_per_worker", "cpus_per_worker", "timeout")
 # What the package is made of; the root of a clone holds more.

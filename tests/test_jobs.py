@@ -26,7 +26,7 @@ from secateur.submission import FOLDERS, ON_CLUSTER, Submission
 from support import ROOT, in_process
 
 SETTINGS = {"sparsity": 0.5, "budget": 200, "batch": 8, "seed": 7, "threads": 1}
-WORKERS = ("--workers", "1") if ON_CLUSTER else ()
+WORKERS = ("--workers", "1")
 MARK = "SECATEUR_TEST_CLUSTER"  # a variable that every process of the cluster inherits
 # What may differ between two runs of one search.
 OF_MACHINES = ["seconds", "worker", "attempts"]
