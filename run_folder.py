@@ -12,7 +12,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from . import __version__
 from .results.archive import Archive
 from .results.database import ArchiveError
 from .search.configuration import SettingsError
@@ -66,9 +65,8 @@ def claim(
             f"{archive.folder} was measured on another calibration than {calibration.folder}; its "
             "figures cannot be continued: choose another --out"
         )
-    names = ("torch", "transformers", "numpy", "deap", "pymoo", "optuna", "moocore")
-    # Ours from the code: a job of a cluster runs a copy that is not installed.
-    versions = {"secateur": __version__, **{name: version(name) for name in names}}
+    names = ("secateur", "torch", "transformers", "numpy", "deap", "pymoo", "optuna", "moocore")
+    versions = {name: version(name) for name in names}
     began = archive.fact("versions", versions)
     changed = [
         f"{name} {began[name]}, now {versions[name]}"

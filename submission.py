@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from . import __version__
 from .search.configuration import SettingsError, read_section
 from .search.settings import SearchSettings
 
@@ -80,6 +81,9 @@ class Submission:
                 if path.suffix in SUFFIXES:
                     shutil.copyfile(path, folder / "secateur" / inside / path.name)
         shutil.copyfile(self.config, folder / self.config.name)
+        about = folder / f"secateur-{__version__}.dist-info"  # the copy knows its version as if installed
+        about.mkdir()
+        (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: secateur\nVersion: {__version__}\n")
 
     def new_id(self) -> str:
         """Return a readable name for the job that no other has."""

@@ -2,8 +2,10 @@
 
 import contextlib
 import http.server
+import inspect
 import json
 import os
+import re
 import shutil
 import socket
 import sqlite3
@@ -21,8 +23,11 @@ from types import SimpleNamespace
 import pandas as pd
 import psutil
 import pytest
+import secateur
+from secateur import cli_search
 from secateur.results.archive import Archive
-from secateur.submission import FOLDERS, ON_CLUSTER, Submission
+from secateur.search.settings import SearchSettings
+from secateur.submission import BESIDE, FOLDERS, ON_CLUSTER, Submission
 from support import ROOT, in_process
 
 SETTINGS = {"sparsity": 0.5, "budget": 200, "batch": 8, "seed": 7, "threads": 1}
@@ -230,6 +235,8 @@ class TestAJob:
         with Archive(story.run) as mine, Archive(undisturbed) as other:
             assert mine.fact("has_ended")
             assert mine.rows("PRAGMA integrity_check") == [("ok",)]
+            assert mine.frame()["worker"].notna().any()
+            assert other.frame()["worker"].isna().all()
             pd.testing.assert_frame_equal(
                 mine.frame().drop(columns=OF_MACHINES), other.frame().drop(columns=OF_MACHINES)
             )
@@ -309,7 +316,7 @@ class TestAnAddress:
     def test_that_wants_a_token(self, answering, status, starting):
         with answering(status, b"Unauthorized") as address:
             line = refused("list", "--address", address)
-        assert "wants a token; export RAY_AUTH_MODE=token" in line
+        assert "wants a token, or another one; export RAY_AUTH_MODE=token" in line
 
     def test_without_rays_client(self, answering, monkeypatch):
         monkeypatch.setitem(sys.modules, "ray.job_submission", None)
@@ -338,6 +345,15 @@ class TestASubmission:
         assert "unknown setting 'sparsty'; did you mean 'sparsity'?" in refused("submit", config)
         assert "expected a TOML file" in refused("submit", tmp_path / "none.toml")
 
+    def test_of_the_documentation_can_be_sent(self, tmp_path):
+        (text,) = re.findall(r"```toml\n(.+?)```", (ROOT / "docs" / "cluster.md").read_text(), re.DOTALL)
+        (tmp_path / "search.toml").write_text(text)
+        assert Submission.read(tmp_path / "search.toml", Path("/shared/runs/a")).out == Path("/shared/runs/a")
+
+    def test_takes_all_settings_of_a_search(self):
+        known = set(inspect.signature(cli_search.search).parameters) - {"config", "as_json"}
+        assert set(BESIDE) == known - set(SearchSettings.model_fields)
+
     def test_takes_the_config_to_the_cluster(self, tmp_path):
         config = write_config(tmp_path / "my search.toml", calibration="/shared/cal", out="/shared/my runs/a")
         submission = Submission.read(config, options=["--workers", "8"])
@@ -359,14 +375,21 @@ class TestASubmission:
         packaged |= {path for name in data["results"] for path in (ROOT / "results").glob(name)}
         packaged |= {ROOT / name for name in data["x"]}
         staged = {p.relative_to(tmp_path / "stage") for p in (tmp_path / "stage").rglob("*") if p.is_file()}
-        assert staged == {Path("s.toml"), *("secateur" / path.relative_to(ROOT) for path in packaged)}
+        about = Path(f"secateur-{secateur.__version__}.dist-info/METADATA")
+        assert staged == {Path("s.toml"), about, *("secateur" / path.relative_to(ROOT) for path in packaged)}
 
     def test_runs_where_it_is_staged(self, tmp_path):
         config = write_config(tmp_path / "s.toml", calibration="/shared/cal", out="/shared/a")
         (tmp_path / "stage").mkdir()
         Submission.read(config).stage(tmp_path / "stage")
-        code = "import secateur.cli; print(secateur.__file__)"
+        code = (
+            "import secateur.cli, importlib.metadata as m; print(secateur.__file__); "
+            "print(m.version('secateur')); print(m.distribution('secateur').locate_file('').absolute())"
+        )
         done = subprocess.run(
             [sys.executable, "-c", code], cwd=tmp_path / "stage", capture_output=True, text=True, check=True
         )
-        assert Path(done.stdout.strip()).parent == tmp_path / "stage" / "secateur"
+        file, version, place = done.stdout.split()
+        assert Path(file).parent == tmp_path / "stage" / "secateur"
+        assert version == secateur.__version__
+        assert Path(place) == tmp_path / "stage"

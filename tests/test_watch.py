@@ -9,11 +9,13 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from rich.cells import cell_len
 from rich.console import Console
 from secateur.metrics_dsl.parser import parse
+from secateur.results import database
 from secateur.results.archive import Archive
 from secateur.results.database import ArchiveError
 from secateur.results.table import verdict
@@ -184,6 +186,34 @@ class TestARun:
             Watch(tmp_path)
         with pytest.raises(ArchiveError, match="expected a run folder with an archive"):
             Watch(tmp_path / "nowhere")
+
+
+class TestAFileSystem:
+    """Between machines no memory can be shared, and a journal in it would show each its own state."""
+
+    def test_between_machines_has_a_journal_without_shared_memory(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(database, "is_between_machines", lambda _path: True)
+        folder = on_cluster(tmp_path / "run")
+        with Archive(folder, write=True) as archive:
+            late = trial("square(W)", 3.0)
+            archive.record([(late.candidate, late.measurement)], "selection")
+            assert archive.rows("PRAGMA journal_mode") == [("truncate",)]
+            assert not list(folder.glob("*-wal"))
+            assert Watch(folder).look().workers["measurements"].sum() == 5
+
+    @pytest.mark.parametrize(
+        ("folder", "found"),
+        [("/home/a", False), ("/shared/runs/a", True), ("/shared/local/a", False), ("/my disk/a", True),
+         ("/bucket", True), ("/sharedness", False)],
+    )  # fmt: skip
+    def test_is_told_by_where_it_is_mounted(self, tmp_path, folder, found):
+        mounts = tmp_path / "mounts"
+        mounts.write_text(
+            "/dev/sda / ext4 rw 0 0\nserver:/a /shared nfs4 rw 0 0\n/dev/sdb /shared/local xfs rw 0 0\n"
+            "lustre /my\\040disk lustre rw 0 0\ns3 /bucket fuse.s3fs rw 0 0\n"
+        )
+        assert database.is_between_machines(Path(folder), mounts) == found
+        assert not database.is_between_machines(Path(folder), tmp_path / "none")
 
 
 class TestATerminal:
