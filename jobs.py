@@ -219,8 +219,8 @@ _NOT_INSTALLED = (
     "(it brings ray[default])"
 )
 _WANTS_TOKEN = (
-    "wants a token, or another one; export RAY_AUTH_MODE=token and the cluster's token as RAY_AUTH_TOKEN, or its file as "
-    "RAY_AUTH_TOKEN_PATH"
+    "wants a token, or another one; export RAY_AUTH_MODE=token and the cluster's token as RAY_AUTH_TOKEN, "
+    "or its file as RAY_AUTH_TOKEN_PATH"
 )
 _ENDED = {"stopped": "been stopped", "succeeded": "succeeded", "failed": "failed"}
 
