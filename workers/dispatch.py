@@ -212,7 +212,9 @@ class Dispatcher:
         """Take in a team that says it is ready, or wait for it again."""
         try:
             seat.team.name = str(ray.get(seat.asked))
-        except exceptions.ActorDiedError:
+        except exceptions.ActorDiedError as error:
+            if error.actor_init_failed:
+                raise WorkerError(f"workers cannot be started: {reason_of(error)}") from None
             seat.leave(_PAUSE)
             seat.team.renew()
         except _LOST:
