@@ -10,10 +10,21 @@ from typing import Annotated, NoReturn
 import typer
 
 # Importing the modules adds their commands; help lists them in this order.
-from . import __version__, cli_plan, cli_search, cli_results, cli_report, cli_export, cli_prune  # isort: skip
+from . import __version__, cli_plan, cli_search, cli_results  # isort: skip
+from . import cli_report, cli_export, cli_prune, cli_jobs  # isort: skip
 from .cli_options import app
 
-__all__ = ["app", "cli_export", "cli_plan", "cli_prune", "cli_report", "cli_results", "cli_search", "main"]
+__all__ = [
+    "app",
+    "cli_export",
+    "cli_jobs",
+    "cli_plan",
+    "cli_prune",
+    "cli_report",
+    "cli_results",
+    "cli_search",
+    "main",
+]
 
 
 @app.callback(invoke_without_command=True)
@@ -44,8 +55,9 @@ def main() -> NoReturn:
 
     from typer.exceptions import TyperException
 
-    # Both end a run in the same orderly way, within seconds.
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    # Both end a run in the same orderly way, within seconds. Not by raising the one from the other: a job
+    # of a Ray cluster is born with SIGINT blocked, and would never hear of it.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TQDM_DISABLE", "1")  # bars of libraries do not belong between our lines

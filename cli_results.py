@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Annotated
 
@@ -24,6 +25,29 @@ def front(
     names = [name.strip() for name in objectives.split(",")] if objectives else None
     with Archive(run) as archive:
         print_report(archive, names, as_json)
+
+
+@app.command(epilog="Example: secateur watch runs/a")
+def watch(
+    run: Annotated[Path, RUN],
+    once: Annotated[bool, typer.Option("--once", help="Print how it stands and end.")] = False,
+    as_json: Annotated[bool, JSON] = False,
+) -> None:
+    """Watch a run, from any machine that sees its folder, until it ends; off a terminal, how it stands."""
+    from rich.console import Console
+
+    from .results.watch import Watch
+    from .results.watch_view import follow, plain, record
+
+    console = Console()
+    seen = Watch(run)
+    if as_json:
+        print_json(record(seen.look()))
+    elif once or not console.is_terminal:
+        typer.echo(plain(seen.look()))
+    else:
+        with contextlib.suppress(KeyboardInterrupt):  # the run goes on
+            follow(seen, console)
 
 
 @app.command(epilog="Example: secateur snapshot runs/a --out a.parquet")

@@ -219,6 +219,7 @@ def _search(
     if failures := archive.rows(query):
         listener.line(f"{len(failures)} times no sensitivities were found: {failures[-1][0]}")
     _measure_holdout(settings, evaluator, archive, listener)
+    archive.note(has_ended=True)
 
 
 def _rungs(settings: SearchSettings, sequences: int, length: int) -> tuple[int, ...]:

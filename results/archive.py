@@ -18,7 +18,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from ..metrics_dsl.parser import parse
 from ..search.candidate import Candidate, Measurement, Part, Stage, Trial
-from .database import ArchiveError, connect, lock, missing
+from .database import ArchiveError, beginning, connect, lock, missing
 
 if TYPE_CHECKING:
     import pandas
@@ -283,7 +283,7 @@ class Archive:
     def _check_version(self, write: bool) -> None:
         version = self._db.execute("PRAGMA user_version").fetchone()[0]
         if version == 0 and not write:
-            raise ArchiveError(f"the run in {self.folder} is just beginning; try again in a moment")
+            raise beginning(self.folder)
         if version != SCHEMA:
             raise ArchiveError(
                 f"expected an archive of version {SCHEMA}, got version {version} in {self._path}; "

@@ -62,7 +62,7 @@ class Progress:
             self._start, self._replayed, self._known = time.monotonic(), self._spent, done
         seconds = time.monotonic() - self._start
         rate = (self._spent - self._replayed) / seconds if seconds else 0.0
-        left = _duration((self._budget.amount - self._spent) / rate) if rate else "?"
+        left = duration((self._budget.amount - self._spent) / rate) if rate else "?"
         front = archive.front()
         first = front.attrs["objectives"][0]
         best = f"best {first} {front[first].min():.4g}" if len(front) else "nothing measured"
@@ -90,6 +90,9 @@ class Progress:
             self._status = None
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Return a time for people, such as ``42s``, ``3m07s`` or ``2h05m``."""
     minutes, rest = divmod(round(max(seconds, 0.0)), 60)
-    return f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
+    if minutes < 60:
+        return f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
+    return f"{minutes // 60}h{minutes % 60:02d}m"

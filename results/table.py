@@ -41,7 +41,7 @@ COMPARED: Mapping[str, tuple[str, str]] = {
 _MORE = {
     "layer_error": "{:.5f}", "model_error": "{:.4f}", "seconds": "{:.2f}", "density": "{:.4f}",
 }  # fmt: skip
-_LEFT = ("search", "metric", "baseline")
+_LEFT = ("search", "metric", "baseline", "key", "worker", "stage")
 
 
 def columns_for(objectives: Sequence[str]) -> dict[str, tuple[str, str]]:

@@ -38,6 +38,8 @@ HOMES = {
         "results/report.py",
         "results/report_charts.py",
         "results/report_tables.py",
+        "results/watch.py",
+        "results/watch_view.py",
         "cli_options.py",
     },
     "transformers": {"workers/model.py"},
@@ -45,6 +47,13 @@ HOMES = {
     "matplotlib": {"results/plot.py"},
     "pymoo": {"search/nsga3.py"},
     "optuna": {"search/tpe.py", "results/export_optuna.py"},
+    "ray": {
+        "jobs.py",
+        "workers/actor.py",
+        "workers/connection.py",
+        "workers/dispatch.py",
+        "workers/team.py",
+    },
     "sympy": {"results/export_sympy.py"},
 }
 
@@ -105,12 +114,12 @@ def test_the_readme_shows_the_file_tree_that_exists():
     assert shown == real
 
 
-def test_commands_of_the_readme_exist():
+def test_commands_of_the_documents_exist():
     from secateur import cli
 
     names = {c.name or c.callback.__name__: c.callback for c in cli.app.registered_commands}
-    readme = (ROOT / "README.md").read_text()
-    commands = re.findall(r"^\$ secateur (.+)$", readme, re.MULTILINE)
+    text = "".join(path.read_text() for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")))
+    commands = re.findall(r"^\$ secateur (.+)$", text, re.MULTILINE)
     assert len(commands) >= 5
     for command in commands:
         name, *arguments = shlex.split(command, comments=True)
@@ -118,7 +127,7 @@ def test_commands_of_the_readme_exist():
         for argument in arguments:
             if argument.startswith("--") and argument != "--json":
                 option = argument[2:].partition("=")[0].removeprefix("no-").replace("-", "_")
-                assert option in parameters, command
+                assert {"id": "name"}.get(option, option) in parameters, command
 
 
 def test_code_of_the_readme_runs_on_a_run(tiny_calibration, tmp_path, monkeypatch):

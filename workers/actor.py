@@ -26,17 +26,9 @@ from ..search.candidate import Candidate, Measurement, Reduction, Stage
 from ..search.protocols import Summaries
 from .dispatch import Exhausted
 from .shard import ScoreError
+from .stage import Passed, Results, Slopes, Window, layer_measurement, sensitivity_measurement
 from .statistics import Calibration
-from .worker import (
-    Passed,
-    Results,
-    Slopes,
-    Window,
-    Worker,
-    WorkerOptions,
-    layer_measurement,
-    sensitivity_measurement,
-)
+from .worker import Worker, WorkerOptions
 
 Text = tuple[str, tuple[float, ...], str]  # metric, ratios and group of a candidate
 T = TypeVar("T")

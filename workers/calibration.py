@@ -20,11 +20,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .decoder import Batch, Decoder
+from .loading import decoder_in_files
 from .model import (
     ModelError,
     choose_device,
     choose_dtype,
-    empty_model,
     load_model,
     model_reference,
     save_dense_copy,
@@ -42,7 +42,6 @@ from .statistics import (
     write_tokens,
 )
 from .text import draw_sequences
-from .weights import WeightFiles, fill
 
 _TOKENS_A_CALL = 2048
 
@@ -129,7 +128,10 @@ def load_decoder(request: Request, *, by_block: bool = False) -> tuple[Decoder, 
         ModelError: When the model cannot be loaded or reads no sequences of that length.
     """
     dtype, device = choose_dtype(request.dtype), choose_device(request.device)
-    decoder, tokenizer = (_by_block(request.model, dtype, device) if by_block else None) or (None, None)
+    decoder, tokenizer = (decoder_in_files(request.model, dtype, device) if by_block else None) or (
+        None,
+        None,
+    )
     if decoder is None:
         model, tokenizer = load_model(
             request.model, dtype=dtype, device=device, trust_remote_code=request.trust_remote_code
@@ -141,20 +143,6 @@ def load_decoder(request: Request, *, by_block: bool = False) -> tuple[Decoder, 
             f"expected sequences of at most {longest} tokens, which the model can read, got "
             f"{request.sequence_length}"
         )
-    return decoder, tokenizer
-
-
-def _by_block(source: str, dtype: torch.dtype, device: torch.device) -> tuple[Decoder, Any] | None:
-    """Return a model whose blocks are read when they run; None if its files do not hold them so."""
-    found = empty_model(source, dtype)
-    if found is None:
-        return None
-    model, tokenizer, paths = found
-    decoder = Decoder(model)
-    weights = fill(model, decoder.blocks, decoder.prefix, WeightFiles(paths), device)
-    if weights is None:
-        return None
-    decoder.weights = weights
     return decoder, tokenizer
 
 

@@ -19,8 +19,9 @@ from ..search.candidate import Candidate, Layer, Measurement, Part, Reduction, S
 from ..search.protocols import Done, Summaries, ignore
 from .shard import ScoreError
 from .split import split_blocks
+from .stage import Window, check_candidates, window_of_candidate
 from .statistics import Calibration
-from .worker import Device, Window, WorkerError, WorkerOptions, check_candidates, window_of_candidate
+from .worker import Device, WorkerError, WorkerOptions
 
 if TYPE_CHECKING:
     from .team import ModelTeam
@@ -119,7 +120,10 @@ class RayEvaluator:
                 own, name="cuda" if gpus else "cpu", threads=own.threads or max(1, int(cluster.cpus))
             )
             folder = str(calibration.folder.absolute())
-            each = [options | WorkerOptions(device=device, blocks=held) for held in blocks]
+            each = [
+                options | WorkerOptions(device=device, blocks=held if len(blocks) > 1 else None)
+                for held in blocks
+            ]
             self._teams = [
                 ModelTeam(folder, each, cluster.cpus, gpus) for _ in range(workers // cluster.shards)
             ]

@@ -90,6 +90,7 @@ class Decoder:
         prefix: The name of its decoder blocks in it.
         blocks: Its decoder blocks.
         weights: Where their weights are.
+        held: The blocks whose weights are here; None for all.
         layers: The prunable layers in model order.
         modules: The layers' modules, in the same order.
         passed_over: Parameters inside blocks, of two or more dimensions, that are no prunable layer.
@@ -127,6 +128,7 @@ class Decoder:
             for name, p in self.blocks.named_parameters()
             if p.ndim >= 2 and id(p) not in pruned
         ]
+        self.held: range | None = None
         self._tuples: list[int] | None = None  # length of each block's output tuple, 0 for a tensor
 
     @property
@@ -136,8 +138,13 @@ class Decoder:
         return weight_of(embedding).device
 
     def fingerprints(self) -> list[str]:
-        """Return a hash of each layer's name, shape and some weights, to tell models apart."""
-        return [hashlib.sha256(self._identity(i)).hexdigest() for i in range(len(self.layers))]
+        """Return a hash of each layer's name, shape and some weights; none of what is not held."""
+        return [
+            hashlib.sha256(self._identity(i)).hexdigest()
+            if self.held is None or layer.block in self.held
+            else ""
+            for i, layer in enumerate(self.layers)
+        ]
 
     def fingerprint(self) -> str:
         """Return a hash of all layers' hashes."""
@@ -240,6 +247,9 @@ class Decoder:
     def _learn_outputs(self, ids: Tensor) -> None:
         if self._tuples is not None:
             return
+        if self.held is not None:
+            self._tuples = [self._length_of_output(ids)] * len(self.blocks)
+            return
         lengths: list[int] = []
         hooks = [
             block.register_forward_hook(
@@ -258,6 +268,23 @@ class Decoder:
                 f"{len(lengths)} runs; this architecture cannot be measured block by block"
             )
         self._tuples = lengths
+
+    def _length_of_output(self, ids: Tensor) -> int:
+        """Return the length of the first held block's output tuple, 0 for a tensor: the others are not here."""
+        assert self.held is not None
+        calls: list[Call] = []
+
+        def reach(_index: int) -> Callable[..., Any]:
+            def forward(*args: Any, **kwargs: Any) -> Any:
+                calls.append(Call(args, kwargs, _find_hidden(args, kwargs)))
+                raise _ReachedError
+
+            return forward
+
+        with self._patched(reach), suppress(_ReachedError):
+            self.model(input_ids=ids[:1, :8], use_cache=False)
+        output = self.blocks[self.held.start](*calls[0].args, **calls[0].kwargs)
+        return len(output) if isinstance(output, tuple) else 0
 
     @contextmanager
     def _patched(self, make: Callable[[int], Callable[..., Any]]) -> Iterator[None]:

@@ -11,16 +11,9 @@ from torch import Tensor
 from ..metrics_dsl.expression import Expression
 from ..search.candidate import Candidate, Layer, Measurement, Part, Reduction, Stage
 from ..search.protocols import Done, Summaries, ignore
+from .stage import Window, check_candidates, layer_measurement, sensitivity_measurement, window_of_candidate
 from .statistics import Calibration
-from .worker import (
-    Window,
-    Worker,
-    WorkerOptions,
-    check_candidates,
-    layer_measurement,
-    sensitivity_measurement,
-    window_of_candidate,
-)
+from .worker import Worker, WorkerOptions
 
 # Candidates that are reported together: a killed search loses no more than these. On the screen they share
 # work, which is worth more than a report each.

@@ -13,7 +13,8 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from ..metrics_dsl.expression import Expression
 from ..search.candidate import Candidate, Reduction, Stage
 from .actor import Actor, text_of
-from .worker import Window, WorkerOptions
+from .stage import Window
+from .worker import WorkerOptions
 
 
 class ModelTeam:

@@ -28,6 +28,9 @@ class BlockWeights(Protocol):
     def of(self, block: int) -> AbstractContextManager[None]:
         """Have a block's weights in memory; what is changed in them may be forgotten afterwards."""
 
+    def keep(self, blocks: range) -> None:
+        """Have some blocks' weights in memory from now on."""
+
 
 class WeightsInMemory:
     """The weights of all blocks are in memory all the time."""
@@ -39,6 +42,9 @@ class WeightsInMemory:
     def of(self, block: int) -> Iterator[None]:
         """Do nothing: the weights are there."""
         yield
+
+    def keep(self, blocks: range) -> None:
+        """Do nothing: the weights are there."""
 
 
 class WeightFiles:
@@ -111,13 +117,14 @@ class WeightsInFiles:
         self._names = names
         self._device = device
         self._present: int | None = None
+        self._kept = range(0)
         for index, block in enumerate(blocks):
             block.forward = self._reading(index, block.forward)
 
     @contextmanager
     def of(self, block: int) -> Iterator[None]:
         """Have a block's weights in memory; changes to them are forgotten afterwards."""
-        if block == self._present:
+        if block == self._present or block in self._kept:
             yield
             return
         module, before = self._blocks[block], self._present
@@ -129,6 +136,13 @@ class WeightsInFiles:
         finally:
             self._present = before
             module.load_state_dict(empty, assign=True)
+
+    def keep(self, blocks: range) -> None:
+        """Have some blocks' weights in memory from now on."""
+        for block in blocks:
+            module = self._blocks[block]
+            module.load_state_dict(self._read(block, module.state_dict()), assign=True)
+        self._kept = blocks
 
     def _read(self, block: int, empty: Mapping[str, Tensor]) -> dict[str, Tensor]:
         names = {name: self._names[f"{self._prefix}.{block}.{name}"] for name in empty}

@@ -6,12 +6,11 @@ the hidden states that one leaves are what the next is entered with.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypedDict, Unpack
+from typing import TypedDict, Unpack
 
 import numpy as np
 import torch
@@ -19,16 +18,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..metrics_dsl.expression import Expression, MetricError
-from ..search.candidate import Candidate, Layer, Measurement, Part, Reduction, Stage, parse_pattern
+from ..search.candidate import Candidate, Layer, Measurement, Reduction, Stage, parse_pattern
 from .decoder import Batch, Decoder
-from .model import choose_device, choose_dtype, load_model
+from .loading import load_blocks
+from .model import choose_device, choose_dtype
 from .prefix import Prefix, Prefixes
-from .reference import Reference, batches_of, count_windows, some_tokens, window_of
-from .sensitivity import FORWARD_PASSES, slopes_of_blocks
-from .shard import SCREEN_ROWS, LayerResult, ScoreError, Shard
+from .reference import Reference, batches_of, some_tokens, window_of
+from .sensitivity import slopes_of_blocks
+from .shard import SCREEN_ROWS, ScoreError, Shard
+from .stage import Passed, Results, Slopes, Window
 from .statistics import Calibration, CalibrationError
-
-Results = list[LayerResult] | str  # one a layer, or why there are none
 
 
 class WorkerError(ValueError):
@@ -42,38 +41,6 @@ class Device:
     name: str = "auto"
     dtype: str = "float32"
     threads: int = 0
-
-
-class Window(NamedTuple):
-    """Some tokens: ``tokens`` of a part, 0 being all; with a number, that one of so large windows."""
-
-    part: Part
-    tokens: int
-    number: int | None = None
-
-
-class Passed(NamedTuple):
-    """What leaves some blocks: hidden states, a batch each, and how many weights were removed so far.
-
-    ``failure`` says why there are none.
-    """
-
-    hidden: Sequence[Tensor]
-    removed: int = 0
-    seconds: float = 0.0
-    failure: str = ""
-
-
-class Slopes(NamedTuple):
-    """What comes back through some blocks: the sensitivity of each of their layers, and gradients.
-
-    ``gradients`` are those of kl by the hidden states that entered the blocks, a batch each.
-    """
-
-    of_layer: dict[int, float]
-    gradients: Sequence[Tensor]
-    seconds: float = 0.0
-    failure: str = ""
 
 
 class WorkerOptions(TypedDict, total=False):
@@ -93,7 +60,7 @@ class WorkerOptions(TypedDict, total=False):
     model: str | None
     rows: int
     reuse: bool
-    blocks: range
+    blocks: range | None
 
 
 class Worker:
@@ -114,13 +81,13 @@ class Worker:
         counts = parse_pattern(pattern)
         if device.threads:
             torch.set_num_threads(device.threads)
-        loaded, _ = load_model(
+        self.decoder = load_blocks(
             options.get("model") or calibration.model_source,
-            dtype=choose_dtype(device.dtype),
-            device=choose_device(device.name),
+            options.get("blocks"),
+            choose_dtype(device.dtype),
+            choose_device(device.name),
             trust_remote_code=bool(calibration.manifest["model"].get("trust_remote_code")),
         )
-        self.decoder = Decoder(loaded)
         _check_same_model(self.decoder, calibration)
         for layer in self.decoder.layers:
             if counts and layer.columns % counts[1]:
@@ -128,7 +95,7 @@ class Worker:
                     f"expected layers whose inputs divide by {counts[1]} for the pattern {pattern}, got "
                     f"{layer.columns} inputs in {layer.name}; choose another pattern"
                 )
-        self.blocks = options.get("blocks", range(len(self.decoder.blocks)))
+        self.blocks = options.get("blocks") or range(len(self.decoder.blocks))
         self.calibration = calibration
         self.shard = Shard(
             self.decoder,
@@ -334,57 +301,6 @@ class Worker:
         self._references = {w: r for w, r in self._references.items() if stays(w)}
 
 
-def window_of_candidate(candidate: Candidate, part: Part, tokens: int, shape: tuple[int, int]) -> Window:
-    """Return the window of a part (sequences, length) that a candidate's key chooses, as if by chance."""
-    return Window(part, tokens, int(candidate.key, 16) % count_windows(*shape, tokens))
-
-
-def layer_measurement(results: Results, layers: Sequence[Layer], stage: Stage, seconds: float) -> Measurement:
-    """Return the measurement that the results of all layers make."""
-    if isinstance(results, str):
-        return Measurement(stage, seconds=seconds, failure=results)
-    errors = tuple(result.error for result in results)
-    if not all(map(math.isfinite, errors)):
-        return Measurement(stage, seconds=seconds, failure="the layers' errors are not finite")
-    removed = sum(r.removed * layer.size for r, layer in zip(results, layers, strict=True))
-    values = {
-        "layer_error": sum(errors) / len(errors),
-        "sparsity": removed / sum(layer.size for layer in layers),
-    }
-    digest = hashlib.blake2b(b"".join(r.digest for r in results), digest_size=16).hexdigest()
-    return Measurement(stage, errors, values, seconds, fingerprint=digest)
-
-
-def sensitivity_measurement(of_layer: dict[int, float], tokens: int, last: Slopes) -> Measurement:
-    """Return the measurement that the sensitivities of all layers make.
-
-    Args:
-        of_layer: Sensitivities by position of the layer in the model.
-        tokens: Tokens that they were found on.
-        last: What came back through the first blocks, with the time that all took.
-    """
-    if last.failure:
-        return Measurement("sensitivity", seconds=last.seconds, failure=last.failure)
-    found = tuple(of_layer[index] for index in sorted(of_layer))
-    if not all(map(math.isfinite, found)):
-        return Measurement("sensitivity", (), {}, last.seconds, "the sensitivities are not finite")
-    cost = FORWARD_PASSES * tokens
-    return Measurement("sensitivity", seconds=last.seconds, tokens=cost, sensitivities=found)
-
-
-def check_candidates(candidates: Sequence[Candidate], layers: Sequence[Layer]) -> None:
-    """Check that candidates fit a model.
-
-    Raises:
-        ValueError: For another number of ratios than layers, or a group that cannot be measured.
-    """
-    for candidate in candidates:
-        if len(candidate.ratios) != len(layers):
-            raise ValueError(f"expected {len(layers)} ratios, one a layer, got {len(candidate.ratios)}")
-        if candidate.group not in ("row", "layer"):
-            raise ValueError(f"expected the group row or layer, got {candidate.group!r}")
-
-
 def _check_same_model(decoder: Decoder, calibration: Calibration) -> None:
     expected = [(layer.name, layer.rows, layer.columns) for layer in calibration.layers]
     got = [(layer.name, layer.rows, layer.columns) for layer in decoder.layers]
@@ -399,8 +315,13 @@ def _check_same_model(decoder: Decoder, calibration: Calibration) -> None:
 def _other_weights(decoder: Decoder, calibration: Calibration) -> str:
     """Return which weights are not those that were calibrated, empty for none."""
     if not calibration.entries[0].weights:  # format 1
+        if decoder.held is not None:
+            raise CalibrationError(
+                f"expected a calibration of format 2 for a model that is split, got {calibration.folder} of "
+                "format 1, which has no hash a layer; calibrate again"
+            )
         same = calibration.manifest["model"]["weights"] == decoder.fingerprint_of_format_1()
         return "" if same else "weights"
     pairs = zip(calibration.entries, decoder.fingerprints(), strict=True)
-    other = [i for i, (entry, found) in enumerate(pairs) if entry.weights != found]
+    other = [i for i, (entry, found) in enumerate(pairs) if found and entry.weights != found]
     return f"weights in {decoder.layers[other[0]].name}" if other else ""
