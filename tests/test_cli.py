@@ -19,7 +19,7 @@ from secateur.search.settings import SearchSettings
 from support import ROOT, in_process, save_model, tiny_config
 
 COMMANDS = ("calibrate", "measure", "search", "resume", "front", "compare", "snapshot", "report", "plot",
-            "export", "import", "prune", "evaluate", "metrics")  # fmt: skip
+            "export", "import", "plan", "prune", "evaluate", "metrics")  # fmt: skip
 SEARCH = ("--sparsity", 0.5, "--budget", 14, "--batch", 4, "--seed", 3)
 
 
