@@ -16,10 +16,10 @@ from .search.candidate import Candidate, parse_pattern
 from .search.objectives import look_up
 from .search.settings import SearchSettings
 from .workers.calibration import Request, load_decoder
-from .workers.checkpoint import check_new, write_checkpoint
-from .workers.decoder import Decoder, weight_matrix
-from .workers.model import model_reference, stored_dtype
-from .workers.pruning import STATISTICS, Pruner
+from .workers.checkpoint import Checkpoint, check_new
+from .workers.decoder import Decoder
+from .workers.model import choose_dtype, model_reference, stored_dtype
+from .workers.pruning import STATISTICS, PrunedLayer, Pruner
 from .workers.repair import REPAIRS
 from .workers.statistics import Calibration, token_hash
 from .workers.text import check_source, draw_sequences
@@ -122,11 +122,12 @@ def prune(
     )  # fmt: skip
     count = loading.sequences()["statistics"]
     tell(f"loading {request.model}")
-    decoder, tokenizer = load_decoder(loading)
-    written_as = (
-        stored_dtype(request.model, trust_remote_code=request.trust_remote_code)
-        if request.dtype is None
-        else None
+    why = _whole_because(request, rule)
+    decoder, tokenizer = load_decoder(loading, by_block=not why)
+    how = decoder.weights.how
+    tell(how if decoder.weights.in_files else f"{how}: {why or 'transformers converts what its files hold'}")
+    stored = (
+        None if request.dtype else stored_dtype(request.model, trust_remote_code=request.trust_remote_code)
     )
     ratios = None
     if rule.ratios is not None:
@@ -146,44 +147,54 @@ def prune(
     pattern = rule.pattern or "unstructured"
     blocks = len(decoder.blocks)
 
-    def told(done: int) -> None:
-        if done % max(1, blocks // 8) == 0 or done == blocks:
-            tell(f"pruned {done} of {blocks} blocks")
+    with Checkpoint(out, decoder, pattern, stored) as checkpoint:
 
-    layers = pruner.prune(
-        candidate, pattern=pattern, statistics=request.statistics, repair=request.repair, tell=told
-    )
-    tell(f"writing {out}")
-    if written_as is not None:  # zeros stay zeros in any type, and the smallest weights may join them
-        decoder.model.to(written_as)
-        modules = zip(layers, decoder.modules, strict=True)
-        layers = [replace(p, zeros=int((weight_matrix(m) == 0).sum())) for p, m in modules]
-    written = str(weight_matrix(decoder.modules[0]).dtype).removeprefix("torch.")
-    biased = sum(p.shifted for p in layers)
-    record = {
-        "format": "secateur.pruned", "version": 1,
-        "metric": str(rule.metric), "group": candidate.group, "pattern": pattern, "key": candidate.key,
-        "candidate": rule.source if rule.ratios is not None else request.candidate,
-        "ratios": rule.source if rule.ratios is not None else request.ratios or "uniform",
-        "statistics": request.statistics, "repair": request.repair,
-        **({"biases_shifted": biased} if request.repair == "bias" else {}),
-        "text": {
-            "source": model_reference(request.text), "sequences": len(ids),
-            "sequence_length": ids.shape[1], "seed": request.seed, "sha256": token_hash(ids),
-        },
-        "model": {"source": model_reference(request.model), "dtype": written,
-                  "stays_dense": decoder.passed_over},
-        "versions": {"python": platform.python_version(),
-                     **{name: version(name) for name in ("secateur", "torch", "transformers")}},
-        "layers": [
-            {"name": p.layer.name, "block": p.layer.block, "kind": p.layer.kind, "rows": p.layer.rows,
-             "columns": p.layer.columns, "ratio": p.ratio, "zeros": p.zeros,
-             "output_error_of_mask": p.error, "output_error": p.repaired}
-            for p in layers
-        ],
-    }  # fmt: skip
-    gguf = request.model.endswith(".gguf")
-    return write_checkpoint(out, decoder, tokenizer, layers, record, from_gguf=gguf)
+        def keep(block: int, layers: list[PrunedLayer]) -> list[PrunedLayer]:
+            kept, done = checkpoint.add(block, layers), block + 1
+            if done % max(1, blocks // 8) == 0 or done == blocks:
+                tell(f"pruned {done} of {blocks} blocks")
+            return kept
+
+        layers = pruner.prune(
+            candidate, pattern=pattern, statistics=request.statistics, repair=request.repair, keep=keep
+        )
+        tell(f"writing {out}")
+        written = str(stored or choose_dtype(str(request.dtype))).removeprefix("torch.")
+        biased = sum(p.shifted for p in layers)
+        record = {
+            "format": "secateur.pruned", "version": 1,
+            "metric": str(rule.metric), "group": candidate.group, "pattern": pattern, "key": candidate.key,
+            "candidate": rule.source if rule.ratios is not None else request.candidate,
+            "ratios": rule.source if rule.ratios is not None else request.ratios or "uniform",
+            "statistics": request.statistics, "repair": request.repair,
+            **({"biases_shifted": biased} if request.repair == "bias" else {}),
+            "text": {
+                "source": model_reference(request.text), "sequences": len(ids),
+                "sequence_length": ids.shape[1], "seed": request.seed, "sha256": token_hash(ids),
+            },
+            "model": {"source": model_reference(request.model), "dtype": written, "weights": how,
+                      "stays_dense": decoder.passed_over},
+            "versions": {"python": platform.python_version(),
+                         **{name: version(name) for name in ("secateur", "torch", "transformers")}},
+            "layers": [
+                {"name": p.layer.name, "block": p.layer.block, "kind": p.layer.kind, "rows": p.layer.rows,
+                 "columns": p.layer.columns, "ratio": p.ratio, "zeros": p.zeros,
+                 "output_error_of_mask": p.error, "output_error": p.repaired}
+                for p in layers
+            ],
+        }  # fmt: skip
+        return checkpoint.finish(tokenizer, layers, record, from_gguf=request.model.endswith(".gguf"))
+
+
+def _whole_because(request: PruneRequest, rule: Rule) -> str:
+    """Return why the whole model has to be in memory at once; empty if its blocks may come one by one."""
+    if request.trust_remote_code:
+        return "code that comes with the model loads it"
+    if "G" in rule.metric.leaves:
+        return "the metric's G takes a backward pass through the whole model"
+    if request.text == "self":
+        return "it writes its own text; with --text FILE its blocks can be read one by one"
+    return ""
 
 
 def _read(request: PruneRequest) -> Rule:

@@ -80,7 +80,7 @@ def _print_pruned(out: Path, found: dict[str, Any]) -> None:
     typer.echo(f"{out}: {found['metric']}, group {found['group']}, pattern {found['pattern']}")
     typer.echo(
         f"  zeros {found['sparsity']:.2%} of {found['prunable_weights']:,} weights in {len(layers)} linear "
-        "layers"
+        f"layers; the model was {found['model']['weights']}"
     )
     typer.echo(f"  relative squared error of the layers' outputs, mean: {error:.4f}{before}")
     if "biases_shifted" in found:

@@ -64,19 +64,78 @@ class Prices:
         return project(np.asarray(ratios) - step * np.log(relative), self._sizes, sparsity)
 
 
-def moved_values(
-    problem: Problem, prices: Prices, ratios: Sequence[float], step: float, sparsity: float
-) -> Values:
-    """Return the values of a linear space whose ratios come nearest to a step of descent."""
-    assert isinstance(problem.ratios, LinearSpace)
-    return problem.ratios.encode(prices.move(ratios, step, sparsity), sparsity)
-
-
-class Descent:
-    """Follows the sensitivities of the best candidate of each batch.
+class Walk:
+    """A way down in ratios: from point to point along the prices, each batch trying some next ones.
 
     A batch tries some lengths of the step and the mean of the path, which is better than its points where
     estimates are noisy. The best of them is the next point, and what won says whether steps should grow.
+
+    Args:
+        problem: KL as the first objective, one sparsity, and a linear space of ratios.
+        rng: Draws from here.
+    """
+
+    def __init__(self, problem: Problem, rng: random.Random) -> None:
+        assert isinstance(problem.ratios, LinearSpace)
+        self._space = problem.ratios
+        self._sparsity = float(problem.sparsity)  # type: ignore[arg-type]
+        self._sizes = sizes(problem.layers)
+        self._rng = rng
+        self._prices = Prices(problem.layers)
+        self._path: deque[tuple[float, ...]] = deque(maxlen=_PATH)
+        self._step = _FIRST_STEP
+        self._lengths: dict[tuple[float, ...], float] = {}  # ratios that were asked -> length of their step
+        self._learned: set[str] = set()
+        self._stale = 0
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is a point to go on from and prices are known."""
+        return self._prices.known and bool(self._path)
+
+    def ask(self, count: int) -> list[Values]:
+        """Return the values of up to ``count`` next points; of one near the middle before it has begun."""
+        if not self.begun:
+            return [self._values([self._rng.gauss(self._sparsity, _FIRST_STEP) for _ in self._sizes])]
+        here = self._path[-1]
+        found = []
+        for length in _LENGTHS[: max(1, count - 1)]:
+            step = self._step * length
+            ratios = self._prices.move(here, step, self._sparsity)
+            if self._stale:  # nothing new came of the last batch: look beside the way
+                ratios = ratios + [self._rng.gauss(0, step * self._stale) for _ in ratios]
+            found.append(self._values(ratios, length))
+        if count > 1 and len(self._path) > 2:
+            found.append(self._values(np.mean(list(self._path)[len(self._path) // 2 :], axis=0), 0.0))
+        return found
+
+    def tell(self, trials: Sequence[Trial]) -> None:
+        """Go on from the candidate whose sensitivities were found; what is told again says nothing new."""
+        moved = False
+        for trial in trials:
+            key = trial.candidate.key
+            if not trial.measurement.sensitivities or trial.alias_of or key in self._learned:
+                continue
+            self._learned.add(key)
+            self._prices.learn(trial.measurement.sensitivities)
+            moved = True
+            if trial.candidate.ratios in self._path:  # with another metric
+                continue
+            self._path.append(trial.candidate.ratios)
+            length = self._lengths.get(trial.candidate.ratios, 1.0)
+            # The mean of the path wins where steps lead nowhere but around: they are too long.
+            factor = {0.0: 0.7, 0.5: 0.7, 2.0: 1.4}.get(length, 1.0)
+            self._step = min(max(self._step * factor, _LEAST_STEP), _LARGEST_STEP)
+        self._stale = 0 if moved else min(self._stale + 1, 5)
+
+    def _values(self, ratios: _Floats | Sequence[float], length: float = 1.0) -> Values:
+        values = self._space.encode(project(ratios, self._sizes, self._sparsity), self._sparsity)
+        self._lengths.setdefault(self._space.ratios(values, self._sparsity), length)
+        return values
+
+
+class Descent:
+    """Walks down in the ratios of a given metric.
 
     Args:
         problem: A given metric, KL as the first objective, one sparsity, and a linear space of ratios.
@@ -94,54 +153,19 @@ class Descent:
                 "while metrics vary"
             )
         self._problem = problem
-        self._sparsity = float(problem.sparsity)  # type: ignore[arg-type]
-        self._rng = random.Random(seed)
-        assert isinstance(problem.ratios, LinearSpace)
-        self._layers = problem.ratios.layers
-        self._prices = Prices(self._layers)
+        self._walk = Walk(problem, random.Random(seed))
         self._seeds = list(problem.seeds)
-        self._path: deque[tuple[float, ...]] = deque(maxlen=_PATH)
-        self._step = _FIRST_STEP
-        self._lengths: dict[str, float] = {}  # key of what was asked -> length of its step
-        self._stale = 0
 
     def ask(self, count: int) -> list[Candidate]:
-        """Return the seeds, or points near the middle, until prices are known; then steps from the last."""
-        if not (self._prices.known and self._path):
+        """Return the seeds, or a point near the middle, until prices are known; then the next points."""
+        if not self._walk.begun and self._seeds:
             asked, self._seeds = self._seeds[:count], self._seeds[count:]
-            return [self._problem.candidate(encoding) for encoding in asked] or [
-                self._candidate([self._rng.gauss(self._sparsity, _FIRST_STEP) for _ in self._layers])
-            ]
-        here = self._path[-1]
-        candidates = []
-        for length in _LENGTHS[: max(1, count - 1)]:
-            step = self._step * length
-            ratios = self._prices.move(here, step, self._sparsity)
-            if self._stale:  # nothing new came of the last batch: look beside the way
-                ratios = ratios + [self._rng.gauss(0, step * self._stale) for _ in ratios]
-            candidates.append(self._candidate(ratios))
-            self._lengths[candidates[-1].key] = length
-        if count > 1 and len(self._path) > 2:
-            candidates.append(self._candidate(np.mean(list(self._path)[len(self._path) // 2 :], axis=0)))
-            self._lengths.setdefault(candidates[-1].key, 0.0)
-        return candidates
+            return [self._problem.candidate(encoding) for encoding in asked]
+        return [self._problem.candidate(Encoding(None, values)) for values in self._walk.ask(count)]
 
     def tell(self, trials: Sequence[Trial]) -> None:
         """Go on from the candidate whose sensitivities were found."""
-        found = [t for t in trials if t.measurement.sensitivities and t.candidate.ratios not in self._path]
-        for trial in found:
-            self._path.append(trial.candidate.ratios)
-            self._prices.learn(trial.measurement.sensitivities)
-            length = self._lengths.get(trial.candidate.key, 1.0)
-            # The mean of the path wins where steps lead nowhere but around: they are too long.
-            factor = {0.0: 0.7, 0.5: 0.7, 2.0: 1.4}.get(length, 1.0)
-            self._step = min(max(self._step * factor, _LEAST_STEP), _LARGEST_STEP)
-        self._stale = 0 if found else min(self._stale + 1, 5)
-
-    def _candidate(self, ratios: _Floats | Sequence[float]) -> Candidate:
-        assert isinstance(self._problem.ratios, LinearSpace)
-        held = project(ratios, sizes(self._layers), self._sparsity)
-        return self._problem.candidate(Encoding(None, self._problem.ratios.encode(held, self._sparsity)))
+        self._walk.tell(trials)
 
 
 def can_descend(problem: Problem) -> bool:

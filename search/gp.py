@@ -20,7 +20,7 @@ from deap import gp
 from ..metrics_dsl.expression import MAX_EXPONENT, Expression, MetricError, constant
 from ..metrics_dsl.operators import COLUMN, FULL, LEAVES, OPERATORS, ROW, SCALAR, Shape
 from .candidate import Candidate, Trial
-from .descent import Prices, can_descend, moved_values
+from .descent import Walk, can_descend
 from .objectives import raced_point
 from .pareto import best_first
 from .problem import Problem
@@ -31,7 +31,8 @@ from .variables import Encoding, Values, blend, draw, mutate
 # are types that hash alike everywhere.
 _TYPES: dict[Shape, int] = {FULL: 0, COLUMN: 1, ROW: 2, SCALAR: 3}
 _CROSSOVER, _SUBTREE, _NODE = 0.35, 0.15, 0.15  # the rest moves a number
-_DESCENT = 0.7  # of the times that ratios vary, where sensitivities are known
+_STEPS = 4  # of descent in a batch, where sensitivities are known
+_BOTH = 0.1  # of the other children there, the share whose ratios vary beside the tree
 _SEEDS = 3  # published rules that are asked again, the best first, where ratios descend from them
 
 
@@ -66,17 +67,19 @@ class GeneticProgramming:
         self._asked: dict[str, Encoding] = {}
         self._known: set[Encoding] = set()
         self._batches = 0
-        self._prices = Prices(problem.layers) if can_descend(problem) else None
-        self._taught: set[str] = set()  # keys whose sensitivities, if any, have been learned
+        self._walk = Walk(problem, random.Random(seed)) if can_descend(problem) else None
         self._primitives = _primitive_set(problem.trees) if problem.trees else None
         self._states = (random.Random(seed).getstate(), np.random.RandomState(seed).get_state())
 
     def ask(self, count: int) -> list[Candidate]:
-        """Return the seeds, then children of the population, or random ones while it is too small."""
+        """Return the seeds; then steps of descent, where ratios descend, and children of the population."""
         candidates = []
         with self._deap_random():
-            for _ in range(min(count, len(self._waiting)) or count):
-                encoding = self._waiting.pop(0) if self._waiting else self._new()
+            asked, self._waiting = self._waiting[:count], self._waiting[count:]
+            if not asked:
+                asked = self._steps(count)
+                asked += [self._new() for _ in range(count - len(asked))]
+            for encoding in asked:
                 self._known.add(encoding)
                 candidate = self._problem.candidate(encoding)
                 self._asked[candidate.key] = encoding
@@ -88,12 +91,9 @@ class GeneticProgramming:
         """Let the trials compete with the population: by the tokens they raced on, where they did."""
         members = {member.encoding: member for member in self._population}
         self._choose_seeds(trials)
+        if self._walk:
+            self._walk.tell(trials)
         for trial in trials:
-            # What is told again, or as an alias, brings nothing new.
-            if self._prices and not trial.alias_of and trial.candidate.key not in self._taught:
-                self._taught.add(trial.candidate.key)
-                if trial.measurement.sensitivities:
-                    self._prices.learn(trial.measurement.sensitivities)
             values = raced_point(trial, self._problem.objectives)
             encoding = self._encoding(trial.candidate)
             if values is None or encoding is None or encoding in members:
@@ -109,7 +109,7 @@ class GeneticProgramming:
 
         The others would be a detour: descent leads away from any of them.
         """
-        if self._prices is None or self._asked or not self._waiting:
+        if self._walk is None or self._asked or not self._waiting:
             return
         sparsity = self._problem.sparsity
         assert isinstance(sparsity, float)
@@ -143,6 +143,19 @@ class GeneticProgramming:
         tree = trees.simplest(asked.tree)
         return None if tree is None else Encoding(tree, asked.values)
 
+    def _steps(self, count: int) -> list[Encoding]:
+        """Return steps of descent in the ratios, for the best metric so far, where their turn is."""
+        if not (self._descends and self._turn()[1]):
+            return []
+        best = min(self._population, key=lambda member: member.point).encoding
+        of_metric = best.values[: len(self._problem.metric_variables)]
+        assert self._walk is not None
+        return [Encoding(best.tree, (*of_metric, *values)) for values in self._walk.ask(min(count, _STEPS))]
+
+    @property
+    def _descends(self) -> bool:
+        return self._walk is not None and self._walk.begun and bool(self._population)
+
     def _new(self) -> Encoding:
         """Return an encoding not proposed before if a few attempts find one."""
         encoding = self._draw()
@@ -165,8 +178,12 @@ class GeneticProgramming:
     def _child(self) -> Encoding | None:
         first, second = self._parent().encoding, self._parent().encoding
         vary_tree, vary_values = self._turn()
-        descends = self._prices is not None and self._prices.known
-        if descends:
+        if vary_tree and vary_values:
+            kind = self._rng.random()
+            # Where ratios descend their steps come beside the children.
+            share = (1.0, _BOTH) if self._descends else (0.6, 0.6)
+            vary_tree, vary_values = kind < share[0], kind > 1 - share[1]
+        if self._descends:
             # What ratios are worth hardly depends on the metric: the best ones serve all, and metrics with
             # the same ratios can be screened against each other.
             best = min(self._population, key=lambda member: member.point).encoding
@@ -177,35 +194,21 @@ class GeneticProgramming:
             if tree is None:
                 return None
         if vary_values:
-            values = self._vary_values(first, second, descends=descends)
+            values = self._vary_values(first, second)
         return Encoding(tree, values)
 
-    def _vary_values(self, first: Encoding, second: Encoding, *, descends: bool) -> Values:
+    def _vary_values(self, first: Encoding, second: Encoding) -> Values:
         variables = self._problem.variables
-        # Without trees what varies in a metric is among the values, and takes its turn with the ratios.
-        share = _DESCENT / 2 if self._problem.metric_variables else _DESCENT
-        if descends and self._rng.random() < share:
-            assert self._prices is not None
-            assert isinstance(self._problem.sparsity, float)
-            ratios = self._problem.candidate(first).ratios
-            step = 10 ** self._rng.uniform(-2.3, -1.1)
-            values = moved_values(self._problem, self._prices, ratios, step, self._problem.sparsity)
-            return (*first.values[: len(self._problem.metric_variables)], *values)
         if self._rng.random() < 0.5:
             return blend(variables, first.values, second.values, self._rng)
         return mutate(variables, first.values, self._rng, 10 ** self._rng.uniform(-2, -0.5))
 
     def _turn(self) -> tuple[bool, bool]:
-        """Return whether to vary the tree, and whether to vary the values."""
-        if not (self._problem.trees and self._problem.variables):
-            return self._problem.trees is not None, bool(self._problem.variables)
-        if self._problem.phase:
+        """Return whether trees, and whether numbers may be varied in this batch."""
+        if self._problem.phase and self._problem.trees and self._problem.variables:
             is_tree = self._batches // self._problem.phase % 2 == 0
             return is_tree, not is_tree
-        kind = self._rng.random()
-        if self._prices is not None and self._prices.known:
-            return kind < 0.65, kind >= 0.5
-        return kind < 0.6, kind >= 0.4
+        return self._problem.trees is not None, bool(self._problem.variables)
 
     def _vary_tree(self, first: Encoding, second: Encoding) -> Expression | None:
         trees = self._problem.trees

@@ -7,14 +7,24 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test reaches a hub
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TQDM_DISABLE", "1")
+# On tiny matrices two threads wait for each other far longer than one computes, in processes of tests too.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
+import torch
 from secateur.workers.calibration import Request, calibrate
 from secateur.workers.local import LocalEvaluator
 from secateur.workers.statistics import Calibration
 from support import ROOT, save_model, small_request, tiny_config
 
 GGUF = ROOT / ".cache" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """Give tests of the real model all cores, and the others one."""
+    cores = len(os.sched_getaffinity(0))
+    torch.set_num_threads(cores if item.get_closest_marker("model") else 1)
 
 
 @pytest.fixture(scope="session")
@@ -57,7 +67,7 @@ def real_calibration(real_model, tmp_path_factory) -> Calibration:
     """The real model on text of its own, with fewer tokens than the demonstration."""
     request = Request(
         str(real_model),
-        tokens=2048,
+        tokens=1024,
         selection_tokens=512,
         holdout_tokens=512,
         sequence_length=128,

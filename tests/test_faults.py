@@ -1,11 +1,13 @@
 """Faults by real signals: a killed or interrupted search loses nothing and repeats nothing."""
 
+import multiprocessing
 import os
 import signal
 import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 
 import pytest
 from secateur.results.archive import Archive
@@ -13,29 +15,43 @@ from support import in_process, secateur
 
 SEARCH = ("--sparsity", "0.5", "--budget", "60", "--batch", "8", "--seed", "7")
 
+# A process that is killed needs no ending of its own: it is forked from one that has imported everything.
+forks = multiprocessing.get_context("forkserver")
+forks.set_forkserver_preload([
+    "secateur.launch", "secateur.search.gp", "secateur.search.nsga3", "secateur.search.tpe", "typer.main",
+    "transformers.models.auto.modeling_auto", "transformers.models.llama.modeling_llama",
+])  # fmt: skip
 
-def start(calibration, folder, options=SEARCH):
-    """Start a search in a process of its own."""
-    words = ("search", str(calibration.folder), *options, "--out", str(folder))
-    command = [sys.executable, "-m", "secateur", *words]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+def start(*words):
+    """Start a command in a process of its own, to be killed."""
+    process = forks.Process(target=in_process, args=tuple(map(str, words)), daemon=True)
+    process.start()
+    return process
+
+
+def kill(process):
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
 
 
 def count(folder, table="measurements"):
     """Rows of a table while the search writes it."""
     try:
-        db = sqlite3.connect(f"file:{folder}/archive.sqlite?mode=ro", uri=True)
-        return db.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
+        with closing(sqlite3.connect(f"file:{folder}/archive.sqlite?mode=ro", uri=True)) as db:
+            return db.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
     except sqlite3.OperationalError:
         return 0
 
 
-def wait_for(process, folder, rows):
+def wait_for(is_running, folder, rows):
+    """Wait until a run has measured so much; whether it still runs then."""
     deadline = time.monotonic() + 120
-    while count(folder) < rows and process.poll() is None:
+    while count(folder) < rows and is_running():
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    return process.poll() is None
+    return is_running()
 
 
 def facts(folder):
@@ -50,9 +66,8 @@ def facts(folder):
 @pytest.fixture(scope="module")
 def undisturbed(tiny_calibration, tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed") / "run"
-    process = start(tiny_calibration, folder)
-    process.communicate()
-    assert process.returncode == 0
+    done = in_process("search", tiny_calibration.folder, *SEARCH, "--out", folder)
+    assert done.returncode == 0, done.stderr
     return folder
 
 
@@ -64,21 +79,16 @@ def measurements(folder):
 def test_a_run_killed_three_times_equals_the_undisturbed_one(tiny_calibration, tmp_path, undisturbed):
     folder = tmp_path / "run"
     seen = []
-    process = start(tiny_calibration, folder)
+    command = ("search", tiny_calibration.folder, *SEARCH, "--out", folder)
     for rows in (5, 30, 70):
-        assert wait_for(process, folder, rows)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
+        process = start(*command)
+        assert wait_for(process.is_alive, folder, rows)
+        kill(process)
         recorded = measurements(folder)
         assert recorded[: len(seen)] == seen  # nothing is measured a second time: times would differ
         seen = recorded
-        process = subprocess.Popen(
-            [sys.executable, "-m", "secateur", "resume", str(folder)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-    process.communicate()
-    assert process.returncode == 0
+        command = ("resume", folder)
+    assert in_process(*command).returncode == 0
     assert measurements(folder)[: len(seen)] == seen
     assert facts(folder) == facts(undisturbed)
     assert len(measurements(folder)) == len(measurements(undisturbed))
@@ -96,10 +106,9 @@ def test_every_searcher_continues_where_it_was_killed(tiny_calibration, tmp_path
                "--batch", "4" if searcher == "descent" else "8")  # fmt: skip
     undisturbed = in_process("search", tiny_calibration.folder, *options, "--out", tmp_path / "whole")
     assert undisturbed.returncode == 0, undisturbed.stderr
-    process = start(tiny_calibration, tmp_path / "killed", options)
-    assert wait_for(process, tmp_path / "killed", 60)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process = start("search", tiny_calibration.folder, *options, "--out", tmp_path / "killed")
+    assert wait_for(process.is_alive, tmp_path / "killed", 60)
+    kill(process)
     seen = measurements(tmp_path / "killed")
     assert 60 <= len(seen) < len(measurements(tmp_path / "whole"))
     assert in_process("resume", tmp_path / "killed").returncode == 0
@@ -110,8 +119,9 @@ def test_every_searcher_continues_where_it_was_killed(tiny_calibration, tmp_path
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_ends_soon_and_keeps_what_was_measured(tiny_calibration, tmp_path, undisturbed, number):
     folder = tmp_path / "run"
-    process = start(tiny_calibration, folder)
-    assert wait_for(process, folder, 20)
+    command = [sys.executable, "-m", "secateur", "search", tiny_calibration.folder, *SEARCH, "--out", folder]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert wait_for(lambda: process.poll() is None, folder, 20)
     began = time.monotonic()
     process.send_signal(number)
     _, errors = process.communicate(timeout=30)
@@ -120,7 +130,7 @@ def test_an_interrupt_ends_soon_and_keeps_what_was_measured(tiny_calibration, tm
     assert f"continue with: secateur resume {folder}" in errors
     assert "Traceback" not in errors
     assert count(folder) >= 20
-    assert secateur("resume", folder).returncode == 0
+    assert in_process("resume", folder).returncode == 0
     assert facts(folder) == facts(undisturbed)
 
 
@@ -143,6 +153,6 @@ def test_a_changed_calibration_cannot_continue_a_run(
     shutil.copytree(undisturbed, tmp_path / "run")
     file = tmp_path / "run" / "run.toml"
     file.write_text(file.read_text().replace(str(tiny_calibration.folder), str(tmp_path / "other")))
-    done = secateur("resume", tmp_path / "run")
+    done = in_process("resume", tmp_path / "run")
     assert done.returncode == 2
     assert "was measured on another calibration" in done.stderr

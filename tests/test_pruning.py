@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import math
+import os
 import shutil
 import signal
 import subprocess
@@ -14,20 +15,23 @@ import numpy as np
 import pytest
 import secateur
 import torch
+from safetensors.torch import load_file
 from secateur.apply import PruneRequest, prune
 from secateur.metrics_dsl.published import PUBLISHED
 from secateur.results.archive import Archive
 from secateur.results.finding import ExportError
 from secateur.results.rule import RuleError, read_rule
 from secateur.search.candidate import Candidate, Measurement, Trial, uniform
-from secateur.workers.checkpoint import CheckpointError, _check_written
+from secateur.workers.calibration import Request, load_decoder
+from secateur.workers.checkpoint import Checkpoint, CheckpointError
 from secateur.workers.decoder import Decoder, weight_matrix
 from secateur.workers.evaluation import EvaluationRequest, evaluate, figures
-from secateur.workers.model import load_model, save_dense_copy
+from secateur.workers.model import load_model
 from secateur.workers.pruning import Pruner, PruningError
 from secateur.workers.repair import REPAIRS
 from secateur.workers.text import draw_sequences
 from support import in_process, save_model, tiny_config
+from support import secateur as secateur_process
 from torch import nn
 
 WANDA = PUBLISHED["wanda"].expression
@@ -314,6 +318,7 @@ class TestFolder:
             return made(self, *args, **kwargs)
 
         monkeypatch.setattr(Pruner, "prune", keep)
+        monkeypatch.setattr("secateur.apply._whole_because", lambda *_: "this test looks at the model")
         request = request_of(models[name], text_file, sparsity=0.6, dtype=dtype, repair="obs")
         record = prune(request, tmp_path / "out")
         assert not list(tmp_path.rglob("*.bin"))
@@ -344,12 +349,13 @@ class TestFolder:
         assert record["sparsity"] == 0.5
         weight_matrix(decoder.modules[0])[0, :4] = 1.0
         decoder.model.save_pretrained(tmp_path / "broken")
-        layers = [type("", (), {"layer": layer}) for layer in decoder.layers]
+        written = tmp_path / "broken" / "model.safetensors"
+        weights = decoder.model.state_dict()
         with pytest.raises(CheckpointError, match="expected 2 zeros in each group of 4 inputs"):
-            _check_written(tmp_path / "broken", decoder, layers, "2:4")
+            Checkpoint(tmp_path / "new", decoder, "2:4")._check(written, weights)
         decoder.modules[0].weight.data.add_(1)
         with pytest.raises(CheckpointError, match="not written"):
-            _check_written(tmp_path / "broken", decoder, layers, "unstructured")
+            Checkpoint(tmp_path / "new", decoder, "unstructured")._check(written, weights)
 
     def test_its_record_says_where_everything_comes_from(self, models, text_file, tmp_path):
         request = request_of(
@@ -372,7 +378,7 @@ class TestFolder:
         arguments = ("--text", text_file, *SMALL)
         done = in_process("prune", models["llama"], *arguments, "--repair", "bias", "-o", tmp_path / "a")
         assert done.returncode == 0, done.stderr
-        assert "zeros 50.00% of 23,040 weights in 21 linear layers" in done.stdout
+        assert "zeros 50.00% of 23,040 weights in 21 linear layers; the model was read block" in done.stdout
         assert "biases shifted in 0 of 21 layers: the model's layers have none" in done.stdout
         assert "no faster without a sparse runtime" in done.stdout
         assert "in theory" in done.stdout
@@ -386,6 +392,191 @@ class TestFolder:
         )  # fmt: skip
         assert "nats per token" in evaluated.stdout
         assert "3 windows of 64" in evaluated.stdout
+
+
+def tensors_of(folder):
+    """All tensors of a folder's files."""
+    found = {}
+    for path in folder.glob("*.safetensors"):
+        found |= load_file(path)
+    return found
+
+
+def assert_same_model(read, held):
+    """Two folders hold the same tensors under the same names, and load without a word."""
+    from transformers import AutoModelForCausalLM
+
+    tensors = [tensors_of(folder) for folder in (read, held)]
+    assert tensors[0].keys() == tensors[1].keys()
+    for name, value in tensors[1].items():
+        assert tensors[0][name].dtype == value.dtype
+        assert torch.equal(tensors[0][name], value), name
+    for name in ("config.json", "generation_config.json"):
+        assert (read / name).read_text() == (held / name).read_text()
+    _, info = AutoModelForCausalLM.from_pretrained(read, output_loading_info=True)
+    assert not any(info.values()), info
+
+
+class TestBlockByBlock:
+    @pytest.fixture
+    def both_ways(self, text_file, tmp_path, monkeypatch):
+        """Prunes a model read block by block and the same held in memory; returns the two folders."""
+
+        def prune_both(model, **changes):
+            request = request_of(model, text_file, **changes)
+            folders = tmp_path / "read", tmp_path / "held"
+            hows = [prune(request, folders[0])]
+            with monkeypatch.context() as patched:
+                patched.setattr("secateur.apply._whole_because", lambda *_: "this test compares")
+                hows.append(prune(request, folders[1]))
+            assert [x["model"].pop("weights") for x in hows] == ["read block by block", "held in memory"]
+            for record in hows:
+                del record["dense_bytes"], record["theoretical_packed_bytes"]  # headers of several files
+            assert hows[0] == hows[1]
+            return folders
+
+        return prune_both
+
+    @pytest.mark.parametrize("name", CONFIGS)
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"statistics": "sequential", "repair": "obs", "sparsity": 0.6},
+            {"repair": "bias", "dtype": "bfloat16", "pattern": "2:4"},
+            {"ratios": "owl"},
+        ],
+        ids=["sequential", "bfloat16", "owl"],
+    )
+    def test_writes_what_a_model_in_memory_becomes(self, models, both_ways, name, changes):
+        read, held = both_ways(models[name], **changes)
+        assert_same_model(read, held)
+        assert not (read / "model.safetensors.index.json").exists()  # small ones are one file
+
+    @pytest.mark.parametrize("name", CONFIGS)
+    def test_shards_in_and_out(self, models, both_ways, tmp_path, monkeypatch, name):
+        model, tokenizer = load_model(str(models[name]))
+        with contextlib.redirect_stderr(io.StringIO()):
+            model.to(torch.bfloat16).save_pretrained(tmp_path / "sharded", max_shard_size="20KB")
+        tokenizer.save_pretrained(tmp_path / "sharded")
+        monkeypatch.setattr("secateur.workers.checkpoint._SHARD_BYTES", 0)
+        read, held = both_ways(tmp_path / "sharded", repair="scale")
+        assert_same_model(read, held)
+        index = json.loads((read / "model.safetensors.index.json").read_text())
+        shards = sorted(p.name for p in read.glob("*.safetensors"))
+        assert shards == [f"model-0000{i}-of-00004.safetensors" for i in (1, 2, 3, 4)]
+        assert sorted(set(index["weight_map"].values())) == shards
+        assert index["metadata"]["total_size"] == sum(t.nbytes for t in tensors_of(read).values())
+
+    def test_files_without_the_prefix_of_the_model_are_its_own(self, models, both_ways, tmp_path):
+        from safetensors.torch import save_file
+
+        bare = tmp_path / "bare"
+        shutil.copytree(models["gpt2"], bare)
+        tensors = {k.removeprefix("transformer."): v for k, v in tensors_of(bare).items()}
+        save_file(tensors, bare / "model.safetensors", metadata={"format": "pt"})
+        assert_same_model(*both_ways(bare))
+
+    @pytest.mark.parametrize(
+        ("arguments", "why"),
+        [
+            (("--candidate", "square(W) * minmax(G)"), "the metric's G takes a backward pass"),
+            (("--text", "self"), "it writes its own text; with --text FILE"),
+        ],
+    )
+    def test_what_needs_the_whole_model_has_it_and_says_so(self, models, text_file, tmp_path, arguments, why):
+        given = ("--text", text_file, *SMALL, *arguments)
+        done = in_process("prune", models["llama"], *given, "-o", tmp_path / "out")
+        assert done.returncode == 0, done.stderr
+        assert f"held in memory: {why}" in done.stderr
+        assert "the model was held in memory" in done.stdout
+
+    def test_experts_that_transformers_fuses_are_held_in_memory(self, text_file, tmp_path):
+        from transformers import AutoModelForCausalLM, MixtralConfig
+
+        config = MixtralConfig(
+            vocab_size=260, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+            num_attention_heads=4, num_key_value_heads=2, num_local_experts=4,
+        )  # fmt: skip
+        record = prune(request_of(save_model(config, tmp_path / "moe"), text_file), tmp_path / "out")
+        assert record["model"]["weights"] == "held in memory"
+        assert tensors_of(tmp_path / "moe").keys() == tensors_of(tmp_path / "out").keys()
+        _, info = AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
+        assert not any(info.values()), info
+
+    def test_a_hub_name_is_read_from_where_its_files_were_brought(self, models, text_file, tmp_path):
+        place = tmp_path / "home" / "hub" / "models--someone--small"
+        shutil.copytree(models["qwen3"], place / "snapshots" / ("a" * 40))
+        (place / "refs").mkdir()
+        (place / "refs" / "main").write_text("a" * 40)
+        arguments = ("someone/small", "--text", text_file, *SMALL, "-o", tmp_path / "out")
+        environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
+        done = secateur_process("prune", *arguments, env=environment)
+        assert done.returncode == 0, done.stderr
+        assert "the model was read block by block" in done.stdout
+
+    def test_weights_are_there_only_while_they_are_asked_for(self, models):
+        decoder, _ = load_decoder(
+            Request(str(models["gpt2"]), sequence_length=64, device="cpu"), by_block=True
+        )
+        dense = Decoder(load_model(str(models["gpt2"]))[0])
+
+        def present():
+            return [not weight_matrix(module).is_meta for module in decoder.modules]
+
+        assert not any(present())
+        with decoder.weights.of(1):
+            assert [layer.block == 1 for layer in decoder.layers] == present()
+            with decoder.weights.of(1):
+                weight_matrix(decoder.modules[4]).zero_()
+            assert present()[4]  # who asked first has it still
+        assert not any(present())
+        ids = torch.arange(40).reshape(2, 20)
+        assert torch.equal(decoder.model(input_ids=ids).logits, dense.model(input_ids=ids).logits)
+        assert not any(present())
+
+    def test_weights_that_are_not_finite_are_one_sentence(self, models, text_file, tmp_path):
+        model, tokenizer = load_model(str(models["qwen3"]))
+        model.model.layers[2].mlp.up_proj.weight.data[3, 3] = math.nan
+        model.save_pretrained(tmp_path / "broken")
+        tokenizer.save_pretrained(tmp_path / "broken")
+        done = in_process("prune", tmp_path / "broken", "--text", text_file, *SMALL, "-o", tmp_path / "out")
+        assert done.returncode == 2
+        assert (
+            "expected finite weights, got some that are not in model.layers.2.mlp.up_proj.weight"
+            in (done.stderr.splitlines()[-1])
+        )
+        assert [p.name for p in tmp_path.iterdir()] == ["broken"]
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of memory from /proc")
+    def test_memory_is_that_of_a_block_and_not_of_the_model(self, models, text_file, tmp_path):
+        """Most weights are fused experts, named in the files as in the model, which are not pruned: fast."""
+        from transformers import AutoModelForCausalLM, MixtralConfig
+
+        config = MixtralConfig(
+            vocab_size=260, hidden_size=256, intermediate_size=2048, num_hidden_layers=6,
+            num_attention_heads=4, num_key_value_heads=2, num_local_experts=16,
+        )  # fmt: skip
+        wide = tmp_path / "wide"
+        AutoModelForCausalLM.from_config(config).float().save_pretrained(wide, save_original_format=False)
+        for path in models["llama"].glob("token*"):
+            shutil.copy(path, wide)
+        size = (wide / "model.safetensors").stat().st_size
+        assert size > 600e6
+        code = (
+            "import re, sys\nfrom pathlib import Path\nfrom secateur.apply import PruneRequest, prune\n"
+            "def peak(model, out):\n"
+            "    sizes = {'tokens': 64, 'sequence_length': 64, 'device': 'cpu'}\n"
+            "    prune(PruneRequest(model, text=sys.argv[1], **sizes), out)\n"
+            "    status = Path('/proc/self/status').read_text()\n"
+            "    return int(re.search(r'VmHWM:\\s+(\\d+) kB', status)[1])\n"
+            "first = peak(*sys.argv[2:4])\n"  # with all that is imported
+            "print(1024 * (peak(*sys.argv[4:]) - first))"
+        )
+        arguments = (text_file, models["llama"], tmp_path / "first", wide, tmp_path / "out")
+        command = [sys.executable, "-c", code, *map(str, arguments)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert int(done.stdout) < 0.5 * size
+        assert json.loads((tmp_path / "out" / "secateur.json").read_text())["dense_bytes"] > 600e6
 
 
 def candidate_file(path, of_layers, **changes):
@@ -546,7 +737,7 @@ class TestMistakes:
         shards[1].unlink()
         done = in_process("prune", tmp_path / "sharded", "--text", text_file, "-o", tmp_path / "out")
         assert done.returncode == 2
-        assert "transformers cannot load the model" in done.stderr.splitlines()[-1]
+        assert f"got none named {shards[1].name}" in done.stderr.splitlines()[-1]
         assert sorted(p.name for p in tmp_path.iterdir()) == ["sharded", "whole"]
 
     def test_a_full_disk_leaves_nothing(self, models, text_file, tmp_path, monkeypatch):
@@ -699,11 +890,9 @@ def prose(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def source(real_model, tmp_path_factory):
-    """A folder of the dequantised weights, which loads ten times as fast."""
-    folder = tmp_path_factory.mktemp("dense") / "model"
-    save_dense_copy(*load_model(str(real_model)), folder)
-    return str(folder)
+def source(real_calibration):
+    """The calibration's folder of the dequantised weights, which loads ten times as fast."""
+    return real_calibration.model_source
 
 
 @pytest.mark.model

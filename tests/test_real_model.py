@@ -137,7 +137,7 @@ def test_searched_ratios_hold_the_sparsity_and_beat_even_ones(real_calibration, 
     run = tmp_path / "run"
     done = in_process(
         "search", real_calibration.folder, "--space", "curve", "--searcher", "evolution", "--sparsity", 0.6,
-        "--rungs", 256, "--batch", 8, "--budget", 45, "--out", run,
+        "--rungs", 128, "--batch", 8, "--budget", 45, "--out", run,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     frame = Archive(run).frame()

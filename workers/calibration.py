@@ -24,6 +24,7 @@ from .model import (
     ModelError,
     choose_device,
     choose_dtype,
+    empty_model,
     load_model,
     model_reference,
     save_dense_copy,
@@ -41,6 +42,7 @@ from .statistics import (
     write_tokens,
 )
 from .text import draw_sequences
+from .weights import WeightFiles, fill
 
 _TOKENS_A_CALL = 2048
 
@@ -116,25 +118,43 @@ def calibrate(request: Request, out: str | Path, tell: Callable[[str], None] = l
     return Calibration(target)
 
 
-def load_decoder(request: Request) -> tuple[Decoder, Any]:
+def load_decoder(request: Request, *, by_block: bool = False) -> tuple[Decoder, Any]:
     """Return the model of a request and its tokenizer.
+
+    Args:
+        request: Which model.
+        by_block: Leave the weights of its blocks in its files, where these hold them as the model has them.
 
     Raises:
         ModelError: When the model cannot be loaded or reads no sequences of that length.
     """
-    model, tokenizer = load_model(
-        request.model,
-        dtype=choose_dtype(request.dtype),
-        device=choose_device(request.device),
-        trust_remote_code=request.trust_remote_code,
-    )
-    decoder = Decoder(model)
+    dtype, device = choose_dtype(request.dtype), choose_device(request.device)
+    decoder, tokenizer = (_by_block(request.model, dtype, device) if by_block else None) or (None, None)
+    if decoder is None:
+        model, tokenizer = load_model(
+            request.model, dtype=dtype, device=device, trust_remote_code=request.trust_remote_code
+        )
+        decoder = Decoder(model)
     longest = getattr(decoder.model.config, "max_position_embeddings", None)
     if isinstance(longest, int) and request.sequence_length > longest:
         raise ModelError(
             f"expected sequences of at most {longest} tokens, which the model can read, got "
             f"{request.sequence_length}"
         )
+    return decoder, tokenizer
+
+
+def _by_block(source: str, dtype: torch.dtype, device: torch.device) -> tuple[Decoder, Any] | None:
+    """Return a model whose blocks are read when they run; None if its files do not hold them so."""
+    found = empty_model(source, dtype)
+    if found is None:
+        return None
+    model, tokenizer, paths = found
+    decoder = Decoder(model)
+    weights = fill(model, decoder.blocks, decoder.prefix, WeightFiles(paths), device)
+    if weights is None:
+        return None
+    decoder.weights = weights
     return decoder, tokenizer
 
 

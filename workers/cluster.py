@@ -198,6 +198,10 @@ class RayEvaluator:
         found: Summaries = answer.value
         return found
 
+    def wait(self, teams: int) -> None:
+        """Wait until so many copies of the model are ready; a search begins with the first."""
+        self._dispatcher.wait(teams)
+
     def close(self) -> None:
         """End the workers, and Ray if it was started here."""
         self._opened.close()

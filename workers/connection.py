@@ -46,6 +46,7 @@ def connected(address: str) -> Iterator[None]:
     if address == "local":
         folder = tempfile.mkdtemp(prefix="secateur-")  # of this user alone
         options |= {"include_dashboard": False, "_temp_dir": folder, "object_store_memory": _STORE_BYTES}
+    _be_quiet()
     try:
         ray.init(**options)
     except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
@@ -60,6 +61,14 @@ def connected(address: str) -> Iterator[None]:
     finally:
         ray.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _be_quiet() -> None:
+    """Keep Ray from printing on standard output, where results stand, that a worker died: we say so."""
+    from ray._private import worker
+
+    if hasattr(worker, "print_to_stdstream"):
+        worker.print_to_stdstream = lambda *_args, **_kwargs: None
 
 
 def choose_workers(cluster: Cluster, device: str) -> tuple[int, float]:

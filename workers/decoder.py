@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..search.candidate import Layer
 from .model import ModelError
+from .weights import BlockWeights, WeightsInMemory
 
 
 def weight_of(module: nn.Module) -> nn.Parameter:
@@ -86,7 +87,9 @@ class Decoder:
 
     Attributes:
         model: The transformers model.
+        prefix: The name of its decoder blocks in it.
         blocks: Its decoder blocks.
+        weights: Where their weights are.
         layers: The prunable layers in model order.
         modules: The layers' modules, in the same order.
         passed_over: Parameters inside blocks, of two or more dimensions, that are no prunable layer.
@@ -97,7 +100,8 @@ class Decoder:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        prefix, self.blocks = _find_blocks(model)
+        self.prefix, self.blocks = _find_blocks(model)
+        self.weights: BlockWeights = WeightsInMemory()
         self.layers: list[Layer] = []
         self.modules: list[nn.Module] = []
         owners: dict[int, int] = {}
@@ -112,14 +116,14 @@ class Decoder:
                 if _is_linear(module) and owners[id(weight_of(module))] == 1:
                     rows, columns = weight_matrix(module).shape
                     kind = name.rpartition(".")[2] or "linear"
-                    full = f"{prefix}.{index}.{name}".rstrip(".")
+                    full = f"{self.prefix}.{index}.{name}".rstrip(".")
                     self.layers.append(Layer(full, index, kind, rows, columns))
                     self.modules.append(module)
                     pruned.add(id(weight_of(module)))
         if not self.layers:
             raise ModelError("expected linear layers of their own in the decoder blocks, found none")
         self.passed_over = [
-            f"{prefix}.{name}"
+            f"{self.prefix}.{name}"
             for name, p in self.blocks.named_parameters()
             if p.ndim >= 2 and id(p) not in pruned
         ]
@@ -127,8 +131,9 @@ class Decoder:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
-        return weight_of(self.modules[0]).device
+        """Where the model's weights are, or are put."""
+        embedding: nn.Module = self.model.get_input_embeddings()  # type: ignore[operator]
+        return weight_of(embedding).device
 
     def fingerprints(self) -> list[str]:
         """Return a hash of each layer's name, shape and some weights, to tell models apart."""

@@ -130,14 +130,14 @@ class Dispatcher:
         self._seen = 0.0  # when there was a team last
         self._largest = 1 << 30  # items that a device had memory for
 
-    def wait(self) -> None:
-        """Wait for the first team; others join when they are ready.
+    def wait(self, count: int = 1) -> None:
+        """Wait for some teams; others join when they are ready.
 
         Raises:
             WorkerError: When none comes.
         """
         self._seen = time.monotonic()
-        while not any(seat.is_ready for seat in self._seats):
+        while sum(seat.is_ready for seat in self._seats) < count:
             self._step([])
 
     def run(self, begin: Callable[[Any, list[int]], Any], count: int, size: int = 1) -> Iterator[Answer]:
@@ -212,7 +212,10 @@ class Dispatcher:
         """Take in a team that says it is ready, or wait for it again."""
         try:
             seat.team.name = str(ray.get(seat.asked))
-        except exceptions.ActorDiedError:
+        except exceptions.ActorDiedError as error:
+            if error.actor_init_failed:
+                last = str(error).strip().rpartition("\n")[2]  # of a traceback, which says why
+                raise WorkerError(f"workers cannot be started: {last}") from None
             seat.leave(_PAUSE)
             seat.team.renew()
         except _LOST:

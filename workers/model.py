@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 
 class ModelError(ValueError):
@@ -58,29 +62,12 @@ def load_model(
         ModelError: When there is no such model or transformers cannot load it.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
 
-    path = Path(source).expanduser()
-    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
-    if path.is_file():
-        if path.suffix != ".gguf":
-            raise ModelError(f"expected a model folder, a .gguf file or a hub name, got the file {path}")
-        place, options["gguf_file"] = str(path.parent), path.name
-    elif path.is_dir():
-        if not (path / "config.json").is_file():
-            raise ModelError(f"expected a model folder with a config.json, got {path} without one")
-        place = str(path)
-    elif source.startswith((".", "/", "~")) or source.count("/") > 1 or source.endswith(".gguf"):
-        raise ModelError(f"expected an existing model folder or .gguf file, got {source}: not found")
-    else:
-        place = source
-    logging.disable_progress_bar()
-    try:
+    place, options = _place(source)
+    options["trust_remote_code"] = trust_remote_code
+    with _transformers(source):
         tokenizer = AutoTokenizer.from_pretrained(place, **options)
         model = AutoModelForCausalLM.from_pretrained(place, dtype=dtype, **options)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ModelError(f"transformers cannot load the model {source!r}: {reason}") from error
     for name, parameter in model.named_parameters():
         if not bool(parameter.isfinite().all()):
             raise ModelError(f"expected finite weights, got some that are not in {name} of {source}")
@@ -88,7 +75,119 @@ def load_model(
     return model.eval().to(device or torch.device("cpu")), tokenizer
 
 
-def empty_model(source: str, dtype: torch.dtype) -> nn.Module:
+def empty_model(source: str, dtype: torch.dtype) -> tuple[nn.Module, Any, list[Path]] | None:
+    """Return a model without weights, its tokenizer and its safetensors files, those of the hub brought here.
+
+    Parameters are on the meta device, buffers on the CPU as transformers computes them.
+
+    Returns:
+        None for a model that only transformers can load from its files: a ``.gguf`` file, a quantised one,
+        an adapter, one of other files.
+
+    Raises:
+        ModelError: When there is no such model, or one of its files is missing.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+    place, options = _place(source)
+    if options:
+        return None
+    with _transformers(source):
+        paths = _weight_files(place)
+        if not paths or _cached(place, "adapter_config.json"):
+            return None
+        config = AutoConfig.from_pretrained(place)
+        if any(getattr(config, name, None) for name in ("quantization_config", "transformers_weights")):
+            return None
+        tokenizer = AutoTokenizer.from_pretrained(place)
+        # torch's annotation says nothing of what such a hook returns.
+        handle = register_module_parameter_registration_hook(_emptied)  # type: ignore[arg-type]
+        try:
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        finally:
+            handle.remove()
+        if _cached(place, "generation_config.json"):
+            model.generation_config = GenerationConfig.from_pretrained(place)
+    if dtype != torch.float32 and getattr(model, "_keep_in_fp32_modules_strict", None):
+        return None  # transformers knows which of them
+    return model.eval(), tokenizer, paths
+
+
+def _emptied(_module: nn.Module, _name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
+    """Return an empty parameter in the place of one that a module registers; one is tied as it is."""
+    if parameter is None or parameter.is_meta:
+        return parameter
+    return nn.Parameter(parameter.detach().to("meta"), requires_grad=False)
+
+
+def _weight_files(place: str) -> list[Path]:
+    """Return the safetensors files of a folder or hub name, none where it has others.
+
+    Raises:
+        ModelError: When one of several is missing.
+    """
+    if (single := _cached(place, "model.safetensors")) is not None:
+        return [single]
+    index = _cached(place, "model.safetensors.index.json")
+    if index is None:
+        return []
+    names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    paths = {name: _cached(place, name) for name in names}
+    if missing := [name for name, path in paths.items() if path is None]:
+        raise ModelError(
+            f"expected the {len(names)} files that {index} names, got none named {missing[0]}; bring the "
+            "model here again"
+        )
+    return [path for path in paths.values() if path is not None]
+
+
+def _cached(place: str, name: str) -> Path | None:
+    """Return a file of a folder or hub name, brought here; None if it has none of that name."""
+    from transformers.utils import cached_file
+
+    try:
+        found = cached_file(place, name)
+    except OSError:
+        return None
+    return None if found is None else Path(found)
+
+
+def _place(source: str) -> tuple[str, dict[str, Any]]:
+    """Return the folder or hub name of a source, and further options of transformers.
+
+    Raises:
+        ModelError: When it is none.
+    """
+    path = Path(source).expanduser()
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise ModelError(f"expected a model folder, a .gguf file or a hub name, got the file {path}")
+        return str(path.parent), {"gguf_file": path.name}
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelError(f"expected a model folder with a config.json, got {path} without one")
+        return str(path), {}
+    if source.startswith((".", "/", "~")) or source.count("/") > 1 or source.endswith(".gguf"):
+        raise ModelError(f"expected an existing model folder or .gguf file, got {source}: not found")
+    return source, {}
+
+
+@contextmanager
+def _transformers(source: str) -> Iterator[None]:
+    """Let transformers load a model; what it raises becomes a sentence."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    try:
+        yield
+    except ModelError:
+        raise
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ModelError(f"transformers cannot load the model {source!r}: {reason}") from error
+
+
+def model_of_config(source: str, dtype: torch.dtype) -> nn.Module:
     """Return a causal language model made of its configuration alone, with whatever weights torch gives it.
 
     Inside a fake tensor mode that takes no memory. No weights are read: a ``.gguf`` file gives its metadata.

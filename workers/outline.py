@@ -11,7 +11,7 @@ from torch import nn
 
 from ..search.candidate import Layer
 from .decoder import Decoder
-from .model import ModelError, empty_model
+from .model import ModelError, model_of_config
 from .observation import Observer
 
 _LEAVES_OF_COLUMNS = 4  # X, M, V and D
@@ -57,7 +57,7 @@ def outline(source: str, *, tokens: int, length: int, gradients: bool) -> Outlin
     The model runs on tensors without data, and is observed as calibration does it.
 
     Args:
-        source: As for ``empty_model``.
+        source: As for ``model_of_config``.
         tokens: Tokens of statistics, a multiple of ``length``.
         length: Tokens a sequence.
         gradients: Whether the leaf G is calibrated.
@@ -70,7 +70,7 @@ def outline(source: str, *, tokens: int, length: int, gradients: bool) -> Outlin
     # What cannot run is said in one sentence, and not by torch.
     logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)
     with FakeTensorMode(), torch.no_grad():
-        model = empty_model(source, torch.bfloat16)  # sizes are counted, and all kernels take this type
+        model = model_of_config(source, torch.bfloat16)  # sizes are counted, and all kernels take this type
         try:
             return _observed(model, torch.zeros(tokens // length, length, dtype=torch.long), gradients)
         except RuntimeError as error:

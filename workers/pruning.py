@@ -1,4 +1,4 @@
-"""Pruning: one rule applied to the model in memory, block by block.
+"""Pruning: one rule applied to a model, block by block; the weights of one block need to be in memory.
 
 The order of things is that of Wanda's published procedure (Sun et al. 2024, arXiv 2306.11695): all layers
 of a block are measured on the dense block, one sequence at a time, then pruned. With ``sequential``
@@ -91,13 +91,14 @@ class Pruner:
         found: dict[Reduction, list[float | NDArray[np.float64]]] = {name: [] for name in reductions}
         hidden = self._entering()
         for block in range(len(self._decoder.blocks)):
-            hidden, held = self._measured(block, hidden, metric)
-            scores = [h.dense_scores(metric) for h in held]
-            for name in reductions if held else ():
+            with self._decoder.weights.of(block):
+                hidden, scores = self._scored(block, hidden, metric)
+            for name in reductions if scores else ():
                 if name == "quantiles":
                     found[name] += [quantiles(s) for s in scores]
                 else:
                     found[name].append(of_block(scores, name, lambda work, items: [work(x) for x in items]))
+            del scores  # before the next block's weights come
         return {name: np.array(values) for name, values in found.items()}
 
     @torch.no_grad()
@@ -108,7 +109,7 @@ class Pruner:
         pattern: str = "unstructured",
         statistics: str = "one-shot",
         repair: str = "none",
-        tell: Callable[[int], None] = lambda _: None,
+        keep: Callable[[int, list[PrunedLayer]], list[PrunedLayer]] = lambda _, layers: layers,
     ) -> list[PrunedLayer]:
         """Prune the model and return what was done, in model order.
 
@@ -117,7 +118,8 @@ class Pruner:
             pattern: ``unstructured`` or ``N:M``.
             statistics: ``one-shot`` or ``sequential``.
             repair: A name of ``REPAIRS``.
-            tell: Called with the number of blocks done.
+            keep: Called with a block that is done and what was done to its layers, while its weights are in
+                memory; returns the latter with what became of them.
 
         Raises:
             PruningError: When the rule does not fit the model or statistics are not finite.
@@ -128,11 +130,25 @@ class Pruner:
         result: list[PrunedLayer] = []
         hidden = self._entering()
         for block in range(len(self._decoder.blocks)):
-            after, held = self._measured(block, hidden, candidate.metric)
-            result += [self._prune_layer(layer, candidate, pattern, repair) for layer in held]
-            hidden = self._run(block, hidden) if statistics == "sequential" else after
-            tell(block + 1)
+            with self._decoder.weights.of(block):
+                after, done = self._prune_block(block, hidden, candidate, pattern, repair)
+                hidden = self._run(block, hidden) if statistics == "sequential" else after
+                result += keep(block, done)
         return result
+
+    def _scored(
+        self, block: int, hidden: list[Tensor], metric: Expression
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the hidden states after a block, and the scores of its layers."""
+        after, held = self._measured(block, hidden, metric)
+        return after, [h.dense_scores(metric) for h in held]
+
+    def _prune_block(
+        self, block: int, hidden: list[Tensor], candidate: Candidate, pattern: str, repair: str
+    ) -> tuple[list[Tensor], list[PrunedLayer]]:
+        """Return the hidden states after the dense block, and what was done to its layers."""
+        after, held = self._measured(block, hidden, candidate.metric)
+        return after, [self._prune_layer(layer, candidate, pattern, repair) for layer in held]
 
     def _check(self, candidate: Candidate, pattern: str) -> None:
         counts = parse_pattern(pattern)
@@ -153,9 +169,12 @@ class Pruner:
 
     def _prepare(self, metric: Expression) -> None:
         """Compute what only the dense model as a whole gives."""
-        if "G" in metric.leaves and not self._gradients:
-            with torch.enable_grad():
-                self._gradients = root_mean_square_gradients(self._decoder, self._ids)
+        if "G" not in metric.leaves or self._gradients:
+            return
+        if self._decoder.weights.in_files:
+            raise PruningError("expected a model in memory for the leaf G, got one read block by block")
+        with torch.enable_grad():
+            self._gradients = root_mean_square_gradients(self._decoder, self._ids)
 
     def _run(self, block: int, hidden: list[Tensor]) -> list[Tensor]:
         pairs = zip(self._batches, hidden, strict=True)

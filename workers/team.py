@@ -94,24 +94,23 @@ class ModelTeam:
             remove_placement_group(self._group)
 
     def _make(self) -> None:
-        actor = ray.remote(Actor).options(
-            num_cpus=self._resources["CPU"],
-            num_gpus=self._resources.get("GPU", 0),
-            max_restarts=-1,  # with a new process the worker loads again by itself
-        )
-        placed: list[Any] = [actor] * len(self._options)
-        if len(self._options) > 1:
+        placed: list[dict[str, Any]] = [{}] * len(self._options)
+        if len(self._options) > 1:  # near each other, for what flows between them
             self._group = placement_group([self._resources] * len(self._options), strategy="PACK")
-            placed = [
-                actor.options(
-                    scheduling_strategy=PlacementGroupSchedulingStrategy(
-                        placement_group=self._group, placement_group_bundle_index=index
-                    )
-                )
+            places = (
+                PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=index)
                 for index in range(len(self._options))
-            ]
+            )
+            placed = [{"scheduling_strategy": place} for place in places]
+        actor = ray.remote(Actor)
         self._actors = [
-            where.remote(self._folder, options) for where, options in zip(placed, self._options, strict=True)
+            actor.options(
+                num_cpus=self._resources["CPU"],
+                num_gpus=self._resources.get("GPU", 0),
+                max_restarts=-1,  # a new process loads again by itself
+                **where,
+            ).remote(self._folder, options)
+            for where, options in zip(placed, self._options, strict=True)
         ]
 
     def _forward(self, text: Any, window: Window) -> list[Any]:

@@ -1,0 +1,436 @@
+"""The same search on the workers of a Ray cluster: equal figures, whatever dies."""
+
+import contextlib
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from itertools import combinations, pairwise
+
+import numpy as np
+import psutil
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from secateur.launch import Listener, run_search
+from secateur.metrics_dsl.parser import parse_metric
+from secateur.metrics_dsl.published import PUBLISHED
+from secateur.results.archive import Archive
+from secateur.results.database import ArchiveError
+from secateur.search.candidate import Candidate, Layer, uniform
+from secateur.search.settings import SearchSettings
+from secateur.workers.cluster import Cluster, RayEvaluator
+from secateur.workers.split import split_blocks
+from secateur.workers.statistics import Calibration, CalibrationError
+from secateur.workers.worker import Device, WorkerError, WorkerOptions
+from support import in_process
+from test_faults import count, facts, wait_for
+
+CLUSTERS = {"one": (1, 1), "two": (2, 1), "split": (2, 2)}  # workers, shards
+
+
+@pytest.fixture(scope="module")
+def ray_session():
+    """One Ray session for this file: what is `--ray local` joins it."""
+    from secateur.workers.cluster import _set_environment
+
+    _set_environment("local")
+    from secateur.workers.connection import connected
+
+    with connected("local"):
+        yield
+
+
+def evaluator_on(calibration, workers, shards=1, **options):
+    options = WorkerOptions(device=Device("cpu", threads=1), **options)
+    return RayEvaluator(calibration, Cluster("local", workers, shards), options)
+
+
+def measured(evaluator, candidates):
+    """Everything that can be measured, without seconds and names."""
+    calls = [("screen", "selection", 0), ("layer", "selection", 0), ("model", "selection", 0),
+             ("model", "selection", 64), ("model", "holdout", 0)]  # fmt: skip
+    found = {call: evaluator.measure(candidates, *call) for call in calls}
+    few = [c for c in candidates if c.group == "row"][:2]
+    found["sensitivity"] = evaluator.measure(few, "sensitivity", "statistics", 128)
+    return {
+        call: [(m.values, m.layer_errors, m.parts, m.fingerprint, m.tokens, m.failure, m.sensitivities)
+               for m in ms]
+        for call, ms in found.items()
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CLUSTERS)
+def test_a_cluster_measures_what_one_process_does(ray_session, tiny_calibration, tiny_evaluator, name):
+    layers = tiny_evaluator.layers
+    rng = np.random.default_rng(0)
+    candidates = [uniform(p.expression, layers, 0.6) for p in PUBLISHED.values()]
+    candidates += [Candidate(parse_metric("abs(W) * X"), tuple(rng.uniform(0.3, 0.8, len(layers))), group)
+                   for group in ("row", "layer")]  # fmt: skip
+    candidates.append(uniform(parse_metric("exp(W * 1e30)"), layers, 0.5))  # fails
+    evaluator = evaluator_on(tiny_calibration, *CLUSTERS[name])
+    try:
+        assert measured(evaluator, candidates) == measured(tiny_evaluator, candidates)
+        for metric in ("abs(W) * X", "exp(W * 1e30)"):
+            sums = []
+            for each in (tiny_evaluator, evaluator):
+                try:
+                    sums.append(each.summarise(parse_metric(metric), ("mean", "outliers_5", "quantiles")))
+                except ValueError as error:
+                    sums.append(str(error))
+            if isinstance(sums[0], str):
+                assert sums[0] == sums[1]
+            else:
+                assert all(np.array_equal(sums[0][r], sums[1][r]) for r in sums[0])
+        (found,) = evaluator.measure(candidates[:1], "screen")
+        assert found.attempts == 1
+        assert len(found.worker.split("+")) == CLUSTERS[name][1]
+        assert all(int(one.rpartition(":")[2]) for one in found.worker.split("+"))
+    finally:
+        evaluator.close()
+
+
+SEARCHES = {
+    "metrics": {"budget": 60, "batch": 8, "sparsity": 0.5},
+    "ratios": {"space": "layer", "metric": "wanda", "searcher": "descent", "sparsity": 0.6, "budget": 60,
+               "rungs": "64"},
+    "both": {"space": "tree+curve", "objectives": "kl", "sparsity": 0.6, "budget": 50, "rungs": "64"},
+}  # fmt: skip
+
+
+def settings_of(calibration, name):
+    return SearchSettings.read({"calibration": calibration.folder, "seed": 5, "threads": 1, **SEARCHES[name]})
+
+
+@pytest.fixture(scope="module")
+def local_runs(tiny_calibration, tmp_path_factory):
+    folders = {}
+    for name in SEARCHES:
+        folders[name] = tmp_path_factory.mktemp("local") / name
+        run_search(settings_of(tiny_calibration, name), folders[name]).close()
+    return folders
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+@pytest.mark.parametrize("name", CLUSTERS)
+def test_one_seed_gives_one_archive(ray_session, tiny_calibration, local_runs, tmp_path, search, name):
+    workers, shards = CLUSTERS[name]
+    archive = run_search(
+        settings_of(tiny_calibration, search), tmp_path / "run", None, Cluster("local", workers, shards)
+    )
+    assert facts(archive.folder) == facts(local_runs[search])
+    rows = archive.frame()
+    assert rows["worker"].notna().all()
+    assert (rows["attempts"] == 1).all()
+    names = {one for row in rows["worker"] for one in row.split("+")}
+    assert len(names) == workers
+    assert Archive(local_runs[search]).frame()["worker"].isna().all()
+
+
+def test_workers_killed_at_random_lose_nothing(ray_session, tiny_calibration, tmp_path):
+    """200 candidates, a SIGKILL every few seconds: each measured once, the archive as if nothing had been."""
+    wanted = SearchSettings.read(
+        {"calibration": tiny_calibration.folder, "seed": 3, "threads": 1, "budget": 200, "batch": 16}
+    )
+    run_search(wanted, tmp_path / "undisturbed").close()
+    is_over, killed = threading.Event(), []
+    rng = random.Random(0)
+
+    def kill():
+        while not is_over.wait(rng.uniform(2, 4)):
+            with contextlib.suppress(ArchiveError, sqlite3.Error), Archive(tmp_path / "run") as archive:
+                names = archive.rows("SELECT DISTINCT worker FROM measurements")
+                pids = [int(name.rpartition(":")[2]) for (name,) in names]
+                if at_work := [pid for pid in pids if psutil.pid_exists(pid)]:
+                    killed.append(rng.choice(at_work))
+                    os.kill(killed[-1], signal.SIGKILL)
+
+    lines = []
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        archive = run_search(wanted, tmp_path / "run", Listener(line=lines.append), Cluster("local", 2))
+    finally:
+        is_over.set()
+        killer.join()
+    assert len(killed) >= 2
+    assert any("is lost" in line for line in lines)
+    assert facts(tmp_path / "run") == facts(tmp_path / "undisturbed")
+    query = "SELECT key, stage, part, of_tokens FROM measurements"
+    once = archive.rows(query)
+    assert len(once) == len(set(once))
+    assert set(once) == set(Archive(tmp_path / "undisturbed").rows(query))
+
+
+NODES = """
+import sys, threading, time
+from ray.cluster_utils import Cluster as Machines
+from secateur.launch import run_search, Listener
+from secateur.results.archive import Archive
+from secateur.results.database import ArchiveError
+from secateur.search.settings import SearchSettings
+from secateur.workers.cluster import Cluster
+
+machines = Machines(initialize_head=True, connect=False, head_node_args={"num_cpus": 1})
+second = machines.add_node(num_cpus=1)
+import ray
+ray.init(address=machines.address, log_to_driver=False, logging_level="ERROR")
+
+def kill():
+    while True:
+        time.sleep(0.2)
+        try:
+            with Archive(sys.argv[2]) as archive:
+                done = archive.rows("SELECT count(DISTINCT worker), count(*) FROM measurements")[0]
+        except Exception:
+            continue
+        if done[0] == 2 and done[1] > 40:
+            machines.remove_node(second, allow_graceful=False)
+            print("KILLED", flush=True)
+            time.sleep(3)
+            machines.add_node(num_cpus=1)
+            print("BACK", flush=True)
+            return
+
+threading.Thread(target=kill, daemon=True).start()
+settings = SearchSettings.load(__import__("pathlib").Path(sys.argv[1]))
+run_search(settings, sys.argv[2], Listener(line=lambda text: print(text, flush=True)), Cluster("auto", 2))
+print("ENDED", flush=True)
+ray.shutdown()
+machines.shutdown()
+"""
+
+
+def quick_deaths():
+    """The environment of a cluster of its own, whose dead nodes are noticed within seconds."""
+    return os.environ | {
+        "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "RAY_health_check_initial_delay_ms": "0", "RAY_health_check_period_ms": "500",
+        "RAY_health_check_timeout_ms": "1000", "RAY_health_check_failure_threshold": "3",
+        "RAY_TMPDIR": "/tmp",
+    }  # fmt: skip
+
+
+def test_a_lost_node_loses_nothing(tiny_calibration, tmp_path):
+    wanted = SearchSettings.read(
+        {"calibration": tiny_calibration.folder, "seed": 3, "threads": 1, "budget": 150, "batch": 16}
+    )
+    run_search(wanted, tmp_path / "undisturbed").close()
+    result = subprocess.run(
+        [sys.executable, "-c", NODES, tmp_path / "undisturbed" / "run.toml", tmp_path / "run"],
+        env=quick_deaths(), capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert "KILLED" in result.stdout, result.stdout + result.stderr
+    assert "ENDED" in result.stdout, result.stdout + result.stderr
+    assert facts(tmp_path / "run") == facts(tmp_path / "undisturbed")
+
+
+def test_a_killed_driver_is_resumed_on_a_fresh_cluster(tiny_calibration, tmp_path, local_runs):
+    wanted = settings_of(tiny_calibration, "metrics")
+    command = [
+        sys.executable, "-m", "secateur", "search", str(wanted.calibration), "--seed", "5", "--threads", "1",
+        "--budget", "60", "--batch", "8", "--ray", "local", "--workers", "2", "--out", str(tmp_path / "run"),
+    ]  # fmt: skip
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+    )
+    assert wait_for(process, tmp_path / "run", 30)
+    helpers = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.communicate()
+    before = count(tmp_path / "run")
+    _, alive = psutil.wait_procs(helpers, timeout=120)
+    assert not alive  # Ray ends with its driver
+    assert before < count(local_runs["metrics"])
+    result = subprocess.run(
+        [sys.executable, "-m", "secateur", "resume", tmp_path / "run", "--ray", "local", "--workers", "1"],
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert facts(tmp_path / "run") == facts(local_runs["metrics"])
+
+
+# What goes wrong with one call -------------------------------------------------------------------
+
+
+def ship_this_file():
+    """Actors cannot import a test file: its classes travel whole."""
+    from ray import cloudpickle
+
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+
+class Odd:
+    """An actor that does to a call what its items say."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def ready(self):
+        return f"here:{os.getpid()}"
+
+    def work(self, items):
+        from secateur.workers.dispatch import Exhausted
+
+        for item in items:
+            with open(f"{self.folder}/{item}", "a") as file:
+                file.write(f"{os.getpid()}\n")
+        if 13 in items:
+            os._exit(1)
+        if 7 in items:
+            time.sleep(1000)
+        if 5 in items:
+            raise RuntimeError("no such kernel\nfor this shape")
+        if len(items) > 2 or 3 in items:
+            return Exhausted("out of memory")
+        return [item * item for item in items]
+
+
+class OddTeam:
+    def __init__(self, folder):
+        self.name, self.folder = "odd", folder
+        self.make()
+
+    def make(self):
+        import ray
+
+        self.actor = ray.remote(Odd).options(num_cpus=0.1, max_restarts=-1).remote(str(self.folder))
+
+    def prepare(self):
+        return self.actor.ready.remote()
+
+    def work(self, items):
+        return self.actor.work.remote(items)
+
+    def renew(self):
+        self.stop()
+        self.make()
+
+    def stop(self):
+        import ray
+
+        ray.kill(self.actor)
+
+
+def test_a_call_that_kills_hangs_raises_or_is_too_large_fails_alone(ray_session, tmp_path):
+    from secateur.workers.dispatch import Dispatcher
+
+    ship_this_file()
+    dispatcher = Dispatcher([OddTeam(tmp_path), OddTeam(tmp_path)], timeout=8, patience=120)
+    answers = list(dispatcher.run(lambda team, items: team.work(items), 40, 8))
+    dispatcher.stop()
+    items = sorted(item for answer in answers for item in answer.items)
+    assert items == list(range(40))
+    values = {i: v for a in answers if not a.failure for i, v in zip(a.items, a.value, strict=True)}
+    assert values == {i: i * i for i in range(40) if i not in (3, 5, 7, 13)}
+    failures = {a.items[0]: a for a in answers if a.failure}
+    assert sorted(failures) == [3, 5, 7, 13]
+    assert failures[3].failure == "out of memory"
+    assert "no answer within 8 seconds" in failures[7].failure
+    assert "RuntimeError: no such kernel" in failures[5].failure
+    assert "ActorUnavailableError" in failures[13].failure or "ActorDiedError" in failures[13].failure
+    assert "given up after" in failures[13].failure
+    killed = (tmp_path / "13").read_text().split()
+    assert len(set(killed)) >= 2  # it has taken two workers with it, by its own doing
+    assert not any(len(a.items) > 2 for a in answers)
+
+
+def test_workers_that_never_come_are_a_sentence(ray_session, tmp_path):
+    from secateur.workers.dispatch import Dispatcher
+
+    ship_this_file()
+
+    class Nowhere(OddTeam):
+        def make(self):
+            import ray
+
+            self.actor = ray.remote(Odd).options(num_cpus=64).remote("")
+
+    dispatcher = Dispatcher([Nowhere(tmp_path)], timeout=3, patience=2)
+    with pytest.raises(WorkerError, match="expected workers within 2 seconds, got none of 1"):
+        dispatcher.wait()
+    dispatcher.stop()
+
+
+# What cannot be done -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (
+            ("--workers", "3", "--shards", "2"),
+            "whole copies of a model of 2 shards, got 3; choose --workers 2",
+        ),
+        (("--workers", "0"), "expected at least 1 worker, or auto, got 0"),
+        (("--workers", "many"), "expected a number of workers or auto, got 'many'"),
+        (("--workers", "64"), "expected a cluster with room for 64 workers"),
+        (("--workers", "4", "--shards", "4", "--cpus-per-worker", "0.1"), "at most 3 shards, one a block"),
+        (("--workers", "1", "--device", "cuda"), "expected GPUs for the device cuda"),
+        (("--timeout", "0"), "expected a time-out above 0 seconds"),
+    ],
+)
+def test_what_a_cluster_cannot_do_is_a_sentence(ray_session, tiny_calibration, tmp_path, options, sentence):
+    result = in_process(
+        "search", tiny_calibration.folder, "--ray", "local", *options, "--out", tmp_path / "run"
+    )
+    assert result.returncode == 2
+    assert sentence in result.stderr
+    assert len(result.stderr.strip().splitlines()) <= 2
+    assert not (tmp_path / "run" / "archive.sqlite").exists()
+
+
+def test_options_of_workers_want_a_cluster(tiny_calibration, tmp_path):
+    result = in_process("search", tiny_calibration.folder, "--workers", "2", "--out", tmp_path / "run")
+    assert result.returncode == 2
+    assert "expected --ray local, auto or an address" in result.stderr
+
+
+def test_a_node_that_does_not_see_the_calibration_is_named(ray_session, tiny_calibration, tmp_path):
+    from secateur.workers.connection import check_nodes
+
+    class Elsewhere(Calibration):
+        """Whose manifest this process reads differently than the node does."""
+
+    gone = Elsewhere(tiny_calibration.folder)
+    moved = tmp_path / "moved"
+    gone.folder = moved
+    moved.mkdir()
+    (moved / "manifest.json").write_text("{}")
+    check_nodes(gone, "", 1, 0, print)  # seen: this machine is the only node
+    import secateur.workers.connection as connection
+
+    real = connection.look_around
+    try:
+        connection.look_around = lambda folder, model: (
+            ("", False, {}) if model == "there" else real(folder, model)
+        )
+        with pytest.raises(CalibrationError, match=r"on every node, got another one on 127\.0\.0\.1"):
+            check_nodes(gone, "there", 1, 0, print)
+    finally:
+        connection.look_around = real
+
+
+# How blocks are split ------------------------------------------------------------------------------
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=9), st.data())
+def test_blocks_are_split_as_evenly_as_can_be(sizes, data):
+    shards = data.draw(st.integers(1, len(sizes)))
+    layers = [Layer(f"{b}", b, "q", size, 8) for b, size in enumerate(sizes)]
+    found = split_blocks(layers, shards)
+    assert [b for held in found for b in held] == list(range(len(sizes)))
+    assert len(found) == shards
+    assert all(found)
+
+    def load(cuts):
+        ends = (0, *cuts, len(sizes))
+        return max(sum(sizes[a:b]) for a, b in pairwise(ends))
+
+    best = min(load(cuts) for cuts in combinations(range(1, len(sizes)), shards - 1))
+    assert max(sum(sizes[b] for b in held) for held in found) == best
