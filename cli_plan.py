@@ -68,7 +68,8 @@ def plan(
     request = Request(
         model, "self", tokens, selection_tokens, holdout_tokens, sequence_length, gradients=gradients
     )
-    counts = Tokens(*(n * sequence_length for n in request.sequences().values()), sequence_length)
+    statistics, selection, holdout = (n * sequence_length for n in request.sequences().values())
+    counts = Tokens(statistics, selection, holdout, sequence_length)
     if gpus:
         rates = rates_of(gpu, dtype)
 
@@ -89,11 +90,12 @@ def plan(
     ways = [] if made.fits else ways_to_fit(found, machine, counts, rates, observe)
     hours = {space: made.hours(budget, space) for space in ("metrics", "ratios")}
     devices = f"{gpus} {gpu}" if gpus else f"this CPU ({machine.threads} threads)"
+    idle = machine.count - made.replicas * len(made.shards)
     if made.fits:
         verdict = (
             f"It fits: {len(made.shards)} shard{'s' * (len(made.shards) > 1)} x {made.replicas} "
             f"cop{'ies' if made.replicas > 1 else 'y'} on {devices}, {_size(made.peak)} of "
-            f"{_size(memory)} on the fullest."
+            f"{_size(memory)} on the fullest{f'; {idle} idle' if idle else ''}."
         )
     else:
         advice = f"any of these would: {', '.join(ways)}" if ways else "no single change of options would"

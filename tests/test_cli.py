@@ -16,11 +16,12 @@ from secateur.results.archive import Archive
 from secateur.results.database import ArchiveError
 from secateur.results.frame import COLUMNS
 from secateur.search.settings import SearchSettings
+from secateur.submission import BESIDE
 from support import ROOT, in_process, save_model, tiny_config
 
 COMMANDS = ("calibrate", "measure", "search", "resume", "front", "compare", "snapshot", "report", "plot",
-            "export", "import", "prune", "evaluate", "metrics", "watch", "submit", "status", "logs", "stop",
-            "list")  # fmt: skip
+            "export", "import", "plan", "prune", "evaluate", "metrics", "watch", "submit", "status", "logs",
+            "stop", "list")  # fmt: skip
 SEARCH = ("--sparsity", 0.5, "--budget", 14, "--batch", 4, "--seed", 3)
 
 
@@ -65,7 +66,7 @@ class TestHelp:
         import inspect
 
         parameters = inspect.signature(cli_search.search).parameters
-        assert set(SearchSettings.model_fields) == set(parameters) - {"out", "config", "as_json", "seeds"}
+        assert set(SearchSettings.model_fields) == set(parameters) - {"config", "as_json", *BESIDE}
         for name, field in SearchSettings.model_fields.items():
             default = parameters[name].default
             if name not in ("calibration", "sparsity", "objectives"):  # these depend on others

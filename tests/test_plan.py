@@ -180,3 +180,15 @@ class TestTheCommand:
         (tmp_path / "config.json").write_text('{"model_type": "t5"}')
         done = in_process("plan", tmp_path)
         assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+
+
+def test_commands_of_the_document_run(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    commands = [
+        line.split()[2:]
+        for line in (ROOT / "docs" / "planning.md").read_text().splitlines()
+        if line.startswith("$ secateur plan docs/")
+    ]
+    assert len(commands) == 3
+    verdicts = [in_process(*command, "--json") for command in commands]
+    assert [json.loads(done.stdout)["fits"] for done in verdicts] == [True, False, True]

@@ -270,7 +270,7 @@ class Decoder:
         self._tuples = lengths
 
     def _length_of_output(self, ids: Tensor) -> int:
-        """Return the length of the first held block's output tuple, 0 for a tensor: the others are not here."""
+        """Return the length of the first held block's output tuple, 0 for a tensor."""
         assert self.held is not None
         calls: list[Call] = []
 

@@ -1,0 +1,76 @@
+"""Planned against measured: each stage's seconds and the worker's memory, back to back.
+
+    python benchmarks/plan.py runs/smollm2-calibration
+
+On one thread and in processor seconds, which other programs on the machine disturb least.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+from secateur.metrics_dsl.published import PUBLISHED
+from secateur.search.candidate import Candidate, uniform
+from secateur.workers import rates
+from secateur.workers.local import LocalEvaluator
+from secateur.workers.outline import outline
+from secateur.workers.plan import Machine, Tokens, make_plan, sensitivity_tokens
+from secateur.workers.statistics import Calibration
+from secateur.workers.worker import Device
+
+
+def best_of(times: int, work: Callable[[], object]) -> float:
+    """Return the least processor seconds of some runs after one that warms up."""
+    work()
+    found = []
+    for _ in range(times):
+        start = time.process_time()
+        work()
+        found.append(time.process_time() - start)
+    return min(found)
+
+
+def main() -> None:
+    """Plan, measure, and print the table."""
+    rates.time.perf_counter = time.process_time  # type: ignore[attr-defined]
+    calibration = Calibration(sys.argv[1])
+    counts = {
+        name: part["sequences"] * part["length"] for name, part in calibration.manifest["parts"].items()
+    }
+    length = calibration.manifest["parts"]["statistics"]["length"]
+    tokens = Tokens(counts["statistics"], counts["selection"], counts["holdout"], length)
+    sizes = outline(
+        calibration.model_source,
+        tokens=tokens.statistics,
+        length=length,
+        gradients=bool(calibration.manifest["gradients"]),
+    )
+    found = rates.measure_rates(sizes.layers, torch.device("cpu"), "float32", 1)
+    plan = make_plan(sizes, Machine("cpu", 1, 1 << 40), tokens, found)
+    evaluator = LocalEvaluator(calibration, device=Device("cpu", "float32", 1))
+    layers = evaluator.layers
+    published = [uniform(metric.expression, layers, 0.6) for metric in PUBLISHED.values()]
+    wanda = uniform(PUBLISHED["wanda"].expression, layers, 0.6)
+    own, many = sensitivity_tokens(tokens), len(published)
+    # Ratios that begin differently: nothing of one candidate's way serves the next.
+    fresh = iter([Candidate(wanda.metric, (r, *wanda.ratios[1:])) for r in (0.5, 0.55, 0.65, 0.7, 0.75)])
+    measured = {
+        "screen": best_of(2, lambda: evaluator.measure(published, "screen")) / many,
+        "layer": best_of(2, lambda: evaluator.measure([wanda], "layer")),
+        "model": best_of(1, lambda: evaluator.measure([next(fresh)], "model")),
+        "sensitivity": best_of(1, lambda: evaluator.measure([next(fresh)], "sensitivity", "statistics", own)),
+    }
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(f"{'':12} {'planned':>9} {'measured':>9} {'planned / measured':>20}")
+    for stage, seconds in measured.items():
+        print(f"{stage:12} {plan.seconds[stage]:9.3f} {seconds:9.3f} {plan.seconds[stage] / seconds:20.2f}")
+    print(f"{'memory, GiB':12} {plan.peak / 2**30:9.2f} {peak / 2**30:9.2f} {plan.peak / peak:20.2f}")
+    evaluator.close()
+
+
+if __name__ == "__main__":
+    main()
