@@ -23,10 +23,12 @@ from secateur.results.archive import Archive
 from secateur.results.database import ArchiveError
 from secateur.search.candidate import Candidate, Layer, uniform
 from secateur.search.settings import SearchSettings
+from secateur.workers import loading
 from secateur.workers.cluster import Cluster, RayEvaluator
 from secateur.workers.split import split_blocks
+from secateur.workers.stage import Window
 from secateur.workers.statistics import Calibration, CalibrationError
-from secateur.workers.worker import Device, WorkerError, WorkerOptions
+from secateur.workers.worker import Device, Worker, WorkerError, WorkerOptions
 from support import in_process
 from test_faults import count, facts, wait_for
 
@@ -413,6 +415,23 @@ def test_a_node_that_does_not_see_the_calibration_is_named(ray_session, tiny_cal
             check_nodes(gone, "there", 1, 0, print)
     finally:
         connection.look_around = real
+
+
+@pytest.mark.parametrize("where", ["files", "memory"])
+def test_a_worker_of_some_blocks_holds_no_others(tiny_calibration, tiny_evaluator, monkeypatch, where):
+    if where == "memory":  # of a model whose files hold its blocks in another form
+        monkeypatch.setattr(loading, "decoder_in_files", lambda *_: None)
+    first, last = (Worker(tiny_calibration, blocks=blocks) for blocks in (range(2), range(2, 3)))
+    for worker in (first, last):
+        for index, block in enumerate(worker.decoder.blocks):
+            assert all(p.is_meta == (index not in worker.blocks) for p in block.parameters())
+    candidate = uniform(parse_metric("abs(W) * X"), tiny_evaluator.layers, 0.5)
+    window = Window("selection", 0)
+    passed, dense = (first.forward(c, window, None) for c in (candidate, None))
+    whole = tiny_evaluator.measure([candidate], "model")[0]
+    assert last.model(candidate, window, passed, dense).values == whole.values
+    for worker in (first, last):
+        worker.close()
 
 
 # How blocks are split ------------------------------------------------------------------------------

@@ -1,6 +1,5 @@
 """Inputs kept as tokens, where these are fewer than columns: the same figures as from Gram matrices."""
 
-import json
 import re
 import shutil
 
@@ -156,25 +155,6 @@ class TestCalibrations:
 
 
 class TestFormats:
-    def test_a_calibration_of_format_1_is_read(self, tiny_calibration, tiny_evaluator, tmp_path):
-        folder = tmp_path / "old"
-        shutil.copytree(tiny_calibration.folder, folder)
-        manifest = json.loads((folder / "manifest.json").read_text())
-        manifest["format"] = 1
-        manifest["model"]["weights"] = tiny_evaluator.worker.decoder.fingerprint_of_format_1()
-        for row in manifest["layers"]:
-            del row["tokens"], row["weights"]
-        (folder / "manifest.json").write_text(json.dumps(manifest))
-        evaluator = LocalEvaluator(Calibration(folder))
-        candidate = uniform(parse_metric("abs(W) * X"), evaluator.layers, 0.5)
-        (one,), (two,) = (e.measure([candidate], "layer") for e in (evaluator, tiny_evaluator))
-        assert one.layer_errors == two.layer_errors
-        evaluator.close()
-        manifest["model"]["weights"] = "0" * 64
-        (folder / "manifest.json").write_text(json.dumps(manifest))
-        with pytest.raises(CalibrationError, match="other weights"):
-            LocalEvaluator(Calibration(folder))
-
     def test_another_format_is_refused(self, tiny_calibration, tmp_path):
         shutil.copytree(tiny_calibration.folder, tmp_path / "new")
         manifest = tmp_path / "new" / "manifest.json"

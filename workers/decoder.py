@@ -150,10 +150,6 @@ class Decoder:
         """Return a hash of all layers' hashes."""
         return hashlib.sha256("".join(self.fingerprints()).encode()).hexdigest()
 
-    def fingerprint_of_format_1(self) -> str:
-        """Return the hash that calibrations of format 1 hold, which have none a layer."""
-        return hashlib.sha256(b"".join(map(self._identity, range(len(self.layers))))).hexdigest()
-
     def _identity(self, index: int) -> bytes:
         layer = self.layers[index]
         flat = weight_of(self.modules[index]).detach().reshape(-1)

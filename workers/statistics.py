@@ -23,7 +23,6 @@ from ..metrics_dsl.operators import LEAVES
 from ..search.candidate import Layer
 
 FORMAT = 2
-_READABLE = (1, 2)  # format 1 has Gram matrices only, and one hash for the weights of all layers
 PARTS = ("statistics", "selection", "holdout")
 _MANIFEST = "manifest.json"
 
@@ -71,7 +70,7 @@ class Entry:
     Attributes:
         gram: Number of its inputs within its block; layers fed with the same tensor share one.
         tokens: How many tokens of its inputs are kept in place of a Gram matrix, None for a Gram matrix.
-        weights: Hash of its weights, empty where it is not known.
+        weights: Hash of its weights.
     """
 
     gram: int
@@ -125,7 +124,7 @@ class Calibration:
             version = self.manifest["format"]
         except (ValueError, KeyError, TypeError) as error:
             raise CalibrationError(f"{path} cannot be read ({error}); calibrate again") from None
-        if version not in _READABLE:
+        if version != FORMAT:
             raise CalibrationError(
                 f"expected calibration format {FORMAT}, got {version} in {path}; calibrate again"
             )

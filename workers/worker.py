@@ -314,14 +314,6 @@ def _check_same_model(decoder: Decoder, calibration: Calibration) -> None:
 
 def _other_weights(decoder: Decoder, calibration: Calibration) -> str:
     """Return which weights are not those that were calibrated, empty for none."""
-    if not calibration.entries[0].weights:  # format 1
-        if decoder.held is not None:
-            raise CalibrationError(
-                f"expected a calibration of format 2 for a model that is split, got {calibration.folder} of "
-                "format 1, which has no hash a layer; calibrate again"
-            )
-        same = calibration.manifest["model"]["weights"] == decoder.fingerprint_of_format_1()
-        return "" if same else "weights"
     pairs = zip(calibration.entries, decoder.fingerprints(), strict=True)
     other = [i for i, (entry, found) in enumerate(pairs) if found and entry.weights != found]
     return f"weights in {decoder.layers[other[0]].name}" if other else ""
