@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 GGUF := .cache/SmolLM2-135M-Instruct.Q4_1.gguf
 MODEL ?= $(GGUF)
 
-.PHONY: install model demo test check bench
+.PHONY: install model demo demo-ray test check bench bench-cluster
 install: $(BIN)/.installed
 model: $(GGUF)
 
@@ -31,6 +31,11 @@ runs/smollm2-calibration: | $(BIN)/.installed $(if $(filter $(GGUF),$(MODEL)),$(
 demo: $(BIN)/.installed runs/smollm2-calibration
 	$(BIN)/secateur search runs/smollm2-calibration --config examples/smollm2.toml --out runs/smollm2
 
+# The same search on two Ray workers of this machine.
+demo-ray: $(BIN)/.installed runs/smollm2-calibration
+	$(BIN)/secateur search runs/smollm2-calibration --config examples/smollm2.toml --ray local --workers 2 \
+	  --out runs/smollm2-ray
+
 # SECATEUR_OFFLINE=1 skips the tests that need the model where it cannot be fetched.
 test: $(BIN)/.installed $(if $(SECATEUR_OFFLINE),,$(GGUF))
 	$(BIN)/pytest -q --durations=10
@@ -42,3 +47,6 @@ check: $(BIN)/.installed
 
 bench: $(BIN)/.installed runs/smollm2-calibration
 	$(BIN)/python benchmarks/stages.py runs/smollm2-calibration
+
+bench-cluster: $(BIN)/.installed runs/smollm2-calibration
+	$(BIN)/python benchmarks/cluster.py runs/smollm2-calibration

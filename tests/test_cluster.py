@@ -27,7 +27,7 @@ from secateur.workers import loading
 from secateur.workers.cluster import Cluster, RayEvaluator
 from secateur.workers.split import split_blocks
 from secateur.workers.stage import Window
-from secateur.workers.statistics import Calibration, CalibrationError
+from secateur.workers.statistics import CalibrationError
 from secateur.workers.worker import Device, Worker, WorkerError, WorkerOptions
 from support import in_process
 from test_faults import count, facts, wait_for
@@ -117,8 +117,10 @@ def local_runs(tiny_calibration, tmp_path_factory):
     return folders
 
 
-@pytest.mark.parametrize("search", SEARCHES)
-@pytest.mark.parametrize("name", CLUSTERS)
+@pytest.mark.parametrize(
+    ("name", "search"),
+    [("one", "metrics"), ("two", "metrics"), ("two", "ratios"), ("two", "both"), ("split", "both")],
+)
 def test_one_seed_gives_one_archive(ray_session, tiny_calibration, local_runs, tmp_path, search, name):
     workers, shards = CLUSTERS[name]
     archive = run_search(
@@ -240,7 +242,7 @@ def test_a_killed_driver_is_resumed_on_a_fresh_cluster(tiny_calibration, tmp_pat
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
     )
-    assert wait_for(process, tmp_path / "run", 30)
+    assert wait_for(lambda: process.poll() is None, tmp_path / "run", 30)
     helpers = psutil.Process(process.pid).children(recursive=True)
     process.kill()
     process.communicate()
@@ -334,8 +336,7 @@ def test_a_call_that_kills_hangs_raises_or_is_too_large_fails_alone(ray_session,
     assert failures[3].failure == "out of memory"
     assert "no answer within 8 seconds" in failures[7].failure
     assert "RuntimeError: no such kernel" in failures[5].failure
-    assert "ActorUnavailableError" in failures[13].failure or "ActorDiedError" in failures[13].failure
-    assert "given up after" in failures[13].failure
+    assert failures[13].failure.startswith(f"given up after {failures[13].attempts} attempts")
     killed = (tmp_path / "13").read_text().split()
     assert len(set(killed)) >= 2  # it has taken two workers with it, by its own doing
     assert not any(len(a.items) > 2 for a in answers)
@@ -392,29 +393,30 @@ def test_options_of_workers_want_a_cluster(tiny_calibration, tmp_path):
     assert "expected --ray local, auto or an address" in result.stderr
 
 
-def test_a_node_that_does_not_see_the_calibration_is_named(ray_session, tiny_calibration, tmp_path):
-    from secateur.workers.connection import check_nodes
+def test_a_node_that_does_not_see_the_calibration_is_named(ray_session, tiny_calibration, monkeypatch):
+    from secateur.workers import connection
 
-    class Elsewhere(Calibration):
-        """Whose manifest this process reads differently than the node does."""
+    ship_this_file()
+    here, real = os.getpid(), connection.look_around
 
-    gone = Elsewhere(tiny_calibration.folder)
-    moved = tmp_path / "moved"
-    gone.folder = moved
-    moved.mkdir()
-    (moved / "manifest.json").write_text("{}")
-    check_nodes(gone, "", 1, 0, print)  # seen: this machine is the only node
-    import secateur.workers.connection as connection
+    def elsewhere(folder, model):
+        return real(folder, model) if os.getpid() == here else view["there"]
 
-    real = connection.look_around
-    try:
-        connection.look_around = lambda folder, model: (
-            ("", False, {}) if model == "there" else real(folder, model)
-        )
-        with pytest.raises(CalibrationError, match=r"on every node, got another one on 127\.0\.0\.1"):
-            check_nodes(gone, "there", 1, 0, print)
-    finally:
-        connection.look_around = real
+    model = tiny_calibration.model_source
+    digest, _, versions = real(str(tiny_calibration.folder), model)
+    monkeypatch.setattr(connection, "look_around", elsewhere)
+    view = {}
+    for view["there"], sentence in (
+        (("", False, versions), r"calibration .* on every node, got none on 127\.0\.0\.1; put it where"),
+        (("0" * 64, True, versions), "calibration .* on every node, got another one on"),
+        ((digest, False, versions), "expected the model .* on every node, got none on"),
+    ):
+        with pytest.raises(CalibrationError, match=sentence):
+            connection.check_nodes(tiny_calibration, model, 1, 0, print)
+    view["there"] = digest, True, versions | {"torch": "1.0"}
+    lines = []
+    connection.check_nodes(tiny_calibration, model, 1, 0, lines.append)
+    assert lines == ["the node 127.0.0.1 has torch 1.0: its figures may differ in the last digits"]
 
 
 @pytest.mark.parametrize("where", ["files", "memory"])

@@ -58,7 +58,8 @@ def facts(folder):
     """Rows without their times."""
     return [
         (t.candidate, t.status, t.alias_of, t.measurement.stage, t.measurement.layer_errors,
-         dict(t.measurement.values), t.measurement.failure, t.measurement.fingerprint)
+         dict(t.measurement.values), t.measurement.failure, t.measurement.fingerprint, t.measurement.parts,
+         t.measurement.tokens, t.measurement.sensitivities)
         for t in Archive(folder).trials()
     ]  # fmt: skip
 
