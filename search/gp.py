@@ -72,13 +72,13 @@ class GeneticProgramming:
         self._states = (random.Random(seed).getstate(), np.random.RandomState(seed).get_state())
 
     def ask(self, count: int) -> list[Candidate]:
-        """Return the seeds; then steps of descent, where ratios descend, and children of the population."""
+        """Return steps of descent, where ratios descend, and beside them the seeds, then children."""
         candidates = []
         with self._deap_random():
-            asked, self._waiting = self._waiting[:count], self._waiting[count:]
-            if not asked:
-                asked = self._steps(count)
-                asked += [self._new() for _ in range(count - len(asked))]
+            asked = self._steps(count)
+            room = count - len(asked)
+            seeds, self._waiting = self._waiting[:room], self._waiting[room:]
+            asked += seeds or [self._new() for _ in range(room)]
             for encoding in asked:
                 self._known.add(encoding)
                 candidate = self._problem.candidate(encoding)
@@ -145,16 +145,17 @@ class GeneticProgramming:
 
     def _steps(self, count: int) -> list[Encoding]:
         """Return steps of descent in the ratios, for the best metric so far, where their turn is."""
-        if not (self._descends and self._turn()[1]):
+        room = min(_STEPS, count // 2 or self._batches % 2)
+        if not (self._walk and room and self._descends and self._turn()[1]):
             return []
-        best = min(self._population, key=lambda member: member.point).encoding
+        # The seeds stand in order until they have been asked.
+        best = self._waiting[0] if self._waiting else min(self._population, key=lambda m: m.point).encoding
         of_metric = best.values[: len(self._problem.metric_variables)]
-        assert self._walk is not None
-        return [Encoding(best.tree, (*of_metric, *values)) for values in self._walk.ask(min(count, _STEPS))]
+        return [Encoding(best.tree, (*of_metric, *values)) for values in self._walk.ask(room)]
 
     @property
     def _descends(self) -> bool:
-        return self._walk is not None and self._walk.begun and bool(self._population)
+        return self._walk is not None and self._walk.begun and bool(self._population or self._waiting)
 
     def _new(self) -> Encoding:
         """Return an encoding not proposed before if a few attempts find one."""
