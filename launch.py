@@ -202,14 +202,13 @@ def _search(
     funnel = build_funnel(settings, always, rungs, sensitivity)
     budget, spent = Budget.parse(settings.budget), 0.0
     if budget.unit == "candidates" and budget.amount <= len(opening):
-        listener.line(
-            f"the {len(opening)} published rules take the whole budget of {budget.amount:.0f} candidates: "
-            "nothing is left to search; give a larger --budget"
-        )
-    for trials in run(searcher, evaluator, funnel, budget):
+        listener.line(_nothing_left(len(opening), budget))
+    for batch, trials in enumerate(run(searcher, evaluator, funnel, budget)):
         archive.add(trials)
         spent += budget.cost(trials)
         listener.batch(archive, trials)
+        if batch == 0 and budget.unit != "candidates" and spent >= budget.amount:
+            listener.line(_nothing_left(len(opening), budget))
     if spent < budget.amount:
         listener.line(
             f"nothing new was proposed any more: the search ended after {spent:.0f} of {budget.amount:.0f} "
@@ -220,6 +219,13 @@ def _search(
         listener.line(f"{len(failures)} times no sensitivities were found: {failures[-1][0]}")
     _measure_holdout(settings, evaluator, archive, listener)
     archive.note(has_ended=True)
+
+
+def _nothing_left(published: int, budget: Budget) -> str:
+    return (
+        f"the {published} published rules take the whole budget of {budget.amount:,.0f} {budget.unit}: "
+        "nothing is left to search; give a larger --budget"
+    )
 
 
 def _rungs(settings: SearchSettings, sequences: int, length: int) -> tuple[int, ...]:

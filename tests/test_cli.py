@@ -286,11 +286,14 @@ class TestRatios:
         assert done.returncode == 0, done.stderr
         assert SearchSettings.load(run / "run.toml").budget == 14
 
-    def test_a_budget_of_published_rules_alone_is_told(self, tiny_calibration, tmp_path):
+    @pytest.mark.parametrize("budget", ["8", "500tokens"])
+    def test_a_budget_of_published_rules_alone_is_told(self, tiny_calibration, tmp_path, budget):
         done = in_process(
-            "search", tiny_calibration.folder, "--budget", 8, "--batch", 4, "--out", tmp_path / "run"
+            "search", tiny_calibration.folder, "--budget", budget, "--batch", 4, "--out", tmp_path / "run"
         )
-        assert "the 10 published rules take the whole budget of 8" in done.stderr
+        assert (
+            f"the 10 published rules take the whole budget of {budget.removesuffix('tokens')}" in done.stderr
+        )
         assert "The budget ended before anything was searched" in done.stdout
 
     def test_a_search_that_finds_nothing_new_says_where_it_ended(self, tiny_calibration, tmp_path):

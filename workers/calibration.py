@@ -79,6 +79,8 @@ class Request:
     def __post_init__(self) -> None:
         if self.sequence_length < 8:
             raise ValueError(f"expected sequences of at least 8 tokens, got {self.sequence_length}")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"expected a seed of 0 or more, got {self.seed}")
         for part, count in zip(PARTS, (self.tokens, self.selection_tokens, self.holdout_tokens), strict=True):
             if count < 1:
                 raise ValueError(f"expected at least 1 token of {part}, got {count}")
