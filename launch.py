@@ -28,7 +28,7 @@ from .workers.reference import SHORTEST, len_of_rung
 from .workers.statistics import Calibration
 from .workers.worker import Device, WorkerOptions
 
-_MOST_SENSITIVITY = 4096  # tokens of a step if nothing is said: more steps on few are worth more
+_MOST_SENSITIVITY = 2048  # tokens of a step if nothing is said: more steps on few are worth more
 _FEWEST_TO_RACE = 1024  # selection tokens from which a quarter of them tells candidates apart
 
 
@@ -251,11 +251,11 @@ def _rungs(settings: SearchSettings, sequences: int, length: int) -> tuple[int, 
 
 
 def _sensitivity(settings: SearchSettings, tokens: int) -> int:
-    """Return on how many of the statistics tokens sensitivities are found: a quarter, but not very many."""
+    """Return on how many of the statistics tokens sensitivities are found: an eighth, but not very many."""
     if settings.sensitivity is not None:
         return settings.sensitivity
     return (
-        min(max(1, tokens // 4), _MOST_SENSITIVITY)
+        min(max(1, tokens // 8), _MOST_SENSITIVITY)
         if settings.can_descend and settings.searcher in DESCENDING
         else 0
     )

@@ -15,7 +15,7 @@ from .shard import _ORDER_BYTES, SCREEN_ROWS
 from .split import split_blocks
 
 PROMOTED = 0.25  # share of a batch that passes the screen, or a rung of a quarter of the tokens
-_MOST_SENSITIVITY = 4096  # tokens of a pass that finds sensitivities, or a quarter of those of statistics
+_MOST_SENSITIVITY = 2048  # tokens of a pass that finds sensitivities, or an eighth of those of statistics
 _RUNTIME = {"cpu": 500 << 20, "cuda": 1 << 30}  # interpreter and libraries; a GPU's context and workspaces
 _ALLOCATOR = 0.1  # of all else: what allocators hold and cannot give
 # Bytes a weight while one layer is masked: its copy in 32 bits, scores, what selection moves, the mask.
@@ -195,7 +195,7 @@ def _running(outline: Outline, tokens: Tokens, rates: Rates, blocks: range, coun
 
 def sensitivity_tokens(tokens: Tokens) -> int:
     """Return on how many tokens sensitivities are found."""
-    return max(1, min(tokens.statistics // 4, _MOST_SENSITIVITY))
+    return max(1, min(tokens.statistics // 8, _MOST_SENSITIVITY))
 
 
 def ways_to_fit(
