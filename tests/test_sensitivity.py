@@ -35,7 +35,7 @@ class TestBlurredMasks:
 
 def test_windows_cover_a_part_once():
     ids = torch.arange(6 * 300).reshape(6, 300)
-    count = count_windows(ids, 512)
+    count = count_windows(*ids.shape, 512)
     windows = [window_of(ids, 512, number) for number in range(count)]
     assert {w.numel() for w in windows} == {512}
     found = torch.cat([w.flatten() for w in windows])
