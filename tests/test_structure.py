@@ -3,6 +3,7 @@
 import ast
 import re
 import shlex
+import subprocess
 import tomllib
 from importlib import import_module
 
@@ -153,3 +154,10 @@ def test_extras_and_versions_agree_with_the_project_file():
 def test_modules_import_on_their_own():
     for path in FILES:
         import_module(f"secateur.{path.parent.name}.{path.stem}".removesuffix(".__init__"))
+
+
+def test_no_file_has_marks_of_a_merge():
+    found = subprocess.run(
+        ["git", "grep", "-lE", "^(<<<<<<<|>>>>>>>) "], cwd=ROOT, capture_output=True, text=True
+    )
+    assert found.stdout == ""
