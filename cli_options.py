@@ -75,7 +75,7 @@ def read_cluster(
     from .workers.cluster import Cluster
 
     if address is None:
-        if (workers, shards, gpus, cpus) != ("auto", 1, None, 1.0):
+        if (workers, shards, gpus, cpus, timeout) != ("auto", 1, None, 1.0, Cluster.timeout):
             raise ValueError("expected --ray local, auto or an address with options of workers, got none")
         return None
     if workers != "auto" and not workers.isdecimal():

@@ -79,7 +79,7 @@ def plan(
     found = observe()
     if gpus:
         machine = Machine("cuda", gpus, memory, 1, dtype)
-        if gpu in accelerator().lower().replace(" ", ""):
+        if gpu in re.split("[^a-z0-9]+", accelerator().lower()):
             rates = measure_rates(found.layers, choose_device("cuda"), dtype)
     else:
         cores = threads or len(os.sched_getaffinity(0))

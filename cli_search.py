@@ -212,7 +212,7 @@ def search(
     shards: Annotated[int, SHARDS] = 1,
     gpus_per_worker: Annotated[float | None, GPUS_PER_WORKER] = None,
     cpus_per_worker: Annotated[float, CPUS_PER_WORKER] = 1.0,
-    timeout: Annotated[float, TIMEOUT] = 600.0,
+    timeout: Annotated[float, TIMEOUT] = 1800.0,
     config: Annotated[Path | None, CONFIG] = None,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
@@ -224,10 +224,11 @@ def search(
     cluster = read_cluster(ray, workers, shards, gpus_per_worker, cpus_per_worker, timeout)
     from . import launch
 
+    where = f" --ray {ray}" if ray else ""
     if seeds == 1:
-        _run(lambda listener: launch.run_search(settings, out, listener, cluster), out, as_json)
+        _run(lambda listener: launch.run_search(settings, out, listener, cluster), out, as_json, where)
     else:
-        _run(lambda listener: launch.run_seeds(settings, out, seeds, listener, cluster), out, as_json)
+        _run(lambda listener: launch.run_seeds(settings, out, seeds, listener, cluster), out, as_json, where)
 
 
 @app.command(epilog="Example: secateur resume runs/a")
@@ -238,20 +239,21 @@ def resume(
     shards: Annotated[int, SHARDS] = 1,
     gpus_per_worker: Annotated[float | None, GPUS_PER_WORKER] = None,
     cpus_per_worker: Annotated[float, CPUS_PER_WORKER] = 1.0,
-    timeout: Annotated[float, TIMEOUT] = 600.0,
+    timeout: Annotated[float, TIMEOUT] = 1800.0,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Continue a run that was interrupted, wherever it was measured before."""
     cluster = read_cluster(ray, workers, shards, gpus_per_worker, cpus_per_worker, timeout)
     from . import launch
 
-    _run(lambda listener: launch.resume(run, listener, cluster), run, as_json)
+    where = f" --ray {ray}" if ray else ""
+    _run(lambda listener: launch.resume(run, listener, cluster), run, as_json, where)
 
 
 # Running ---------------------------------------------------------------------------------------
 
 
-def _run(start: Callable[[Any], Any], out: Path, as_json: bool) -> None:
+def _run(start: Callable[[Any], Any], out: Path, as_json: bool, where: str = "") -> None:
     from .launch import Listener
     from .results.progress import Progress
     from .search.budget import Budget
@@ -267,9 +269,11 @@ def _run(start: Callable[[Any], Any], out: Path, as_json: bool) -> None:
             path.parent for path in (out / "run.toml", *sorted(out.glob("seed-*/run.toml"))) if path.is_file()
         ]
         if begun and begun[-1] == out:
-            note(f"interrupted; what was measured is kept, continue with: secateur resume {out}")
+            note(f"interrupted; what was measured is kept, continue with: secateur resume {out}{where}")
         elif begun:
-            note(f"interrupted; what was measured is kept, continue these seeds with: secateur resume {out}")
+            note(
+                f"interrupted; what was measured is kept, continue all seeds with: secateur resume {out}{where}"
+            )
         else:
             note("interrupted before anything was measured")
         raise typer.Exit(130) from None

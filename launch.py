@@ -123,14 +123,17 @@ def _run_all(runs: dict[Path, SearchSettings], listener: Listener, cluster: Clus
         for folder, own in runs.items():
             listener.begin(own)
             with Archive(folder, write=True) as archive, contextlib.ExitStack() as opened:
-                claim(archive, own, calibration, listener.line)
+                claim(archive, own, calibration, evaluator.accelerator, listener.line)
                 weights = sum(layer.size for layer in evaluator.layers)
                 listener.line(
                     f"searching on {calibration.folder}: {len(evaluator.layers)} layers, {weights:,} weights"
                 )
+                # A release may choose other numbers of tokens: a run goes on with those it began with.
+                rungs, sensitivity = archive.fact("race", (list(rungs), sensitivity))
+                archive.note(race=(rungs, sensitivity))
                 earlier = [opened.enter_context(Archive(other)) for other in before]
                 remembering = RememberingEvaluator(evaluator, archive, listener.step, earlier)
-                _search(own, remembering, archive, rungs, sensitivity, listener)
+                _search(own, remembering, archive, tuple(rungs), sensitivity, listener)
                 before.append(folder)
                 known, of_all = evaluator.reused
                 if known:

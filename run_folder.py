@@ -16,7 +16,6 @@ from .results.archive import Archive
 from .results.database import ArchiveError
 from .search.configuration import SettingsError
 from .search.settings import SearchSettings
-from .workers.model import accelerator
 from .workers.statistics import Calibration
 
 
@@ -54,7 +53,11 @@ def _has_measured(folder: Path) -> bool:
 
 
 def claim(
-    archive: Archive, settings: SearchSettings, calibration: Calibration, line: Callable[[str], None]
+    archive: Archive,
+    settings: SearchSettings,
+    calibration: Calibration,
+    accelerator: str,
+    line: Callable[[str], None],
 ) -> None:
     """Bind the archive to settings and calibration."""
     facts = {name: calibration.manifest[name] for name in ("parts", "gradients", "layers")}
@@ -77,7 +80,7 @@ def claim(
         line(f"the run was begun with other versions and may take another course: {'; '.join(changed)}")
     archive.note(
         layers=[asdict(layer) for layer in calibration.layers],
-        card=_card(calibration),
+        card=_card(calibration, accelerator),
         calibration=identity,
         objectives=list(settings.objectives),
         pattern=settings.pattern,
@@ -85,7 +88,7 @@ def claim(
     )
 
 
-def _card(calibration: Calibration) -> dict[str, Any]:
+def _card(calibration: Calibration, accelerator: str) -> dict[str, Any]:
     """Return what a reader of figures has to know of where they come from."""
     manifest = calibration.manifest
     return {
@@ -96,7 +99,7 @@ def _card(calibration: Calibration) -> dict[str, Any]:
         "calibrated_with": manifest["versions"],
         "python": platform.python_version(),
         "machine": f"{platform.machine()}, {os.cpu_count()} CPU cores",
-        "accelerator": accelerator(),
+        "accelerator": accelerator,
     }
 
 

@@ -65,7 +65,7 @@ class EmptyTeam:
     def __init__(self):
         import ray
 
-        self.name = "empty"
+        self.name, self.depth = "empty", 2
         self.actor = ray.remote(Empty).options(num_cpus=0).remote()
 
     def prepare(self):

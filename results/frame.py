@@ -40,7 +40,7 @@ COLUMNS = {
     "seconds": "time that measuring took",
     "tokens": "tokens run through the pruned model for it",
     "worker": "where its last stage was measured on a cluster, else missing",
-    "attempts": "most times that a stage was begun: more than 1 where workers died",
+    "attempts": "most times that a stage was begun: more than 1 where it was begun again",
     "baseline": "name of the published rule, else missing",
     "alias_of": "key of the candidate whose masks and measurement it shares, else missing",
     "failure": "why there is no measurement, else missing",

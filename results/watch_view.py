@@ -111,7 +111,7 @@ def sections(look: Look) -> Iterator[tuple[str, str]]:
         most = failures[: _MOST_ROWS // 2]
         yield "failures", "\n".join(f"{count:5d}  {reason}" for reason, count in most.items())
     if repeated := int(look.workers["repeated"].sum()):
-        yield "attempts", f"{repeated} measurements needed more than one: workers were lost and replaced"
+        yield "attempts", f"{repeated} measurements were begun again, most for a worker was lost"
 
 
 def _headline(look: Look) -> str:

@@ -7,6 +7,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from itertools import combinations, pairwise
@@ -209,39 +210,49 @@ machines.shutdown()
 """
 
 
-def quick_deaths():
+def quick_deaths(place):
     """The environment of a cluster of its own, whose dead nodes are noticed within seconds."""
     return os.environ | {
         "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_health_check_initial_delay_ms": "0", "RAY_health_check_period_ms": "500",
         "RAY_health_check_timeout_ms": "1000", "RAY_health_check_failure_threshold": "3",
-        "RAY_TMPDIR": "/tmp",
+        "RAY_TMPDIR": place,
     }  # fmt: skip
 
 
-def test_a_lost_node_loses_nothing(tiny_calibration, tmp_path):
+def test_a_lost_node_loses_nothing(tiny_calibration, tmp_path, short_place):
     wanted = SearchSettings.read(
         {"calibration": tiny_calibration.folder, "seed": 3, "threads": 1, "budget": 150, "batch": 16}
     )
     run_search(wanted, tmp_path / "undisturbed").close()
     result = subprocess.run(
         [sys.executable, "-c", NODES, tmp_path / "undisturbed" / "run.toml", tmp_path / "run"],
-        env=quick_deaths(), capture_output=True, text=True, timeout=300,
+        env=quick_deaths(short_place), capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert "KILLED" in result.stdout, result.stdout + result.stderr
     assert "ENDED" in result.stdout, result.stdout + result.stderr
     assert facts(tmp_path / "run") == facts(tmp_path / "undisturbed")
 
 
-def test_a_killed_driver_is_resumed_on_a_fresh_cluster(tiny_calibration, tmp_path, local_runs):
-    wanted = settings_of(tiny_calibration, "metrics")
+@pytest.fixture
+def short_place():
+    """A place for temporary files whose name leaves room for those of Ray's sockets."""
+    with tempfile.TemporaryDirectory(prefix="st-", dir="/tmp") as folder:
+        yield folder
+
+
+def start_on_ray(wanted, out, place):
     command = [
         sys.executable, "-m", "secateur", "search", str(wanted.calibration), "--seed", "5", "--threads", "1",
-        "--budget", "60", "--batch", "8", "--ray", "local", "--workers", "2", "--out", str(tmp_path / "run"),
+        "--budget", "60", "--batch", "8", "--ray", "local", "--workers", "2", "--out", str(out),
     ]  # fmt: skip
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"TMPDIR": place}
     )
+
+
+def test_a_killed_driver_is_resumed_on_a_fresh_cluster(tiny_calibration, tmp_path, local_runs, short_place):
+    process = start_on_ray(settings_of(tiny_calibration, "metrics"), tmp_path / "run", short_place)
     assert wait_for(lambda: process.poll() is None, tmp_path / "run", 30)
     helpers = psutil.Process(process.pid).children(recursive=True)
     process.kill()
@@ -256,6 +267,19 @@ def test_a_killed_driver_is_resumed_on_a_fresh_cluster(tiny_calibration, tmp_pat
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert facts(tmp_path / "run") == facts(local_runs["metrics"])
+
+
+def test_a_terminated_driver_ends_in_order(tiny_calibration, tmp_path, local_runs, short_place):
+    process = start_on_ray(settings_of(tiny_calibration, "metrics"), tmp_path / "run", short_place)
+    assert wait_for(lambda: process.poll() is None, tmp_path / "run", 30)
+    process.terminate()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert f"continue with: secateur resume {tmp_path / 'run'} --ray local" in errors
+    assert "Traceback" not in errors
+    assert os.listdir(short_place) == []
+    known = facts(local_runs["metrics"])
+    assert facts(tmp_path / "run") == known[: len(facts(tmp_path / "run"))]
 
 
 # What goes wrong with one call -------------------------------------------------------------------
@@ -296,7 +320,7 @@ class Odd:
 
 class OddTeam:
     def __init__(self, folder):
-        self.name, self.folder = "odd", folder
+        self.name, self.depth, self.folder = "odd", 2, folder
         self.make()
 
     def make(self):
@@ -309,6 +333,9 @@ class OddTeam:
 
     def work(self, items):
         return self.actor.work.remote(items)
+
+    def forget(self):
+        pass
 
     def renew(self):
         self.stop()
@@ -334,12 +361,77 @@ def test_a_call_that_kills_hangs_raises_or_is_too_large_fails_alone(ray_session,
     failures = {a.items[0]: a for a in answers if a.failure}
     assert sorted(failures) == [3, 5, 7, 13]
     assert failures[3].failure == "out of memory"
-    assert "no answer within 8 seconds" in failures[7].failure
+    assert "no answer within the time-out of 8 seconds" in failures[7].failure
     assert "RuntimeError: no such kernel" in failures[5].failure
     assert failures[13].failure.startswith(f"given up after {failures[13].attempts} attempts")
     killed = (tmp_path / "13").read_text().split()
     assert len(set(killed)) >= 2  # it has taken two workers with it, by its own doing
     assert not any(len(a.items) > 2 for a in answers)
+
+
+class Broken(Odd):
+    """Raises whatever it is asked, as a process does whose GPU has failed, until it is made anew."""
+
+    def work(self, items):
+        if not os.path.exists(f"{self.folder}/renewed"):
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return super().work(items)
+
+
+class BrokenTeam(OddTeam):
+    def make(self):
+        import ray
+
+        self.actor = ray.remote(Broken).options(num_cpus=0.1, max_restarts=-1).remote(str(self.folder))
+
+    def renew(self):
+        (self.folder / "renewed").touch()
+        super().renew()
+
+
+def test_a_worker_that_is_broken_does_not_fail_the_candidates(ray_session, tmp_path):
+    from secateur.workers.dispatch import Dispatcher
+
+    ship_this_file()
+    notes = []
+    teams = [OddTeam(tmp_path), BrokenTeam(tmp_path)]
+    dispatcher = Dispatcher(teams, timeout=60, patience=60, note=notes.append)
+    dispatcher.wait(2)
+    answers = list(dispatcher.run(lambda team, items: team.work(items), 3))
+    dispatcher.stop()
+    assert sorted(i for a in answers for i in a.items) == [0, 1, 2]
+    assert not any(a.failure for a in answers)
+    assert len(notes) == 1
+    assert "RuntimeError: CUDA error" in notes[0]
+
+
+def test_what_a_device_has_no_memory_for_is_tried_again_and_then_told(
+    ray_session, tiny_calibration, tiny_evaluator, monkeypatch
+):
+    import torch
+    from secateur.workers.actor import Actor, text_of
+    from secateur.workers.dispatch import Exhausted
+
+    actor = Actor(str(tiny_calibration.folder), WorkerOptions(device=Device("cpu", threads=1)))
+    actor.prepare()
+    candidate = uniform(parse_metric("abs(W) * X"), tiny_evaluator.layers, 0.5)
+    real, left = actor._worker.errors, [1]
+
+    def short_of_memory(candidates, stage):
+        left[0] -= 1
+        if left[0] >= 0:
+            raise torch.OutOfMemoryError("tried to allocate 2 GiB")
+        return real(candidates, stage)
+
+    monkeypatch.setattr(actor._worker, "errors", short_of_memory)
+    (found,) = actor.layers([text_of(candidate)], "layer")
+    assert found.values == tiny_evaluator.measure([candidate], "layer")[0].values
+    left[0] = 2
+    answer = actor.layers([text_of(candidate)], "layer")
+    assert isinstance(answer, Exhausted)
+    assert "ran out of the device's memory: tried to allocate 2 GiB" in answer.reason
+    assert actor.layers([text_of(candidate)], "layer", answer) == answer  # of the shard before
+    assert actor.model(text_of(candidate), Window("selection", 0), answer) == answer
 
 
 def test_workers_that_never_come_are_a_sentence(ray_session, tmp_path):
@@ -375,6 +467,10 @@ def test_workers_that_never_come_are_a_sentence(ray_session, tmp_path):
         (("--workers", "4", "--shards", "4", "--cpus-per-worker", "0.1"), "at most 3 shards, one a block"),
         (("--workers", "1", "--device", "cuda"), "expected GPUs for the device cuda"),
         (("--timeout", "0"), "expected a time-out above 0 seconds"),
+        (
+            ("--workers", "1", "--gpus-per-worker", "1.5", "--device", "auto"),
+            "a part of one GPU or whole ones",
+        ),
     ],
 )
 def test_what_a_cluster_cannot_do_is_a_sentence(ray_session, tiny_calibration, tmp_path, options, sentence):

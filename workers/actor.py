@@ -113,6 +113,7 @@ class Actor:
         self, text: Text, window: Window, entering: Any = None, dense: Any = None
     ) -> list[Measurement] | Exhausted:
         """Return the measurement of the model stage; asked of the last shard."""
+        dense = None if self._loaded().knows(window) else dense
         for other in (entering, dense):
             if isinstance(other, Exhausted):
                 return other

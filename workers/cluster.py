@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -49,7 +49,7 @@ class Cluster:
     shards: int = 1
     gpus: float | None = None
     cpus: float = 1.0
-    timeout: float = 600.0
+    timeout: float = 1800.0
 
     def __post_init__(self) -> None:
         if self.workers is not None and self.workers < 1:
@@ -103,7 +103,7 @@ class RayEvaluator:
         note: Callable[[str], None] = lambda _text: None,
     ) -> None:
         _set_environment(cluster.address)
-        from .connection import check_nodes, choose_workers, connected
+        from .connection import accelerators, check_nodes, choose_workers, connected
         from .dispatch import Dispatcher
         from .team import ModelTeam
 
@@ -114,6 +114,7 @@ class RayEvaluator:
             workers, gpus = choose_workers(cluster, options.get("device", Device()).name)
             model = options.get("model") or calibration.model_source
             check_nodes(calibration, model, cluster.cpus, gpus, note)
+            self._accelerator = accelerators() if gpus else ""
             blocks = split_blocks(self.layers, cluster.shards)
             own = options.get("device", Device())
             device = replace(
@@ -147,9 +148,19 @@ class RayEvaluator:
         return self._calibration.leaves
 
     @property
+    def accelerator(self) -> str:
+        """The kinds of GPU that the cluster has, empty for none."""
+        return self._accelerator
+
+    @property
     def reused(self) -> tuple[int, int]:
         """Blocks whose hidden states were known, of how many that candidates went through."""
-        pairs = [pair for team in self._teams for pair in team.reused()]
+        import ray
+
+        asked = [reference for team in self._dispatcher.ready for reference in team.reused()]
+        pairs: list[tuple[int, int]] = []
+        with suppress(ray.exceptions.RayError, TimeoutError):
+            pairs += ray.get(asked, timeout=5)
         return sum(known for known, _ in pairs), sum(of_all for _, of_all in pairs)
 
     def measure(

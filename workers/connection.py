@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import signal
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,6 +20,7 @@ from .statistics import Calibration, CalibrationError
 from .worker import WorkerError
 
 Note = Callable[[str], None]
+_LONGEST_PLACE = 25  # characters
 _STORE_BYTES = 1 << 29  # of shared memory on one machine, for the hidden states between shards
 _LOOK_SECONDS = 120.0
 _TOKEN_HINT = (
@@ -40,27 +42,39 @@ def connected(address: str) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     options: dict[str, Any] = {"address": address, "log_to_driver": False, "logging_level": "ERROR"}
     folder = ""
     if address == "local":
-        folder = tempfile.mkdtemp(prefix="secateur-")  # of this user alone
+        # Of this user alone, and short: the names of Ray's sockets have room for no more.
+        place = tempfile.gettempdir()
+        folder = tempfile.mkdtemp(prefix="secateur-", dir=place if len(place) <= _LONGEST_PLACE else "/tmp")
         options |= {"include_dashboard": False, "_temp_dir": folder, "object_store_memory": _STORE_BYTES}
     _be_quiet()
     try:
-        ray.init(**options)
-    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
-        shutil.rmtree(folder, ignore_errors=True)
-        reason = " ".join(str(error).split())[:300]
-        raise WorkerError(f"there is no Ray cluster at {address!r}: {reason}; {_TOKEN_HINT}") from None
-    finally:
-        for number, handler in handlers.items():  # Ray has put its own in their place
-            signal.signal(number, handler)
-    try:
+        try:
+            with _own_signals():
+                ray.init(**options)
+        except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise WorkerError(f"there is no Ray cluster at {address!r}: {reason}; {_TOKEN_HINT}") from None
         yield
     finally:
         ray.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Keep the handlers of signals that Ray would put its own in the place of."""
+    if threading.current_thread() is not threading.main_thread():  # Ray leaves them alone there
+        yield
+        return
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def _be_quiet() -> None:
@@ -86,11 +100,13 @@ def choose_workers(cluster: Cluster, device: str) -> tuple[int, float]:
             "expected GPUs for the device cuda, got a cluster without, or workers without; use --device auto "
             "or --gpus-per-worker 1"
         )
+    if device.startswith("cuda:"):
+        raise WorkerError(f"expected the device cuda, for Ray chooses which, got {device}")
     if device == "cpu" and gpus:
         raise WorkerError(f"expected no GPUs for the device cpu, got {gpus:g} a worker; use --device auto")
-    room = int(there.get("CPU", 0) // cluster.cpus)
-    if gpus:
-        room = min(room, int(there.get("GPU", 0) // gpus))
+    if gpus > 1 and gpus != int(gpus):
+        raise WorkerError(f"expected a part of one GPU or whole ones a worker, got {gpus:g}")
+    room = sum(_room(node["Resources"], cluster.cpus, gpus) for node in _nodes())
     workers = cluster.workers or room // cluster.shards * cluster.shards
     if not workers or (workers > room and cluster.address == "local"):
         raise WorkerError(
@@ -101,6 +117,29 @@ def choose_workers(cluster: Cluster, device: str) -> tuple[int, float]:
     return workers, gpus
 
 
+def _nodes() -> list[dict[str, Any]]:
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    return [node for node in nodes if node["Alive"]]
+
+
+def _room(there: dict[str, float], cpus: float, gpus: float) -> int:
+    """Return how many workers a node has room for; a worker's part of a GPU is of one of them."""
+    slack = 1e-9  # 0.1 goes into 1 ten times
+    room = int(there.get("CPU", 0) / cpus + slack)
+    if gpus >= 1:
+        room = min(room, int(there.get("GPU", 0) // gpus))
+    elif gpus:
+        room = min(room, int(there.get("GPU", 0)) * int(1 / gpus + slack))
+    return room
+
+
+def accelerators() -> str:
+    """Return the kinds of accelerator that a cluster has, as Ray names them; empty for none."""
+    there = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    prefix = "accelerator_type:"
+    return ", ".join(sorted(name.removeprefix(prefix) for name in there if name.startswith(prefix)))
+
+
 def check_nodes(calibration: Calibration, model: str, cpus: float, gpus: float, note: Note) -> None:
     """Check that every node where workers may run sees the calibration and the model, under their paths.
 
@@ -109,21 +148,21 @@ def check_nodes(calibration: Calibration, model: str, cpus: float, gpus: float, 
         WorkerError: When secateur is not installed on one.
     """
     folder = str(calibration.folder.absolute())
-    wanted = {"CPU": cpus, "GPU": gpus}
     nodes = {
-        node["NodeManagerAddress"]: node["NodeID"]
-        for node in ray.nodes()  # type: ignore[no-untyped-call]
-        if node["Alive"] and all(node["Resources"].get(name, 0) >= count for name, count in wanted.items())
+        node["NodeID"]: node["NodeManagerAddress"]
+        for node in _nodes()
+        if _room(node["Resources"], cpus, gpus)
     }
     look = ray.remote(look_around)
     asked = {
-        address: look.options(
+        node_id: look.options(
             num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False)
         ).remote(folder, model)
-        for address, node_id in nodes.items()
+        for node_id in nodes
     }
     expected, sees_model, mine = look_around(folder, model)
-    for address, reference in asked.items():
+    for node_id, reference in asked.items():
+        address = nodes[node_id]
         try:
             found, has_model, versions = ray.get(reference, timeout=_LOOK_SECONDS)
         except (ray.exceptions.RayError, TimeoutError) as error:

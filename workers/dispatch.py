@@ -10,26 +10,29 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import ray
 from ray import exceptions
 
+from .seat import STARTS, Call, Seat, Team, halves
 from .worker import WorkerError
 
-IN_FLIGHT = 2  # calls a team has at a time: while it works on one, the next has come
 DEATHS = 2  # times that a call may take a worker with it before it is given up
 _LOST = (
     exceptions.RayActorError,
     exceptions.WorkerCrashedError,
     exceptions.NodeDiedError,
     exceptions.OutOfMemoryError,
+    exceptions.OutOfDiskError,
     exceptions.ObjectLostError,
+    exceptions.ObjectStoreFullError,
     exceptions.RaySystemError,
+    exceptions.RpcError,
     exceptions.TaskCancelledError,
 )
-_PAUSE = 0.5  # seconds until a team that died is asked again; without, the loop would spin
+_TICK = 0.5  # seconds after which the clock is looked at though nothing has happened
+_LOADING = 2.0  # seconds after which a start that failed had begun to load
 
 
 class Exhausted(NamedTuple):
@@ -56,55 +59,6 @@ class Answer(NamedTuple):
     name: str
 
 
-class Team(Protocol):
-    """Actors that answer calls together.
-
-    Attributes:
-        name: Where they are, as people read it.
-    """
-
-    name: str
-
-    def prepare(self) -> Any:
-        """Return a reference to the team's name, which is there once it can answer calls."""
-
-    def renew(self) -> None:
-        """End the actors and make new ones."""
-
-    def stop(self) -> None:
-        """End the actors."""
-
-
-@dataclass(eq=False)
-class _Call:
-    items: list[int]
-    attempts: int = 0
-    deaths: int = 0
-    alone: bool = False  # after a death nothing else is in flight beside it, so that the next is its doing
-
-
-@dataclass(eq=False)
-class _Seat:
-    """A team and what it is doing."""
-
-    team: Any
-    is_ready: bool = False
-    asked: Any = None  # the reference that says when it is ready
-    again: float = 0.0  # when to ask it
-    flight: list[tuple[Any, _Call]] = field(default_factory=list)
-    since: float = 0.0  # when the first call in flight came to be the first
-
-    def has_room(self, call: _Call, depth: int) -> bool:
-        """Whether a call may be handed to it, of which it has ``depth`` already."""
-        if not self.is_ready or len(self.flight) != depth or (call.alone and depth):
-            return False
-        return not any(other.alone for _, other in self.flight)
-
-    def leave(self, wait: float) -> None:
-        """Go away for some seconds."""
-        self.is_ready, self.asked, self.again = False, None, time.monotonic() + wait
-
-
 class Dispatcher:
     """Hands calls to teams.
 
@@ -123,12 +77,18 @@ class Dispatcher:
         patience: float,
         note: Callable[[str], None] = lambda _text: None,
     ) -> None:
-        self._seats = [_Seat(team) for team in teams]
+        self._seats = [Seat(team) for team in teams]
         self._timeout = timeout
         self._patience = patience
         self._note = note
         self._seen = 0.0  # when there was a team last
+        self._had_one = self._has_answered = False
         self._largest = 1 << 30  # items that a device had memory for
+
+    @property
+    def ready(self) -> list[Any]:
+        """The teams that can answer calls now."""
+        return [seat.team for seat in self._seats if seat.is_ready]
 
     def wait(self, count: int = 1) -> None:
         """Wait for some teams; others join when they are ready.
@@ -137,7 +97,7 @@ class Dispatcher:
             WorkerError: When none comes.
         """
         self._seen = time.monotonic()
-        while sum(seat.is_ready for seat in self._seats) < count:
+        while len(self.ready) < count:
             self._step([])
 
     def run(self, begin: Callable[[Any, list[int]], Any], count: int, size: int = 1) -> Iterator[Answer]:
@@ -152,14 +112,18 @@ class Dispatcher:
             WorkerError: When all teams are lost and none comes back.
         """
         everything = list(range(count))
-        queue = deque(_Call(everything[i : i + size]) for i in range(0, count, size))
+        queue = deque(Call(everything[i : i + size]) for i in range(0, count, size))
         self._seen = time.monotonic()
         try:
             while queue or any(seat.flight for seat in self._seats):
                 self._hand_out(queue, begin)
-                lost: list[_Call] = []
+                lost: list[Call] = []
                 yield from self._step(lost)
                 queue.extendleft(reversed(lost))
+        except exceptions.RayError as error:  # of no team, but of the cluster
+            raise WorkerError(
+                f"the cluster cannot be used: {reason_of(error)}; what was measured is kept, resume the run"
+            ) from None
         finally:
             for seat in self._seats:  # after an interrupt nobody waits for what is in flight
                 seat.flight.clear()
@@ -169,30 +133,30 @@ class Dispatcher:
         for seat in self._seats:
             seat.team.stop()
 
-    def _hand_out(self, queue: deque[_Call], begin: Callable[[Any, list[int]], Any]) -> None:
-        for depth in range(IN_FLIGHT):  # one call each before anyone has two
-            for seat in self._seats:
-                if queue and len(queue[0].items) > self._largest:
-                    queue.extendleft(reversed(_halves(queue.popleft())))
+    def _hand_out(self, queue: deque[Call], begin: Callable[[Any, list[int]], Any]) -> None:
+        for depth in range(max((seat.team.depth for seat in self._seats), default=0)):
+            for seat in self._seats:  # one call each before anyone has two
+                while queue and len(queue[0].items) > self._largest:
+                    queue.extendleft(reversed(halves(queue.popleft())))
                 if queue and seat.has_room(queue[0], depth):
                     call = queue.popleft()
                     call.attempts += 1
                     seat.since = time.monotonic() if depth == 0 else seat.since
                     seat.flight.append((begin(seat.team, call.items), call))
 
-    def _step(self, lost: list[_Call]) -> list[Answer]:
+    def _step(self, lost: list[Call]) -> list[Answer]:
         """Wait until something happens; return answers and add the calls to repeat to ``lost``."""
         now = time.monotonic()
         for seat in self._seats:
             if not seat.is_ready and seat.asked is None and now >= seat.again:
-                seat.asked = seat.team.prepare()
+                seat.asked, seat.since = seat.team.prepare(), now
         waiting = [seat.asked for seat in self._seats if seat.asked is not None]
         waiting += [reference for seat in self._seats for reference, _ in seat.flight]
         ready: list[Any] = []
         if waiting:
-            ready, _ = ray.wait(waiting, num_returns=1, timeout=_PAUSE)
+            ready, _ = ray.wait(waiting, num_returns=1, timeout=_TICK)
         else:
-            time.sleep(_PAUSE / 5)
+            time.sleep(_TICK / 5)
         if ready and len(waiting) > 1:
             ready, _ = ray.wait(waiting, num_returns=len(waiting), timeout=0)
         found, answers = set(ready), []
@@ -203,103 +167,125 @@ class Dispatcher:
                 if (reference, call) in seat.flight:  # else its team has been lost meanwhile
                     answers += self._collect(seat, reference, call, lost)
             if seat.flight and time.monotonic() - seat.since > self._timeout:
-                answers += self._lose(seat, f"no answer within {self._timeout:g} seconds", lost)
-                seat.team.renew()
+                answers += self._give_up_waiting(seat, lost)
         self._check_patience()
         return answers
 
-    def _greet(self, seat: _Seat) -> None:
-        """Take in a team that says it is ready, or wait for it again."""
+    def _greet(self, seat: Seat) -> None:
+        """Take in a team that says it is ready, or ask it again later.
+
+        Raises:
+            WorkerError: When it cannot be ready, and no other has been.
+        """
         try:
             seat.team.name = str(ray.get(seat.asked))
-        except exceptions.ActorDiedError as error:
-            if error.actor_init_failed:
-                last = str(error).strip().rpartition("\n")[2]  # of a traceback, which says why
-                raise WorkerError(f"workers cannot be started: {last}") from None
-            seat.leave(_PAUSE)
-            seat.team.renew()
-        except _LOST:
-            seat.leave(_PAUSE)
-        except exceptions.RayTaskError as error:
-            if isinstance(error.cause, _LOST):
-                seat.leave(_PAUSE)
-            else:
-                raise WorkerError(reason_of(error)) from None
+        except exceptions.RayError as error:
+            cause = error.cause if isinstance(error, exceptions.RayTaskError) else error
+            is_away = isinstance(cause, _LOST) and not getattr(cause, "actor_init_failed", False)
+            if not is_away or time.monotonic() - seat.since > _LOADING:  # else it may wait for its node
+                seat.failed += 1
+                self._note(f"a worker could not start: {reason_of(error)}")
+            others = any(other.failed < STARTS for other in self._seats)
+            if not self._had_one and (not is_away or not others):
+                hint = "" if not is_away else "; workers may lack memory, choose fewer --workers"
+                raise WorkerError(f"workers cannot start: {reason_of(error)}{hint}") from None
+            seat.leave(renew=isinstance(cause, exceptions.ActorDiedError))
         else:
-            seat.is_ready, seat.asked = True, None
+            seat.is_ready, seat.asked, seat.failed = True, None, 0
+            self._had_one = True
 
-    def _collect(self, seat: _Seat, reference: Any, call: _Call, lost: list[_Call]) -> list[Answer]:
+    def _collect(self, seat: Seat, reference: Any, call: Call, lost: list[Call]) -> list[Answer]:
         try:
             value = ray.get(reference)
-        except exceptions.RayTaskError as error:
-            if isinstance(error.cause, _LOST):  # of an actor that this one waited for
-                return self._lose(seat, reason_of(error.cause), lost)
-            if isinstance(error.cause, OSError):  # a disk or a file, which no other candidate would find
-                raise WorkerError(f"the worker {seat.team.name} failed: {reason_of(error)}") from None
-            seat.flight.remove((reference, call))
-            return self._blame(call, f"the worker raised {reason_of(error)}", seat.team.name, lost)
-        except _LOST as error:
-            return self._lose(seat, reason_of(error), lost)
-        seat.flight.remove((reference, call))
-        seat.since = time.monotonic()
+        except exceptions.RayError as error:
+            return self._lose(seat, error, call, lost)
+        return self._take(seat, call, value, lost)
+
+    def _take(self, seat: Seat, call: Call, value: Any, lost: list[Call]) -> list[Answer]:
+        seat.remove(call)
         if not isinstance(value, Exhausted):
+            self._has_answered = True
             return [Answer(call.items, value, "", call.attempts, seat.team.name)]
+        seat.team.forget()  # what it keeps may be this very answer
         if len(call.items) == 1:
             return [Answer(call.items, None, value.reason, call.attempts, seat.team.name)]
         self._largest = min(self._largest, len(call.items) // 2)
-        lost += _halves(call)
+        lost += halves(call)
         return []
 
-    def _lose(self, seat: _Seat, reason: str, lost: list[_Call]) -> list[Answer]:
-        """Take back the calls of a team that died: what it was working on may be why."""
+    def _lose(self, seat: Seat, error: Exception, guilty: Call, lost: list[Call]) -> list[Answer]:
+        """Take back the calls of a team that died or failed; the one that said so may be why.
+
+        A process that raised something unforeseen, such as an error of its GPU, is not trusted any more.
+        """
+        cause = error.cause if isinstance(error, exceptions.RayTaskError) else error
+        has_died = isinstance(cause, (*_LOST, TimeoutError))
+        reason = reason_of(error) if has_died else f"the worker raised {reason_of(error)}"
         self._note(f"worker {seat.team.name} is lost ({reason}); what it was measuring is measured elsewhere")
         answers: list[Answer] = []
-        calls = []
-        for reference, call in seat.flight:
+        others = []
+        for reference, call in list(seat.flight):
+            if call is guilty:
+                continue
             try:  # it may have answered this one before it died
                 value = ray.get(reference, timeout=0)
             except (exceptions.RayError, TimeoutError):
-                calls.append(call)
+                others.append(call)
             else:
-                answers.append(Answer(call.items, value, "", call.attempts, seat.team.name))
+                answers += self._take(seat, call, value, lost)
         seat.flight.clear()
-        seat.leave(_PAUSE)
-        for call in calls[:1]:
-            answers += self._blame(call, reason, seat.team.name, lost)
-        for call in calls[1:]:
+        if (
+            isinstance(cause, OSError) and not has_died
+        ):  # a disk or a network of its own: no candidate's doing
+            seat.failed += 1
+            others.append(guilty)
+        else:
+            answers += self._blame(guilty, reason, seat.team.name, lost)
+        seat.leave(renew=not has_died or isinstance(cause, TimeoutError))
+        for call in others:
             call.alone = True
             lost.append(call)
         return answers
 
-    def _blame(self, call: _Call, reason: str, name: str, lost: list[_Call]) -> list[Answer]:
+    def _give_up_waiting(self, seat: Seat, lost: list[Call]) -> list[Answer]:
+        """Make anew a team whose first call takes too long.
+
+        Raises:
+            WorkerError: When such a call is given up and none has ever been answered.
+        """
+        error = TimeoutError(f"no answer within the time-out of {self._timeout:g} seconds")
+        answers = self._lose(seat, error, seat.flight[0][1], lost)
+        if any(answer.failure for answer in answers) and not self._has_answered:
+            raise WorkerError(f"{error}, twice, and none to any call so far; choose a longer --timeout")
+        return answers
+
+    def _blame(self, call: Call, reason: str, name: str, lost: list[Call]) -> list[Answer]:
         """Try a call again by itself, each of its items, unless it has had its tries."""
         call.deaths += 1
         if len(call.items) == 1 and call.deaths >= DEATHS:
             failure = f"given up after {call.attempts} attempts, the last of which ended so: {reason}"
             return [Answer(call.items, None, failure, call.attempts, name)]
-        lost += [_Call([item], call.attempts, call.deaths, alone=True) for item in call.items]
+        lost += [Call([item], call.attempts, call.deaths, alone=True) for item in call.items]
         return []
 
     def _check_patience(self) -> None:
         now = time.monotonic()
-        if any(seat.is_ready for seat in self._seats):
+        if self.ready:
             self._seen = now
-        elif now - self._seen > self._patience:
+        elif now - self._seen > self._patience or all(seat.failed >= STARTS for seat in self._seats):
             raise WorkerError(
                 f"expected workers within {self._patience:g} seconds, got none of {len(self._seats)}: the "
-                "cluster may lack the CPUs or GPUs they ask for; what was measured is kept, resume the run "
-                "when there are workers"
+                "cluster may lack the CPUs, GPUs or memory they ask for; what was measured is kept, resume "
+                "the run when there are workers"
             )
 
 
 def reason_of(error: BaseException) -> str:
     """Return what an error of Ray's says, in a line."""
     cause = error.cause if isinstance(error, exceptions.RayTaskError) else error
-    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-    text = lines[0] if lines else ""
-    return f"{type(cause).__name__}: {text}"[:300].rstrip(": ")
-
-
-def _halves(call: _Call) -> list[_Call]:
-    middle = len(call.items) // 2
-    return [_Call(items, call.attempts, call.deaths) for items in (call.items[:middle], call.items[middle:])]
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()] or [""]
+    # The reason of an actor that could not be made stands at the end of a traceback.
+    text = lines[-1] if getattr(cause, "actor_init_failed", False) else lines[0]
+    if isinstance(cause, (ValueError, TimeoutError)):
+        return text[:400]
+    return f"{type(cause).__name__}: {text}"[:400].rstrip(": ")

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..metrics_dsl.expression import Expression
 from ..search.candidate import Candidate, Layer, Measurement, Part, Reduction, Stage
 from ..search.protocols import Done, Summaries, ignore
+from .model import accelerator
 from .stage import Window, check_candidates, layer_measurement, sensitivity_measurement, window_of_candidate
 from .statistics import Calibration
 from .worker import Worker, WorkerOptions
@@ -44,6 +45,11 @@ class LocalEvaluator:
     def leaves(self) -> frozenset[str]:
         """The leaves that the calibration holds."""
         return self.worker.calibration.leaves
+
+    @property
+    def accelerator(self) -> str:
+        """The GPU it runs on, empty for the CPU."""
+        return accelerator() if self.worker.decoder.device.type == "cuda" else ""
 
     @property
     def reused(self) -> tuple[int, int]:

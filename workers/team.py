@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,6 +31,7 @@ class ModelTeam:
 
     def __init__(self, folder: str, options: Sequence[WorkerOptions], cpus: float, gpus: float) -> None:
         self.name = "starting"
+        self.depth = len(options) + 1  # a call in each shard, and one that has come meanwhile
         self._folder = folder
         self._options = options
         self._resources = {"CPU": cpus, **({"GPU": gpus} if gpus else {})}
@@ -42,7 +42,7 @@ class ModelTeam:
 
     def prepare(self) -> Any:
         """Return a reference to the team's name, which is there once all have loaded their part."""
-        self._dense.clear()  # an object may be lost with the node that held it
+        self.forget()
         *others, last = self._actors
         return last.prepare.remote(*(actor.prepare.remote() for actor in others))
 
@@ -75,12 +75,13 @@ class ModelTeam:
         parts = [actor.summarise.remote(str(metric), reductions) for actor in others]
         return last.summarise.remote(str(metric), reductions, *parts)
 
-    def reused(self) -> list[tuple[int, int]]:
-        """Return how many blocks each actor did not run again, of how many; none where one is away."""
-        found: list[tuple[int, int]] = []
-        with contextlib.suppress(ray.exceptions.RayError, TimeoutError):
-            found += ray.get([actor.reused.remote() for actor in self._actors], timeout=5)
-        return found
+    def reused(self) -> list[Any]:
+        """Return references to how many blocks each actor did not run again, of how many."""
+        return [actor.reused.remote() for actor in self._actors]
+
+    def forget(self) -> None:
+        """Drop references to what the dense model does: they may be lost, or say that memory was short."""
+        self._dense.clear()
 
     def renew(self) -> None:
         """End the actors and make new ones."""

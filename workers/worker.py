@@ -243,6 +243,10 @@ class Worker:
             return Slopes({}, (), before + time.perf_counter() - start, str(error))
         return Slopes(found, after, before + time.perf_counter() - start)
 
+    def knows(self, window: Window) -> bool:
+        """Whether it has what the dense model does with some tokens."""
+        return window in self._references
+
     def forget(self) -> None:
         """Free the memory of what can be computed again."""
         self._batches.clear()
