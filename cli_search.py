@@ -271,9 +271,7 @@ def _run(start: Callable[[Any], Any], out: Path, as_json: bool, where: str = "")
         if begun and begun[-1] == out:
             note(f"interrupted; what was measured is kept, continue with: secateur resume {out}{where}")
         elif begun:
-            note(
-                f"interrupted; what was measured is kept, continue all seeds with: secateur resume {out}{where}"
-            )
+            note(f"interrupted; what was measured is kept, resume all seeds: secateur resume {out}{where}")
         else:
             note("interrupted before anything was measured")
         raise typer.Exit(130) from None

@@ -15,8 +15,8 @@ small=$out/calibration-2 # a quarter of both, in shorter sequences, for comparis
 
 [ -d "$cal" ] || "$bin" calibrate "$model" --text "$text" --tokens 8192 --selection-tokens 4096 \
   --holdout-tokens 8192 --out "$cal"
-[ -d "$small" ] || "$bin" calibrate "$model" --text "$text" --tokens 8192 --selection-tokens 2048 \
-  --holdout-tokens 4096 --out "$small"
+[ -d "$small" ] || "$bin" calibrate "$model" --text "$text" --tokens 8192 --selection-tokens 1024 \
+  --holdout-tokens 2048 --sequence-length 256 --out "$small"
 
 for part in "${@:-wanda together searchers front}"; do
   for step in $part; do
