@@ -255,6 +255,8 @@ def test_a_killed_driver_is_resumed_on_a_fresh_cluster(tiny_calibration, tmp_pat
     process = start_on_ray(settings_of(tiny_calibration, "metrics"), tmp_path / "run", short_place)
     assert wait_for(lambda: process.poll() is None, tmp_path / "run", 30)
     helpers = psutil.Process(process.pid).children(recursive=True)
+    (folder,) = os.listdir(short_place)
+    assert os.stat(f"{short_place}/{folder}").st_mode & 0o077 == 0  # nobody else looks in
     process.kill()
     process.communicate()
     before = count(tmp_path / "run")

@@ -48,7 +48,12 @@ def connected(address: str) -> Iterator[None]:
         # Of this user alone, and short: the names of Ray's sockets have room for no more.
         place = tempfile.gettempdir()
         folder = tempfile.mkdtemp(prefix="secateur-", dir=place if len(place) <= _LONGEST_PLACE else "/tmp")
-        options |= {"include_dashboard": False, "_temp_dir": folder, "object_store_memory": _STORE_BYTES}
+        # Ray opens its own folder to everybody: it gets one inside.
+        options |= {
+            "include_dashboard": False,
+            "_temp_dir": f"{folder}/r",
+            "object_store_memory": _STORE_BYTES,
+        }
     _be_quiet()
     try:
         try:
