@@ -21,6 +21,8 @@ def _bytes(text: str) -> int:
     found = re.fullmatch(r"\s*([\d.]+)\s*([A-Za-z]*)\s*", text)
     if not found or found[2].upper() not in _UNITS or found[1].count(".") > 1 or not float(found[1]):
         raise ValueError(f"expected a size of memory such as 80GiB, got {text!r}")
+    if not found[2]:
+        raise ValueError(f"expected a size of memory with its unit, such as {found[1]}GiB, got {text!r}")
     return int(float(found[1]) * _UNITS[found[2].upper()])
 
 

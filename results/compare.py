@@ -96,6 +96,9 @@ def verdicts(table: pd.DataFrame) -> list[str]:
     sentences = [f"{best['search']} has the {what}, {best[measure]:.4f}."]
     for _, row in known.iloc[1:].iterrows():
         change = abs(row[measure] - best[measure])
+        if not change:
+            sentences.append(f"{row['search']} has the same.")
+            continue
         share = f"{change:.4f} ({change / abs(best[measure]):.1%})" if best[measure] else f"{change:.4f}"
         if min(row["seeds"], best["seeds"]) < 2:
             one = " and ".join(r["search"] for r in (best, row) if r["seeds"] < 2)

@@ -68,7 +68,7 @@ class Progress:
         best = f"best {first} {front[first].min():.4g}" if len(front) else "nothing measured"
         self._text = (
             f"{self._amount(done)}  {best}  front {len(front)}  "
-            f"{(done - self._known) / seconds if seconds else 0.0:.2g}/s  left {left}  "
+            f"{(done - self._known) / seconds if seconds else 0.0:.3g}/s  left {left}  "
             f"rejected {self._counts['rejected']}  aliases {self._counts['alias']}  "
             f"failed {self._counts['failed']}"
         )

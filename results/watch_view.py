@@ -92,6 +92,8 @@ def sections(look: Look) -> Iterator[tuple[str, str]]:
     overview = look.overview
     if overview is None or look.workers is None or look.workers.empty:
         return
+    if look.state == "left":
+        yield "continue", f"secateur resume {look.folder}"
     yield "workers", _of_workers(look.workers, look)
     if overview.rows.empty:
         return
@@ -117,7 +119,7 @@ def sections(look: Look) -> Iterator[tuple[str, str]]:
 def _headline(look: Look) -> str:
     state = {
         "beginning": "beginning", "running": "running", "holdout": "measuring on holdout tokens",
-        "left": f"left by the process that wrote it; continue it with: secateur resume {look.folder}",
+        "left": "left by the process that wrote it",
         "ended": "ended",
     }[look.state]  # fmt: skip
     if look.overview is None:
@@ -126,7 +128,7 @@ def _headline(look: Look) -> str:
     of_budget = f" of {budget.amount:,.0f} {budget.unit}" if budget else " candidates"
     parts = [state, f"{spent:,.0f}{of_budget}"]
     if look.rate is not None and not look.is_over:
-        parts.append(f"{look.rate:.2g} measurements/s")
+        parts.append(f"{look.rate:.3g} measurements/s")
     if look.silence is None:
         parts.append("nothing measured yet")
     elif not look.is_over:

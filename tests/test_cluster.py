@@ -469,6 +469,9 @@ def test_workers_that_never_come_are_a_sentence(ray_session, tmp_path):
         (("--workers", "4", "--shards", "4", "--cpus-per-worker", "0.1"), "at most 3 shards, one a block"),
         (("--workers", "1", "--device", "cuda"), "expected GPUs for the device cuda"),
         (("--timeout", "0"), "expected a time-out above 0 seconds"),
+        (("--cpus-per-worker", "nan"), "expected CPUs above 0 a worker, got nan"),
+        (("--gpus-per-worker", "-1"), "expected GPUs of 0 or more a worker, got -1"),
+        (("--ray", "ray://head:10001"), "expected --ray local, auto or HOST:PORT, got 'ray://head:10001'"),
         (
             ("--workers", "1", "--gpus-per-worker", "1.5", "--device", "auto"),
             "a part of one GPU or whole ones",
@@ -483,6 +486,23 @@ def test_what_a_cluster_cannot_do_is_a_sentence(ray_session, tiny_calibration, t
     assert sentence in result.stderr
     assert len(result.stderr.strip().splitlines()) <= 2
     assert not (tmp_path / "run" / "archive.sqlite").exists()
+
+
+def test_an_address_where_nothing_listens_is_told_at_once(monkeypatch, tmp_path):
+    from secateur.workers.connection import _check_there
+
+    began = time.monotonic()
+    with pytest.raises(
+        WorkerError, match=r"no Ray cluster at 127\.0\.0\.1:1: Connection refused; start one with"
+    ):
+        _check_there("127.0.0.1:1")
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray" / "ray_current_cluster").write_text("127.0.0.1:2\n")
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(WorkerError, match=r"no Ray cluster at 127\.0\.0\.1:2"):
+        _check_there("auto")
+    assert time.monotonic() - began < 5
 
 
 def test_options_of_workers_want_a_cluster(tiny_calibration, tmp_path):

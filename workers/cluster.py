@@ -7,7 +7,9 @@ figures are those of a local search: the same computation runs, whoever runs it.
 
 from __future__ import annotations
 
+import math
 import os
+import re
 import secrets
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
@@ -52,6 +54,8 @@ class Cluster:
     timeout: float = 1800.0
 
     def __post_init__(self) -> None:
+        if self.address not in ("local", "auto") and not re.fullmatch(r"[^\s/:]+:\d{1,5}", self.address):
+            raise ValueError(f"expected --ray local, auto or HOST:PORT, got {self.address!r}")
         if self.workers is not None and self.workers < 1:
             raise ValueError(f"expected at least 1 worker, or auto, got {self.workers}")
         if self.shards < 1:
@@ -61,9 +65,11 @@ class Cluster:
                 f"expected workers in whole copies of a model of {self.shards} shards, got {self.workers}; "
                 f"choose --workers {max(1, self.workers // self.shards) * self.shards}"
             )
-        if self.cpus <= 0 or (self.gpus is not None and self.gpus < 0):
-            raise ValueError(f"expected CPUs above 0 and GPUs of 0 or more, got {self.cpus} and {self.gpus}")
-        if self.timeout <= 0:
+        if not (math.isfinite(self.cpus) and self.cpus > 0):
+            raise ValueError(f"expected CPUs above 0 a worker, got {self.cpus:g}")
+        if self.gpus is not None and not (math.isfinite(self.gpus) and self.gpus >= 0):
+            raise ValueError(f"expected GPUs of 0 or more a worker, got {self.gpus:g}")
+        if not self.timeout > 0:
             raise ValueError(f"expected a time-out above 0 seconds, got {self.timeout}")
 
 
@@ -72,7 +78,11 @@ def _set_environment(address: str) -> None:
 
     A cluster that is started here listens on the loopback address alone, and to nobody without a token.
     """
-    wanted = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
+    wanted = {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+        "RAY_BACKEND_LOG_LEVEL": "fatal",  # what its C++ parts say in passing: we say what went wrong
+    }
     if address == "local":
         wanted["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
         if "RAY_AUTH_MODE" not in os.environ:
@@ -102,6 +112,7 @@ class RayEvaluator:
         options: WorkerOptions,
         note: Callable[[str], None] = lambda _text: None,
     ) -> None:
+        blocks = split_blocks(calibration.layers, cluster.shards)
         _set_environment(cluster.address)
         from .connection import accelerators, check_nodes, choose_workers, connected
         from .dispatch import Dispatcher
@@ -115,7 +126,6 @@ class RayEvaluator:
             model = options.get("model") or calibration.model_source
             check_nodes(calibration, model, cluster.cpus, gpus, note)
             self._accelerator = accelerators() if gpus else ""
-            blocks = split_blocks(self.layers, cluster.shards)
             own = options.get("device", Device())
             device = replace(
                 own, name="cuda" if gpus else "cpu", threads=own.threads or max(1, int(cluster.cpus))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
+import socket
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -23,6 +26,7 @@ Note = Callable[[str], None]
 _LONGEST_PLACE = 25  # characters
 _STORE_BYTES = 1 << 29  # of shared memory on one machine, for the hidden states between shards
 _LOOK_SECONDS = 120.0
+_REACH_SECONDS = 5.0
 _TOKEN_HINT = (
     "if the cluster wants a token, export RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
 )
@@ -55,6 +59,7 @@ def connected(address: str) -> Iterator[None]:
             "object_store_memory": _STORE_BYTES,
         }
     _be_quiet()
+    _check_there(address)
     try:
         try:
             with _own_signals():
@@ -66,6 +71,23 @@ def connected(address: str) -> Iterator[None]:
     finally:
         ray.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _check_there(address: str) -> None:
+    """Check that something listens where a cluster should be: Ray would try for minutes."""
+    if address == "auto":  # as Ray finds it
+        file = Path(os.environ.get("RAY_TMPDIR", "/tmp"), "ray", "ray_current_cluster")
+        address = os.environ.get("RAY_ADDRESS") or (file.read_text().strip() if file.is_file() else "")
+    host, _, port = address.rpartition(":")
+    if not (host and port.isdecimal()) or "://" in address:
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=_REACH_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise WorkerError(
+            f"there is no Ray cluster at {address}: {getattr(error, 'strerror', None) or error}; start one "
+            "with `ray start --head`, or use --ray local"
+        ) from None
 
 
 @contextmanager
