@@ -16,7 +16,7 @@ from secateur.workers.cluster import Cluster, RayEvaluator, _set_environment
 from secateur.workers.statistics import Calibration
 from secateur.workers.worker import Device, WorkerOptions
 
-STAGES = {"screen": 96, "layer": 16, "model": 12}  # candidates measured at each
+STAGES = {"screen": 288, "layer": 16, "model": 12}  # candidates measured at each
 EMPTY = {1: 50, 2: 100, 8: 400, 64: 2560}  # workers: candidates of 0.1 seconds
 
 
