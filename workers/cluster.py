@@ -12,7 +12,7 @@ import os
 import re
 import secrets
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -165,12 +165,7 @@ class RayEvaluator:
     @property
     def reused(self) -> tuple[int, int]:
         """Blocks whose hidden states were known, of how many that candidates went through."""
-        import ray
-
-        asked = [reference for team in self._dispatcher.ready for reference in team.reused()]
-        pairs: list[tuple[int, int]] = []
-        with suppress(ray.exceptions.RayError, TimeoutError):
-            pairs += ray.get(asked, timeout=5)
+        pairs = self._dispatcher.ask(lambda team: team.reused())
         return sum(known for known, _ in pairs), sum(of_all for _, of_all in pairs)
 
     def measure(

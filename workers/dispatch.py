@@ -31,6 +31,7 @@ _LOST = (
     exceptions.RpcError,
     exceptions.TaskCancelledError,
 )
+_ASKED_SECONDS = 5.0
 _TICK = 0.5  # seconds after which the clock is looked at though nothing has happened
 _LOADING = 2.0  # seconds after which a start that failed had begun to load
 
@@ -127,6 +128,14 @@ class Dispatcher:
         finally:
             for seat in self._seats:  # after an interrupt nobody waits for what is in flight
                 seat.flight.clear()
+
+    def ask(self, begin: Callable[[Any], list[Any]]) -> list[Any]:
+        """Return what the teams that are ready answer at once; nothing if one does not."""
+        asked = [reference for seat in self._seats if seat.is_ready for reference in begin(seat.team)]
+        try:
+            return list(ray.get(asked, timeout=_ASKED_SECONDS))
+        except (exceptions.RayError, TimeoutError):
+            return []
 
     def stop(self) -> None:
         """End all teams."""
