@@ -192,7 +192,8 @@ class Dispatcher:
             cause = error.cause if isinstance(error, exceptions.RayTaskError) else error
             is_away = isinstance(cause, _LOST) and not getattr(cause, "actor_init_failed", False)
             if not is_away or time.monotonic() - seat.since > _LOADING:  # else it may wait for its node
-                seat.failed += 1
+                # What has worked may work again, however often its process or node is lost.
+                seat.failed += not is_away or not self._had_one
                 self._note(f"a worker could not start: {reason_of(error)}")
             others = any(other.failed < STARTS for other in self._seats)
             if not self._had_one and (not is_away or not others):
