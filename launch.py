@@ -24,11 +24,10 @@ from .search.searchers import build_searcher
 from .search.settings import DESCENDING, SearchSettings
 from .workers.cluster import Cluster, RayEvaluator
 from .workers.local import LocalEvaluator
-from .workers.reference import SHORTEST, len_of_rung
+from .workers.reference import SHORTEST, len_of_rung, len_of_step
 from .workers.statistics import Calibration
 from .workers.worker import Device, WorkerOptions
 
-_MOST_SENSITIVITY = 2048  # tokens of a step if nothing is said: more steps on few are worth more
 _FEWEST_TO_RACE = 1024  # selection tokens from which a quarter of them tells candidates apart
 
 
@@ -254,14 +253,10 @@ def _rungs(settings: SearchSettings, sequences: int, length: int) -> tuple[int, 
 
 
 def _sensitivity(settings: SearchSettings, tokens: int) -> int:
-    """Return on how many of the statistics tokens sensitivities are found: an eighth, but not very many."""
+    """Return on how many of the statistics tokens sensitivities are found, none where nobody uses them."""
     if settings.sensitivity is not None:
         return settings.sensitivity
-    return (
-        min(max(1, tokens // 8), _MOST_SENSITIVITY)
-        if settings.can_descend and settings.searcher in DESCENDING
-        else 0
-    )
+    return len_of_step(tokens) if settings.can_descend and settings.searcher in DESCENDING else 0
 
 
 def _measure_holdout(

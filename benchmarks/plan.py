@@ -18,7 +18,8 @@ from secateur.search.candidate import Candidate, uniform
 from secateur.workers import rates
 from secateur.workers.local import LocalEvaluator
 from secateur.workers.outline import outline
-from secateur.workers.plan import Machine, Tokens, make_plan, sensitivity_tokens
+from secateur.workers.plan import Machine, Tokens, make_plan
+from secateur.workers.reference import len_of_step
 from secateur.workers.statistics import Calibration
 from secateur.workers.worker import Device
 
@@ -55,7 +56,7 @@ def main() -> None:
     layers = evaluator.layers
     published = [uniform(metric.expression, layers, 0.6) for metric in PUBLISHED.values()]
     wanda = uniform(PUBLISHED["wanda"].expression, layers, 0.6)
-    own, many = sensitivity_tokens(tokens), len(published)
+    own, many = len_of_step(tokens.statistics), len(published)
     # Ratios that begin differently: nothing of one candidate's way serves the next.
     fresh = iter([Candidate(wanda.metric, (r, *wanda.ratios[1:])) for r in (0.5, 0.55, 0.65, 0.7, 0.75)])
     measured = {

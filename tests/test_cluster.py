@@ -89,6 +89,7 @@ def test_a_cluster_measures_what_one_process_does(ray_session, tiny_calibration,
                 assert sums[0] == sums[1]
             else:
                 assert all(np.array_equal(sums[0][r], sums[1][r]) for r in sums[0])
+        assert evaluator.measure([], "screen") == []
         (found,) = evaluator.measure(candidates[:1], "screen")
         assert found.attempts == 1
         assert len(found.worker.split("+")) == CLUSTERS[name][1]

@@ -195,7 +195,7 @@ class RayEvaluator:
             return team.layers(chosen, stage)
 
         found: dict[int, Measurement] = {}
-        each = -(-len(candidates) // (2 * len(self._teams)))  # so that all have something to do
+        each = max(1, -(-len(candidates) // (2 * len(self._teams))))  # so that all have something to do
         for answer in self._dispatcher.run(begin, len(candidates), min(each, _TOGETHER[stage])):
             measured = answer.value or [Measurement(stage, failure=answer.failure)] * len(answer.items)
             own = [replace(m, worker=answer.name, attempts=answer.attempts) for m in measured]

@@ -9,13 +9,12 @@ from typing import Any
 from .outline import Outline
 from .prefix import _CHAINS, KEPT_BYTES
 from .rates import Rates, quadratic_operations
-from .reference import _KEPT_BYTES, _TOKENS_A_CALL, _TOKENS_OF_LOGITS
+from .reference import _KEPT_BYTES, _TOKENS_A_CALL, _TOKENS_OF_LOGITS, len_of_step
 from .sensitivity import FORWARD_PASSES
 from .shard import _ORDER_BYTES, SCREEN_ROWS
 from .split import split_blocks
 
 PROMOTED = 0.25  # share of a batch that passes the screen, or a rung of a quarter of the tokens
-_MOST_SENSITIVITY = 2048  # tokens of a pass that finds sensitivities, or an eighth of those of statistics
 _RUNTIME = {"cpu": 500 << 20, "cuda": 1 << 30}  # interpreter and libraries; a GPU's context and workspaces
 _ALLOCATOR = 0.1  # of all else: what allocators hold and cannot give
 # Bytes a weight while one layer is masked: its copy in 32 bits, scores, what selection moves, the mask.
@@ -141,7 +140,7 @@ def memory_of(outline: Outline, machine: Machine, tokens: Tokens, blocks: range)
             masking + running,
             logits if is_last else 0,
             # Sensitivities keep what entered each block, and all that a block computes on its way back.
-            len(blocks) * sensitivity_tokens(tokens) * states
+            len(blocks) * len_of_step(tokens.statistics) * states
             + _BLURRING * max(sum(x.size for x in layers if x.block == b) for b in blocks) + 2 * running,
         ),
         "libraries": _RUNTIME[machine.device],
@@ -166,7 +165,7 @@ def seconds_of(
     share = sum(min(SCREEN_ROWS, x.rows) * x.columns for x, _ in own) / size
     hashing = size / rates.digested
     applying = size * (4 + 1 + 4) / rates.copied
-    found = sensitivity_tokens(tokens)
+    found = len_of_step(tokens.statistics)
     return {
         "screen": share * (masking + hashing)
         + forms(SCREEN_ROWS) / rates.thin_forms
@@ -191,11 +190,6 @@ def _running(outline: Outline, tokens: Tokens, rates: Rates, blocks: range, coun
         operations += 2 * count * outline.width * outline.vocabulary
         moved += _PASSES_OF_LOGITS * 4 * count * outline.vocabulary
     return operations / rates.products + moved / rates.copied
-
-
-def sensitivity_tokens(tokens: Tokens) -> int:
-    """Return on how many tokens sensitivities are found."""
-    return max(1, min(tokens.statistics // 8, _MOST_SENSITIVITY))
 
 
 def ways_to_fit(

@@ -17,6 +17,7 @@ _TOKENS_A_CALL = {"cpu": 1024, "cuda": 8192}
 _TOKENS_OF_LOGITS = {"cpu": 128, "cuda": 1024}
 # Dense log-probabilities are kept up to this size and computed again for each candidate beyond it.
 _KEPT_BYTES = 1 << 30
+_MOST_OF_A_STEP = 2048
 SHORTEST = 128  # tokens of a sequence that a rung looks at
 
 
@@ -47,6 +48,14 @@ def len_of_rung(sequences: int, length: int, count: int) -> int:
     """Return how many tokens a rung of about ``count`` has."""
     rows, columns = _shape_of_rung(sequences, length, count)
     return rows * columns
+
+
+def len_of_step(tokens: int) -> int:
+    """Return on how many of the statistics tokens sensitivities are found if nothing is said.
+
+    An eighth, but not very many: more steps on few are worth more.
+    """
+    return min(max(1, tokens // 8), _MOST_OF_A_STEP)
 
 
 def _shape_of_rung(sequences: int, length: int, count: int) -> tuple[int, int]:
