@@ -1,6 +1,7 @@
 """The same search on the workers of a Ray cluster: equal figures, whatever dies."""
 
 import contextlib
+import gc
 import os
 import random
 import signal
@@ -10,6 +11,7 @@ import sys
 import tempfile
 import threading
 import time
+import warnings
 from itertools import combinations, pairwise
 
 import numpy as np
@@ -46,6 +48,10 @@ def ray_session():
 
     with connected("local"):
         yield
+    # Ray leaves the handles of its processes behind; collected later they would warn in somebody else's test.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
 
 
 def evaluator_on(calibration, workers, shards=1, **options):
