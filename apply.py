@@ -15,7 +15,7 @@ from .search.allocation import ALLOCATIONS, Dense
 from .search.candidate import Candidate, parse_pattern
 from .search.objectives import look_up
 from .search.settings import SearchSettings
-from .workers.calibration import Request, load_decoder
+from .workers.calibration import Request, how_loaded, load_decoder, whole_because
 from .workers.checkpoint import Checkpoint, check_new
 from .workers.decoder import Decoder
 from .workers.model import choose_dtype, model_reference, stored_dtype
@@ -122,10 +122,9 @@ def prune(
     )  # fmt: skip
     count = loading.sequences()["statistics"]
     tell(f"loading {request.model}")
-    why = _whole_because(request, rule)
+    why = whole_because(loading)
     decoder, tokenizer = load_decoder(loading, by_block=not why)
-    how = decoder.weights.how
-    tell(how if decoder.weights.in_files else f"{how}: {why or 'transformers converts what its files hold'}")
+    tell(how_loaded(decoder, why))
     stored = (
         None if request.dtype else stored_dtype(request.model, trust_remote_code=request.trust_remote_code)
     )
@@ -172,8 +171,8 @@ def prune(
                 "source": model_reference(request.text), "sequences": len(ids),
                 "sequence_length": ids.shape[1], "seed": request.seed, "sha256": token_hash(ids),
             },
-            "model": {"source": model_reference(request.model), "dtype": written, "weights": how,
-                      "stays_dense": decoder.passed_over},
+            "model": {"source": model_reference(request.model), "dtype": written,
+                      "weights": decoder.weights.how, "stays_dense": decoder.passed_over},
             "versions": {"python": platform.python_version(),
                          **{name: version(name) for name in ("secateur", "torch", "transformers")}},
             "layers": [
@@ -184,17 +183,6 @@ def prune(
             ],
         }  # fmt: skip
         return checkpoint.finish(tokenizer, layers, record, from_gguf=request.model.endswith(".gguf"))
-
-
-def _whole_because(request: PruneRequest, rule: Rule) -> str:
-    """Return why the whole model has to be in memory at once; empty if its blocks may come one by one."""
-    if request.trust_remote_code:
-        return "code that comes with the model loads it"
-    if "G" in rule.metric.leaves:
-        return "the metric's G takes a backward pass through the whole model"
-    if request.text == "self":
-        return "it writes its own text; with --text FILE its blocks can be read one by one"
-    return ""
 
 
 def _read(request: PruneRequest) -> Rule:

@@ -195,9 +195,9 @@ class TestTheModelStage:
         assert found.values["model_error"] == 0
 
     def test_the_dense_weights_are_back_afterwards(self, tiny_evaluator):
-        before = tiny_evaluator.worker.decoder.fingerprint()
+        before = tiny_evaluator.worker.decoder.fingerprints()
         tiny_evaluator.measure([uniform(parse_metric("W"), tiny_evaluator.layers, 0.9)], "model")
-        assert tiny_evaluator.worker.decoder.fingerprint() == before
+        assert tiny_evaluator.worker.decoder.fingerprints() == before
 
     def test_probabilities_that_are_not_kept_give_the_same(
         self, tiny_calibration, tiny_evaluator, monkeypatch

@@ -32,9 +32,10 @@ def sketch(bare):
 
 
 def bytes_of(calibration):
-    """Bytes of the tensors in each block's file."""
-    files = sorted(calibration.folder.glob("block-*.safetensors"))
-    return [sum(t.numel() * t.element_size() for t in load_file(file).values()) for file in files]
+    """Bytes of the tensors in each block's files."""
+    blocks = sorted({layer.block for layer in calibration.layers})
+    files = [sorted(calibration.folder.glob(f"*-{block:03d}.safetensors")) for block in blocks]
+    return [sum(t.nbytes for file in own for t in load_file(file).values()) for own in files]
 
 
 class TestOutlines:

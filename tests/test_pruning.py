@@ -22,7 +22,7 @@ from secateur.results.archive import Archive
 from secateur.results.finding import ExportError
 from secateur.results.rule import RuleError, read_rule
 from secateur.search.candidate import Candidate, Measurement, Trial, uniform
-from secateur.workers.calibration import Request, load_decoder
+from secateur.workers.calibration import Request, calibrate, load_decoder
 from secateur.workers.checkpoint import Checkpoint, CheckpointError
 from secateur.workers.decoder import Decoder, weight_matrix
 from secateur.workers.evaluation import EvaluationRequest, evaluate, figures
@@ -30,7 +30,7 @@ from secateur.workers.model import load_model
 from secateur.workers.pruning import Pruner, PruningError
 from secateur.workers.repair import REPAIRS
 from secateur.workers.text import draw_sequences
-from support import in_process, save_model, tiny_config
+from support import in_process, save_model, small_request, tiny_config
 from support import secateur as secateur_process
 from torch import nn
 
@@ -318,7 +318,7 @@ class TestFolder:
             return made(self, *args, **kwargs)
 
         monkeypatch.setattr(Pruner, "prune", keep)
-        monkeypatch.setattr("secateur.apply._whole_because", lambda *_: "this test looks at the model")
+        monkeypatch.setattr("secateur.apply.whole_because", lambda *_: "this test looks at the model")
         request = request_of(models[name], text_file, sparsity=0.6, dtype=dtype, repair="obs")
         record = prune(request, tmp_path / "out")
         assert not list(tmp_path.rglob("*.bin"))
@@ -427,7 +427,7 @@ class TestBlockByBlock:
             folders = tmp_path / "read", tmp_path / "held"
             hows = [prune(request, folders[0])]
             with monkeypatch.context() as patched:
-                patched.setattr("secateur.apply._whole_because", lambda *_: "this test compares")
+                patched.setattr("secateur.apply.whole_because", lambda *_: "this test compares")
                 hows.append(prune(request, folders[1]))
             assert [x["model"].pop("weights") for x in hows] == ["read block by block", "held in memory"]
             for record in hows:
@@ -444,8 +444,9 @@ class TestBlockByBlock:
             {"statistics": "sequential", "repair": "obs", "sparsity": 0.6},
             {"repair": "bias", "dtype": "bfloat16", "pattern": "2:4"},
             {"ratios": "owl"},
+            {"candidate": "square(W) * minmax(G)"},
         ],
-        ids=["sequential", "bfloat16", "owl"],
+        ids=["sequential", "bfloat16", "owl", "gradients"],
     )
     def test_writes_what_a_model_in_memory_becomes(self, models, both_ways, name, changes):
         read, held = both_ways(models[name], **changes)
@@ -476,18 +477,28 @@ class TestBlockByBlock:
         save_file(tensors, bare / "model.safetensors", metadata={"format": "pt"})
         assert_same_model(*both_ways(bare))
 
-    @pytest.mark.parametrize(
-        ("arguments", "why"),
-        [
-            (("--candidate", "square(W) * minmax(G)"), "the metric's G takes a backward pass"),
-            (("--text", "self"), "it writes its own text; with --text FILE"),
-        ],
-    )
-    def test_what_needs_the_whole_model_has_it_and_says_so(self, models, text_file, tmp_path, arguments, why):
-        given = ("--text", text_file, *SMALL, *arguments)
+    @pytest.mark.parametrize("name", CONFIGS)
+    def test_calibration_writes_what_it_does_of_a_model_in_memory(
+        self, models, text_file, tmp_path, monkeypatch, name
+    ):
+        request = small_request(models[name], text_file)
+        said = []
+        calibrate(request, tmp_path / "read", said.append)
+        monkeypatch.setattr("secateur.workers.calibration.whole_because", lambda _: "this test compares")
+        calibrate(request, tmp_path / "held", said.append)
+        assert [x for x in said if "block by block" in x or "in memory" in x] == [
+            "read block by block", "held in memory: this test compares",
+        ]  # fmt: skip
+        names = sorted(p.name for p in (tmp_path / "read").iterdir())
+        assert len(names) == 2 + 2 * len(list((tmp_path / "read").glob("block-*")))
+        for own in names:
+            assert (tmp_path / "read" / own).read_bytes() == (tmp_path / "held" / own).read_bytes(), own
+
+    def test_what_needs_the_whole_model_has_it_and_says_so(self, models, tmp_path):
+        given = ("--text", "self", *SMALL)
         done = in_process("prune", models["llama"], *given, "-o", tmp_path / "out")
         assert done.returncode == 0, done.stderr
-        assert f"held in memory: {why}" in done.stderr
+        assert "held in memory: it writes its own text; with --text FILE" in done.stderr
         assert "the model was held in memory" in done.stdout
 
     def test_experts_that_transformers_fuses_are_held_in_memory(self, text_file, tmp_path):
@@ -564,9 +575,12 @@ class TestBlockByBlock:
         assert size > 600e6
         code = (
             "import re, sys\nfrom pathlib import Path\nfrom secateur.apply import PruneRequest, prune\n"
+            "from secateur.workers.calibration import Request, calibrate\n"
             "def peak(model, out):\n"
             "    sizes = {'tokens': 64, 'sequence_length': 64, 'device': 'cpu'}\n"
             "    prune(PruneRequest(model, text=sys.argv[1], **sizes), out)\n"
+            "    request = Request(model, sys.argv[1], selection_tokens=64, holdout_tokens=64, **sizes)\n"
+            "    calibrate(request, f'{out}-calibration')\n"
             "    status = Path('/proc/self/status').read_text()\n"
             "    return int(re.search(r'VmHWM:\\s+(\\d+) kB', status)[1])\n"
             "first = peak(*sys.argv[2:4])\n"  # with all that is imported

@@ -113,14 +113,14 @@ def test_a_metric_without_finite_scores_is_a_failure(tiny_evaluator):
 
 
 def test_the_dense_weights_are_as_before(tiny_evaluator):
-    before = tiny_evaluator.worker.decoder.fingerprint()
+    before = tiny_evaluator.worker.decoder.fingerprints()
     candidate = uniform(WANDA, tiny_evaluator.layers, 0.5)
     first = tiny_evaluator.measure([candidate], "sensitivity", "statistics", 128)
     assert tiny_evaluator.measure([candidate], "sensitivity", "statistics", 128)[0].sensitivities == (
         first[0].sensitivities
     )
     assert first[0].tokens == 4 * 128
-    assert tiny_evaluator.worker.decoder.fingerprint() == before
+    assert tiny_evaluator.worker.decoder.fingerprints() == before
     assert not any(p.requires_grad for p in tiny_evaluator.worker.decoder.model.parameters())
 
 

@@ -1,15 +1,17 @@
 """Calibration: one pass of text through the dense model, and one backward when gradients are wanted.
 
 Everything a search needs to know of model and text goes into the calibration folder; searches load the
-model once and no text at all.
+model once and no text at all. Calibration itself goes block by block and needs the weights of one at a time.
 """
 
 from __future__ import annotations
 
+import hashlib
 import platform
 import secrets
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -20,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .decoder import Batch, Decoder
+from .gradients import hidden_states, keep_states, root_mean_square_gradients
 from .loading import decoder_in_files
 from .model import (
     ModelError,
@@ -29,7 +32,7 @@ from .model import (
     model_reference,
     save_dense_copy,
 )
-from .observation import Observer, observed_outputs, root_mean_square_gradients
+from .observation import Observer, observed_outputs
 from .reconstruction import is_root
 from .statistics import (
     PARTS,
@@ -37,6 +40,7 @@ from .statistics import (
     CalibrationError,
     Entry,
     block_file,
+    gradient_file,
     token_hash,
     write_manifest,
     write_tokens,
@@ -107,7 +111,9 @@ def calibrate(request: Request, out: str | Path, tell: Callable[[str], None] = l
     target = Path(out)
     if target.exists():
         raise CalibrationError(f"expected a new folder, got {target}, which exists; choose another --out")
-    decoder, tokenizer = load_decoder(request)
+    why = whole_because(request)
+    decoder, tokenizer = load_decoder(request, by_block=not why)
+    tell(how_loaded(decoder, why))
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
     partial.mkdir()
@@ -117,6 +123,21 @@ def calibrate(request: Request, out: str | Path, tell: Callable[[str], None] = l
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return Calibration(target)
+
+
+def whole_because(request: Request) -> str:
+    """Return why the whole model has to be in memory at once; empty if its blocks may come one by one."""
+    if request.trust_remote_code:
+        return "code that comes with the model loads it"
+    if request.text == "self":
+        return "it writes its own text; with --text FILE its blocks can be read one by one"
+    return ""
+
+
+def how_loaded(decoder: Decoder, why: str) -> str:
+    """Return where a model's weights are, and why they are all in memory if they are."""
+    how = decoder.weights.how
+    return how if decoder.weights.in_files else f"{how}: {why or 'transformers converts what its files hold'}"
 
 
 def load_decoder(request: Request, *, by_block: bool = False) -> tuple[Decoder, Any]:
@@ -164,16 +185,21 @@ def _calibrate(
     if request.model.endswith(".gguf"):
         tell("keeping a dense copy of the quantised weights")
         save_dense_copy(model, tokenizer, folder / "model")
-    gradients: dict[int, Tensor] = {}
-    if request.gradients:
-        tell(f"gradients of {counts['statistics']} sequences")
-        gradients = root_mean_square_gradients(decoder, parts["statistics"])
-    tell(f"statistics of {len(decoder.blocks)} blocks, {len(decoder.layers)} linear layers")
-    entries = _write_blocks(decoder, parts["statistics"], gradients, folder)
-    write_manifest(folder, _describe(request, decoder, parts), decoder.layers, entries)
+    ids = parts["statistics"]
+    batches = [decoder.enter(part) for part in ids.split(max(1, _TOKENS_A_CALL // ids.shape[1]))]
+    room = hidden_states(folder, decoder, ids, batches[0].hidden) if request.gradients else nullcontext()
+    with room as states:
+        tell(f"statistics of {len(decoder.blocks)} blocks, {len(decoder.layers)} linear layers")
+        entries = _write_statistics(decoder, batches, states, folder)
+        if states is not None:
+            tell(f"gradients of {counts['statistics']} sequences")
+            _write_gradients(decoder, ids, states, folder)
+    write_manifest(folder, _describe(request, decoder, entries, parts), decoder.layers, entries)
 
 
-def _describe(request: Request, decoder: Decoder, parts: dict[str, Tensor]) -> dict[str, Any]:
+def _describe(
+    request: Request, decoder: Decoder, entries: list[Entry], parts: dict[str, Tensor]
+) -> dict[str, Any]:
     text = (
         request.text
         if request.text == "self" or request.text.startswith("hub:")
@@ -182,7 +208,7 @@ def _describe(request: Request, decoder: Decoder, parts: dict[str, Tensor]) -> d
     return {
         "model": {
             "source": model_reference(request.model),
-            "weights": decoder.fingerprint(),
+            "weights": hashlib.sha256("".join(entry.weights for entry in entries).encode()).hexdigest(),
             "dtype": request.dtype,
             "trust_remote_code": request.trust_remote_code,
             "stays_dense": decoder.passed_over,
@@ -201,43 +227,56 @@ def _describe(request: Request, decoder: Decoder, parts: dict[str, Tensor]) -> d
     }  # fmt: skip
 
 
-def _write_blocks(decoder: Decoder, ids: Tensor, gradients: dict[int, Tensor], folder: Path) -> list[Entry]:
-    """Write each block's statistics; return what the manifest says of each layer."""
-    size = max(1, _TOKENS_A_CALL // ids.shape[1])
-    batches: list[Batch] = [decoder.enter(part) for part in ids.split(size)]
+def _write_statistics(
+    decoder: Decoder, batches: list[Batch], states: Tensor | None, folder: Path
+) -> list[Entry]:
+    """Write each block's statistics, and the hidden states around it into ``states``.
+
+    Returns:
+        What the manifest says of each layer.
+    """
     hidden = [batch.hidden for batch in batches]
-    weights = decoder.fingerprints()
     entries: dict[int, Entry] = {}
     for block in range(len(decoder.blocks)):
-        indexes = [i for i, layer in enumerate(decoder.layers) if layer.block == block]
-        observer = Observer({i: decoder.modules[i] for i in indexes})
-        for number, batch in enumerate(batches):
-            with observer.watching():
-                hidden[number] = decoder.run_block(block, batch, hidden[number])
+        if states is not None:
+            keep_states(states, block, hidden)
+        own = [i for i, layer in enumerate(decoder.layers) if layer.block == block]
+        observer = Observer({i: decoder.modules[i] for i in own})
         tensors: dict[str, Tensor] = {}
-        for number, (members, statistics) in enumerate(observer.finish()):
-            tensors |= {f"gram{number}/{name}": value for name, value in statistics.items()}
-            gram = statistics["H"]
-            for i in members:
-                entries[i] = Entry(number, len(gram) if is_root(gram) else None, weights[i])
-                tensors |= _layer_tensors(decoder, i, statistics, gradients.get(i))
-        broken = [name for name, value in tensors.items() if not bool(value.isfinite().all())]
-        if broken:
-            raise CalibrationError(f"statistics of block {block} are not finite ({broken[0]}); the "
-                                   "dense model overflows on this text: try --dtype float32")  # fmt: skip
-        stored = {name: value.cpu().contiguous() for name, value in tensors.items()}
-        save_file(stored, folder / block_file(block))
-    check_composition(decoder, ids[:1], hidden[0][:1])
+        with decoder.weights.of(block):
+            for number, batch in enumerate(batches):
+                with observer.watching():
+                    hidden[number] = decoder.run_block(block, batch, hidden[number])
+            for number, (members, statistics) in enumerate(observer.finish()):
+                tensors |= {f"gram{number}/{name}": value for name, value in statistics.items()}
+                gram = statistics["H"]
+                for i in members:
+                    name = decoder.layers[i].name
+                    energy, size = observed_outputs(decoder.modules[i], statistics)
+                    tensors |= {f"{name}/energy": energy, f"{name}/Y": size}
+                    kept = len(gram) if is_root(gram) else None
+                    entries[i] = Entry(number, kept, decoder.fingerprint(i))
+        _save(tensors, folder / block_file(block), f"statistics of block {block}")
+    if states is not None:
+        keep_states(states, len(decoder.blocks), hidden)
+    check_composition(decoder, batches[0].ids[:1], hidden[0][:1])
     return [entries[i] for i in range(len(decoder.layers))]
 
 
-def _layer_tensors(
-    decoder: Decoder, index: int, statistics: dict[str, Tensor], gradient: Tensor | None
-) -> dict[str, Tensor]:
-    name, module = decoder.layers[index].name, decoder.modules[index]
-    energy, size = observed_outputs(module, statistics)
-    tensors = {f"{name}/energy": energy, f"{name}/Y": size}
-    return tensors if gradient is None else {**tensors, f"{name}/G": gradient}
+def _write_gradients(decoder: Decoder, ids: Tensor, states: Tensor, folder: Path) -> None:
+    for block, gradients in root_mean_square_gradients(decoder, ids, states):
+        tensors = {f"{decoder.layers[i].name}/G": gradient for i, gradient in gradients.items()}
+        _save(tensors, folder / gradient_file(block), f"gradients of block {block}")
+
+
+def _save(tensors: dict[str, Tensor], path: Path, what: str) -> None:
+    broken = [name for name, value in tensors.items() if not bool(value.isfinite().all())]
+    if broken:
+        raise CalibrationError(
+            f"{what} are not finite ({broken[0]}); the dense model overflows on this text: "
+            "try --dtype float32"
+        )
+    save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, path)
 
 
 def check_composition(decoder: Decoder, ids: Tensor, hidden: Tensor) -> None:

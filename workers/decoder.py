@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -140,21 +140,17 @@ class Decoder:
     def fingerprints(self) -> list[str]:
         """Return a hash of each layer's name, shape and some weights; none of what is not held."""
         return [
-            hashlib.sha256(self._identity(i)).hexdigest()
-            if self.held is None or layer.block in self.held
-            else ""
+            self.fingerprint(i) if self.held is None or layer.block in self.held else ""
             for i, layer in enumerate(self.layers)
         ]
 
-    def fingerprint(self) -> str:
-        """Return a hash of all layers' hashes."""
-        return hashlib.sha256("".join(self.fingerprints()).encode()).hexdigest()
-
-    def _identity(self, index: int) -> bytes:
+    def fingerprint(self, index: int) -> str:
+        """Return a hash of a layer's name, shape and some weights."""
         layer = self.layers[index]
         flat = weight_of(self.modules[index]).detach().reshape(-1)
         some = flat[:: max(1, flat.numel() // 64)].bfloat16().float().cpu()  # alike in both types
-        return f"{layer.name} {layer.rows} {layer.columns}".encode() + some.numpy().tobytes()
+        described = f"{layer.name} {layer.rows} {layer.columns}".encode()
+        return hashlib.sha256(described + some.numpy().tobytes()).hexdigest()
 
     @torch.no_grad()
     def enter(self, ids: Tensor) -> Batch:
@@ -202,24 +198,21 @@ class Decoder:
         The model's own forward runs with its blocks replaced, so that norms, scaling and capping of
         logits are the model's. Final hidden states are what the output embedding is given.
         """
-        last = len(self.blocks) - 1
-
-        def skip(index: int) -> Callable[..., Any]:
-            def forward(*args: Any, **kwargs: Any) -> Any:
-                own = hidden if index == last else _hidden_of(Call(args, kwargs, _find_hidden(args, kwargs)))
-                return self._wrap(index, own)
-
-            return forward
-
         final: list[Tensor] = []
         head = self.model.get_output_embeddings()  # type: ignore[operator]
         hook = head.register_forward_pre_hook(lambda _module, args: final.append(args[0]))
         try:
-            with self._patched(skip):
+            with self._giving(hidden):
                 logits = self.model(input_ids=ids, use_cache=False).logits
         finally:
             hook.remove()
         return final[0].float(), logits.float()
+
+    def loss(self, ids: Tensor, hidden: Tensor) -> Tensor:
+        """Return the model's own mean next-token loss for hidden states after the last block."""
+        with self._giving(hidden):
+            loss: Tensor = self.model(input_ids=ids, labels=ids, use_cache=False).loss
+        return loss
 
     @contextmanager
     def with_weights(self, weights: dict[int, Tensor]) -> Iterator[None]:
@@ -233,6 +226,19 @@ class Decoder:
         finally:
             for index, weight in dense.items():
                 weight_of(self.modules[index]).data = weight
+
+    def _giving(self, hidden: Tensor) -> AbstractContextManager[None]:
+        """Have the last block return given hidden states, and no other block do anything."""
+        last = len(self.blocks) - 1
+
+        def skip(index: int) -> Callable[..., Any]:
+            def forward(*args: Any, **kwargs: Any) -> Any:
+                own = hidden if index == last else _hidden_of(Call(args, kwargs, _find_hidden(args, kwargs)))
+                return self._wrap(index, own)
+
+            return forward
+
+        return self._patched(skip)
 
     def _wrap(self, index: int, hidden: Tensor) -> Any:
         """Return hidden states in the form in which a block returns them."""

@@ -1,44 +1,17 @@
-"""Observation: gradients, Gram matrices and moments of a dense model on tokens."""
+"""Observation: Gram matrices and moments of what enters the layers of a dense model."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .decoder import Decoder, oriented, weight_matrix, weight_of
+from .decoder import weight_matrix
 from .reconstruction import is_root, output_energy
 
 DAMPING = 0.01  # of the mean diagonal, as in SparseGPT
-
-
-def root_mean_square_gradients(decoder: Decoder, ids: Tensor) -> dict[int, Tensor]:
-    """Return G of every layer, (rows, columns) in 32-bit floats, by position of the layer.
-
-    The loss of a sequence is its mean next-token loss, the model is in evaluation mode (dropout would
-    make G random), and squares are summed over sequences in 32-bit floats (16-bit ones overflow).
-    """
-    model: Any = decoder.model
-    weights = [weight_of(module) for module in decoder.modules]
-    sums = [torch.zeros_like(weight_matrix(m), dtype=torch.float32) for m in decoder.modules]
-    try:
-        for weight in weights:
-            weight.requires_grad_(True)
-        for sequence in ids.split(1):
-            on_device = sequence.to(decoder.device)
-            model(input_ids=on_device, labels=on_device, use_cache=False).loss.backward()
-            for total, weight, module in zip(sums, weights, decoder.modules, strict=True):
-                if weight.grad is not None:  # an expert that no token reached has none
-                    gradient = oriented(module, weight.grad).float()
-                    total.addcmul_(gradient, gradient)
-                weight.grad = None
-    finally:
-        for weight in weights:
-            weight.requires_grad_(False)
-    return {i: total.div_(len(ids)).sqrt_().contiguous() for i, total in enumerate(sums)}
 
 
 class _InputSums:

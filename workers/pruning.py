@@ -8,8 +8,10 @@ statistics the block runs again, and what the pruned block returns is what the n
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,7 +22,8 @@ from ..metrics_dsl.expression import Expression
 from ..search.candidate import Candidate, Layer, Reduction, parse_pattern
 from .calibration import check_composition
 from .decoder import Decoder, oriented, weight_matrix, weight_of
-from .observation import Observer, observed_outputs, root_mean_square_gradients
+from .gradients import hidden_states, keep_states, root_mean_square_gradients
+from .observation import Observer, observed_outputs
 from .reconstruction import quadratic_form
 from .repair import REPAIRS
 from .shard import HeldLayer
@@ -171,10 +174,18 @@ class Pruner:
         """Compute what only the dense model as a whole gives."""
         if "G" not in metric.leaves or self._gradients:
             return
-        if self._decoder.weights.in_files:
-            raise PruningError("expected a model in memory for the leaf G, got one read block by block")
-        with torch.enable_grad():
-            self._gradients = root_mean_square_gradients(self._decoder, self._ids)
+        decoder, hidden = self._decoder, self._entering()
+        with (
+            tempfile.TemporaryDirectory(prefix="secateur-") as folder,
+            hidden_states(Path(folder), decoder, self._ids, hidden[0]) as states,
+        ):
+            for block in range(len(decoder.blocks)):
+                keep_states(states, block, hidden)
+                with decoder.weights.of(block):
+                    hidden = self._run(block, hidden)
+            keep_states(states, len(decoder.blocks), hidden)
+            for _, gradients in root_mean_square_gradients(decoder, self._ids, states):
+                self._gradients |= {i: gradient.cpu() for i, gradient in gradients.items()}
 
     def _run(self, block: int, hidden: list[Tensor]) -> list[Tensor]:
         pairs = zip(self._batches, hidden, strict=True)
@@ -204,7 +215,7 @@ class Pruner:
                 leaves = {name: found[name].reshape(1, -1) for name in "XMVD" if name in found}
                 leaves["Y"] = size.reshape(-1, 1)
                 if "G" in metric.leaves:
-                    leaves["G"] = self._gradients[i]
+                    leaves["G"] = self._gradients[i].to(decoder.device)
                 statistics = LayerStatistics(found["H"], energy, leaves)
                 weights = weight_matrix(decoder.modules[i])
                 held.append(HeldLayer(i, decoder.layers[i], weights, statistics, rows=1))

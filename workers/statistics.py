@@ -1,8 +1,8 @@
 """The calibration folder: what calibration writes and measuring reads.
 
 ``manifest.json`` says what was calibrated on what, ``tokens.safetensors`` holds the token ids of the three
-parts, and each decoder block has a file of statistics. A folder appears whole or not at all: it is written
-under another name and renamed.
+parts, and each decoder block has a file of statistics and, if wanted, one of gradients. A folder appears
+whole or not at all: it is written under another name and renamed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from torch import Tensor
 from ..metrics_dsl.operators import LEAVES
 from ..search.candidate import Layer
 
-FORMAT = 2
+FORMAT = 3
+_READABLE = (2, FORMAT)  # 2 has gradients in the files of statistics
 PARTS = ("statistics", "selection", "holdout")
 _MANIFEST = "manifest.json"
 
@@ -55,6 +56,11 @@ def token_hash(ids: Tensor) -> str:
 def block_file(index: int) -> str:
     """Return the name of a block's file of statistics."""
     return f"block-{index:03d}.safetensors"
+
+
+def gradient_file(index: int) -> str:
+    """Return the name of a block's file of gradients."""
+    return f"gradients-{index:03d}.safetensors"
 
 
 def write_tokens(folder: Path, parts: dict[str, Tensor]) -> None:
@@ -124,7 +130,7 @@ class Calibration:
             version = self.manifest["format"]
         except (ValueError, KeyError, TypeError) as error:
             raise CalibrationError(f"{path} cannot be read ({error}); calibrate again") from None
-        if version != FORMAT:
+        if version not in _READABLE:
             raise CalibrationError(
                 f"expected calibration format {FORMAT}, got {version} in {path}; calibrate again"
             )
@@ -136,10 +142,10 @@ class Calibration:
         Raises:
             CalibrationError: When one is missing.
         """
-        names = [
-            "tokens.safetensors",
-            *(block_file(i) for i in sorted({layer.block for layer in self.layers})),
-        ]
+        blocks = sorted({layer.block for layer in self.layers})
+        names = ["tokens.safetensors", *map(block_file, blocks)]
+        if self._has_gradient_files:
+            names += map(gradient_file, blocks)
         missing = [name for name in names if not (self.folder / name).is_file()]
         if missing:
             raise CalibrationError(
@@ -190,10 +196,18 @@ class Calibration:
                 gram, layer = f"gram{self.entries[i].gram}", self.layers[i].name
                 leaves = {leaf: read(f"{gram}/{leaf}").reshape(1, -1) for leaf in "XMVD"}
                 leaves["Y"] = read(f"{layer}/Y").reshape(-1, 1)
-                if self.manifest["gradients"]:
-                    leaves["G"] = read(f"{layer}/G")
                 result[i] = LayerStatistics(read(f"{gram}/H"), read(f"{layer}/energy"), leaves)
+        if self.manifest["gradients"]:
+            name = gradient_file(index) if self._has_gradient_files else block_file(index)
+            with self._open(name) as file:
+                for i in wanted:
+                    gradient = file.get_tensor(f"{self.layers[i].name}/G")
+                    result[i].leaves["G"] = gradient.to(device)
         return result
+
+    @property
+    def _has_gradient_files(self) -> bool:
+        return bool(self.manifest["gradients"]) and int(self.manifest["format"]) > 2
 
     def _open(self, name: str) -> Any:
         try:

@@ -1,0 +1,101 @@
+"""Gradients of the dense model's loss, a block at a time on the way back from the last block to the first.
+
+Of the forward pass no more than the hidden states between the blocks are kept, in a file; each block runs
+again on its way back. So the weights and gradients of one block at a time need to be in memory.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .decoder import Batch, Decoder, weight_matrix
+
+
+@contextmanager
+def hidden_states(folder: Path, decoder: Decoder, ids: Tensor, like: Tensor) -> Iterator[Tensor]:
+    """Give room in a file for the hidden states before each block and after the last.
+
+    The file is mapped into memory and gone afterwards: of many tokens the states are larger than a model.
+
+    Args:
+        folder: Where to put it.
+        decoder: The model.
+        ids: Token ids, (sequences, tokens).
+        like: Hidden states (any, any, width), for their width and type.
+
+    Returns:
+        A tensor (blocks + 1, sequences, tokens, width) on the CPU.
+    """
+    shape = (len(decoder.blocks) + 1, *ids.shape, like.shape[-1])
+    path = folder / "hidden-states"
+    try:
+        yield torch.from_file(str(path), shared=True, size=math.prod(shape), dtype=like.dtype).view(shape)
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def keep_states(states: Tensor, place: int, hidden: Sequence[Tensor]) -> None:
+    """Copy hidden states, each (some sequences, tokens, width), to their place in those of all blocks."""
+    for room, own in zip(states[place].split([len(h) for h in hidden]), hidden, strict=True):
+        room.copy_(own)
+
+
+def root_mean_square_gradients(
+    decoder: Decoder, ids: Tensor, states: Tensor
+) -> Iterator[tuple[int, dict[int, Tensor]]]:
+    """Yield each block, the last first, with G of its layers, (rows, columns) in 32-bit floats, by position.
+
+    The loss of a sequence is its mean next-token loss, the model is in evaluation mode (dropout would
+    make G random), and squares are summed over sequences in 32-bit floats (16-bit ones overflow).
+
+    Args:
+        decoder: The dense model.
+        ids: Token ids, (sequences, tokens).
+        states: Hidden states before each block and after the last, as of ``hidden_states``.
+    """
+    batches = [decoder.enter(sequence) for sequence in ids.split(1)]
+    gradients = [
+        _gradient_of_loss(decoder, batch, state)
+        for batch, state in zip(batches, states[-1].split(1), strict=True)
+    ]
+    for block in reversed(range(len(decoder.blocks))):
+        with decoder.weights.of(block):
+            sums, gradients = _way_back(decoder, block, batches, states[block], gradients)
+        yield block, {i: total.div_(len(ids)).sqrt_() for i, total in sums.items()}
+
+
+@torch.enable_grad()
+def _gradient_of_loss(decoder: Decoder, batch: Batch, state: Tensor) -> Tensor:
+    hidden = state.to(decoder.device).requires_grad_(True)
+    (found,) = torch.autograd.grad(decoder.loss(batch.ids, hidden), hidden)
+    return found
+
+
+@torch.enable_grad()
+def _way_back(
+    decoder: Decoder, block: int, batches: list[Batch], states: Tensor, gradients: list[Tensor]
+) -> tuple[dict[int, Tensor], list[Tensor]]:
+    """Return the summed squares of a block's gradients, and the gradient by the hidden states before it."""
+    weights = {
+        i: weight_matrix(decoder.modules[i]).requires_grad_(True)
+        for i, layer in enumerate(decoder.layers)
+        if layer.block == block
+    }
+    sums = {i: torch.zeros_like(weight, dtype=torch.float32) for i, weight in weights.items()}
+    before = []
+    for batch, state, gradient in zip(batches, states.split(1), gradients, strict=True):
+        hidden = state.to(decoder.device).requires_grad_(True)
+        output = decoder.run_block_with(block, batch, hidden, weights)
+        # An expert that no token reached has no gradient.
+        own, *found = torch.autograd.grad(output, [hidden, *weights.values()], gradient, allow_unused=True)
+        for total, value in zip(sums.values(), found, strict=True):
+            if value is not None:
+                total.addcmul_(value.float(), value.float())
+        before.append(torch.zeros_like(hidden) if own is None else own)
+    return sums, before
