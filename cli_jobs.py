@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,6 +19,7 @@ from .cli_options import (
     app,
     note,
     print_json,
+    read_cluster,
 )
 
 if TYPE_CHECKING:
@@ -58,10 +59,16 @@ def submit(
     from .jobs import JobServer
     from .submission import Submission
 
-    words: list[str] = []
-    for option in ("workers", "shards", "gpus_per_worker", "cpus_per_worker", "timeout"):
-        if given[option] is not None:
-            words += [f"--{option.replace('_', '-')}", str(given[option])]
+    usual: dict[str, Any] = {
+        "workers": "auto",
+        "shards": 1,
+        "gpus_per_worker": None,
+        "cpus_per_worker": 1.0,
+        "timeout": 1.0,
+    }
+    chosen = {name: given[name] for name in usual if given[name] is not None}
+    read_cluster("auto", *(usual | chosen).values())  # what is wrong with them is not left to the job
+    words = [word for name, value in chosen.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     submission = Submission.read(config, out, words)
     server = JobServer(address)
     job = server.submit(submission, name)

@@ -75,7 +75,7 @@ def report(archive: Archive, objectives: Sequence[str] | str | None = None) -> s
         stages = ", ".join(sorted(set(rows["stage"])))
         return f"No candidate of {archive.folder} has {' and '.join(names)}: it reached the stage {stages}."
     baselines = decided[decided["baseline"].notna() & ~decided["key"].isin(best["key"])]
-    columns = columns_for(names)
+    columns = {"key": ("key", "{:.8}"), **columns_for(names)}  # as much as other commands need
     return "\n".join([
         f"front of {archive.folder} ({', '.join(names)})",
         table(_with_ratios(best), columns),

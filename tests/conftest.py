@@ -21,9 +21,19 @@ GGUF = ROOT / ".cache" / "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 @pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Have tests that share fixtures run in one process: a file's, or the real model's, which come first."""
+    items.sort(key=lambda item: item.get_closest_marker("model") is None)
+    for item in items:
+        group = "model" if item.get_closest_marker("model") else item.path.stem
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
-    """Give tests of the real model all cores, and the others one."""
-    cores = len(os.sched_getaffinity(0))
+    """Give tests of the real model the cores that no other test runs on, and the others one."""
+    beside = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    cores = max(1, len(os.sched_getaffinity(0)) // beside)
     torch.set_num_threads(cores if item.get_closest_marker("model") else 1)
 
 

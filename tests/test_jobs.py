@@ -334,6 +334,8 @@ class TestASubmission:
         assert "expected a run folder: give --out" in refused("submit", config)
         config = write_config(tmp_path / "s.toml", calibration="cal", out="/shared/a")
         assert "expected an absolute path for calibration, got cal" in refused("submit", config)
+        assert "choose --workers 2" in refused("submit", config, "--workers", 3, "--shards", 2)
+        assert "expected at least 1 shard, got 0" in refused("submit", config, "--shards", 0)
         config = write_config(tmp_path / "s.toml", sparsity=0.6)
         assert "expected the setting calibration" in refused("submit", config, "--out", "/shared/a")
         (tmp_path / "model").mkdir()

@@ -163,6 +163,7 @@ class TestTheCommand:
             (("--gpus", -1), "expected GPUs and threads of at least 0"),
             (("--dtype", "int8"), "float32 or bfloat16"),
             (("--tokens", 0), "at least 1 token"),
+            (("--sequence-length", 4096), "expected sequences of at most 2048 tokens"),
         ],
     )
     def test_a_mistake_is_one_sentence(self, bare, arguments, says):

@@ -21,11 +21,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .decoder import Batch, Decoder
+from .batch import Batch
+from .decoder import Decoder
 from .gradients import hidden_states, keep_states, root_mean_square_gradients
 from .loading import decoder_in_files
 from .model import (
     ModelError,
+    check_length,
     choose_device,
     choose_dtype,
     load_model,
@@ -160,12 +162,7 @@ def load_decoder(request: Request, *, by_block: bool = False) -> tuple[Decoder, 
             request.model, dtype=dtype, device=device, trust_remote_code=request.trust_remote_code
         )
         decoder = Decoder(model)
-    longest = getattr(decoder.model.config, "max_position_embeddings", None)
-    if isinstance(longest, int) and request.sequence_length > longest:
-        raise ModelError(
-            f"expected sequences of at most {longest} tokens, which the model can read, got "
-            f"{request.sequence_length}"
-        )
+    check_length(decoder.model, request.sequence_length)
     return decoder, tokenizer
 
 

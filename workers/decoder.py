@@ -7,15 +7,15 @@ weights; what a block is called with is recorded and passed on as it came.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..search.candidate import Layer
+from .batch import Batch, Call, find_hidden, hidden_of
 from .model import ModelError
 from .weights import BlockWeights, WeightsInMemory
 
@@ -45,37 +45,6 @@ def _is_linear(module: nn.Module) -> bool:
         return False
     weight = getattr(module, "weight", None)
     return isinstance(weight, nn.Parameter) and weight.ndim == 2 and weight.is_floating_point()
-
-
-@dataclass
-class Call:
-    """What one block was called with; ``place`` says where the hidden states stand."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    place: int | str
-
-    def with_hidden(self, hidden: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return the arguments with other hidden states."""
-        if isinstance(self.place, int):
-            args = (*self.args[: self.place], hidden, *self.args[self.place + 1 :])
-            return args, self.kwargs
-        return self.args, {**self.kwargs, self.place: hidden}
-
-
-@dataclass
-class Batch:
-    """Some sequences on their way through the blocks.
-
-    Attributes:
-        ids: Token ids (sequences, tokens).
-        hidden: Hidden states before the first block (sequences, tokens, width).
-        calls: What each block is called with.
-    """
-
-    ids: Tensor
-    hidden: Tensor
-    calls: list[Call]
 
 
 class _ReachedError(Exception):
@@ -160,17 +129,17 @@ class Decoder:
 
         def record(index: int) -> Callable[..., Any]:
             def forward(*args: Any, **kwargs: Any) -> Any:
-                calls.append(Call(args, kwargs, _find_hidden(args, kwargs)))
+                calls.append(Call(args, kwargs, find_hidden(args, kwargs)))
                 if index + 1 == len(self.blocks):
                     raise _ReachedError
-                return self._wrap(index, _hidden_of(calls[-1]))
+                return self._wrap(index, hidden_of(calls[-1]))
 
             return forward
 
         self._learn_outputs(ids)
         with self._patched(record), suppress(_ReachedError):
             self.model(input_ids=ids, use_cache=False)
-        return Batch(ids, _hidden_of(calls[0]), calls)
+        return Batch(ids, hidden_of(calls[0]), calls)
 
     @torch.no_grad()
     def run_block(self, index: int, batch: Batch, hidden: Tensor) -> Tensor:
@@ -233,7 +202,7 @@ class Decoder:
 
         def skip(index: int) -> Callable[..., Any]:
             def forward(*args: Any, **kwargs: Any) -> Any:
-                own = hidden if index == last else _hidden_of(Call(args, kwargs, _find_hidden(args, kwargs)))
+                own = hidden if index == last else hidden_of(Call(args, kwargs, find_hidden(args, kwargs)))
                 return self._wrap(index, own)
 
             return forward
@@ -278,7 +247,7 @@ class Decoder:
 
         def reach(_index: int) -> Callable[..., Any]:
             def forward(*args: Any, **kwargs: Any) -> Any:
-                calls.append(Call(args, kwargs, _find_hidden(args, kwargs)))
+                calls.append(Call(args, kwargs, find_hidden(args, kwargs)))
                 raise _ReachedError
 
             return forward
@@ -302,20 +271,6 @@ class Decoder:
                     block.__dict__.pop("forward", None)
                 else:
                     block.forward = forward
-
-
-def _find_hidden(args: Sequence[Any], kwargs: dict[str, Any]) -> int | str:
-    """Return where the hidden states are: the first three-dimensional floating tensor."""
-    places: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
-    for place, value in places:
-        if isinstance(value, Tensor) and value.ndim == 3 and value.is_floating_point():
-            return place
-    raise ModelError("expected the blocks to be called with hidden states (sequences, tokens, width)")
-
-
-def _hidden_of(call: Call) -> Tensor:
-    hidden: Tensor = call.args[call.place] if isinstance(call.place, int) else call.kwargs[call.place]
-    return hidden
 
 
 def _find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:

@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .decoder import Batch, Decoder, weight_matrix
+from .batch import Batch
+from .decoder import Decoder, weight_matrix
 
 
 @contextmanager

@@ -221,6 +221,19 @@ def model_of_config(source: str, dtype: torch.dtype) -> nn.Module:
     return model.requires_grad_(False).eval()
 
 
+def check_length(model: nn.Module, length: int) -> None:
+    """Check that a model can read sequences of so many tokens.
+
+    Raises:
+        ModelError: When it cannot.
+    """
+    longest = getattr(model.config, "max_position_embeddings", None)
+    if isinstance(longest, int) and length > longest:
+        raise ModelError(
+            f"expected sequences of at most {longest} tokens, which the model can read, got {length}"
+        )
+
+
 def stored_dtype(source: str, *, trust_remote_code: bool = False) -> torch.dtype:
     """Return the floating type of a model's files; 32 bits for a ``.gguf`` file, which holds several."""
     from transformers import AutoConfig

@@ -11,7 +11,7 @@ from torch import nn
 
 from ..search.candidate import Layer
 from .decoder import Decoder
-from .model import ModelError, model_of_config
+from .model import ModelError, check_length, model_of_config
 from .observation import Observer
 
 _LEAVES_OF_COLUMNS = 4  # X, M, V and D
@@ -71,6 +71,7 @@ def outline(source: str, *, tokens: int, length: int, gradients: bool) -> Outlin
     logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)
     with FakeTensorMode(), torch.no_grad():
         model = model_of_config(source, torch.bfloat16)  # sizes are counted, and all kernels take this type
+        check_length(model, length)
         try:
             return _observed(model, torch.zeros(tokens // length, length, dtype=torch.long), gradients)
         except RuntimeError as error:

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .decoder import Batch, Decoder
+from .batch import Batch
+from .decoder import Decoder
 
 # Tokens that go through a block at a time: more spill out of a CPU's caches, fewer starve a GPU.
 _TOKENS_A_CALL = {"cpu": 1024, "cuda": 8192}

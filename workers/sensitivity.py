@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from ..search.candidate import Candidate
-from .decoder import Batch, Decoder
+from .batch import Batch
+from .decoder import Decoder
 from .shard import Shard
 
 # Half of the blurred edge, as a share of the group. Against differences of KL over 2 to 15 points of ratio

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from ..metrics_dsl.expression import Expression, MetricError
 from ..search.candidate import Candidate, Layer, Measurement, Reduction, Stage, parse_pattern
-from .decoder import Batch, Decoder
+from .batch import Batch
+from .decoder import Decoder
 from .loading import load_blocks
 from .model import choose_device, choose_dtype
 from .prefix import Prefix, Prefixes
