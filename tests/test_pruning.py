@@ -487,7 +487,7 @@ class TestBlockByBlock:
         monkeypatch.setattr("secateur.workers.calibration.whole_because", lambda _: "this test compares")
         calibrate(request, tmp_path / "held", said.append)
         assert [x for x in said if "block by block" in x or "in memory" in x] == [
-            "read block by block", "held in memory: this test compares",
+            "the model is read block by block", "the model is held in memory: this test compares",
         ]  # fmt: skip
         names = sorted(p.name for p in (tmp_path / "read").iterdir())
         assert len(names) == 2 + 2 * len(list((tmp_path / "read").glob("block-*")))

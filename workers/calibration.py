@@ -113,9 +113,7 @@ def calibrate(request: Request, out: str | Path, tell: Callable[[str], None] = l
     target = Path(out)
     if target.exists():
         raise CalibrationError(f"expected a new folder, got {target}, which exists; choose another --out")
-    why = whole_because(request)
-    decoder, tokenizer = load_decoder(request, by_block=not why)
-    tell(how_loaded(decoder, why))
+    decoder, tokenizer = load_decoder(request, by_block=not whole_because(request))
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
     partial.mkdir()
@@ -177,6 +175,7 @@ def _calibrate(
     sequences = draw_sequences(request.text, model, tokenizer, total, request.sequence_length, request.seed)
     if request.text != "self":
         tell(f"read {total} sequences of {request.sequence_length} tokens from {request.text}")
+    tell(f"the model is {how_loaded(decoder, whole_because(request))}")
     parts = dict(zip(counts, sequences.split(list(counts.values())), strict=True))
     write_tokens(folder, parts)
     if request.model.endswith(".gguf"):
