@@ -38,7 +38,7 @@ demo-ray: $(BIN)/.installed runs/smollm2-calibration
 
 # SECATEUR_OFFLINE=1 skips the tests that need the model where it cannot be fetched.
 test: $(BIN)/.installed $(if $(SECATEUR_OFFLINE),,$(GGUF))
-	$(BIN)/pytest -q --durations=10 -n 2 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/pytest -q --durations=10 -n 2 --dist loadfile --no-loadscope-reorder
 
 check: $(BIN)/.installed
 	$(BIN)/ruff format --check .

@@ -20,13 +20,9 @@ from support import ROOT, save_model, small_request, tiny_config
 GGUF = ROOT / ".cache" / "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Have tests that share fixtures run in one process: a file's, or the real model's, which come first."""
+    """Have tests of the real model, which take longest, come first."""
     items.sort(key=lambda item: item.get_closest_marker("model") is None)
-    for item in items:
-        group = "model" if item.get_closest_marker("model") else item.path.stem
-        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.hookimpl(tryfirst=True)

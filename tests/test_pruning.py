@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import secateur
 import torch
+from references import linear_layers, matrix, surgeon, wanda_reference
 from safetensors.torch import load_file
 from secateur.apply import PruneRequest, prune
 from secateur.metrics_dsl.published import PUBLISHED
@@ -32,7 +33,6 @@ from secateur.workers.repair import REPAIRS
 from secateur.workers.text import draw_sequences
 from support import in_process, save_model, small_request, tiny_config
 from support import secateur as secateur_process
-from torch import nn
 
 WANDA = PUBLISHED["wanda"].expression
 SIZES = {"tokens": 512, "sequence_length": 64, "device": "cpu"}
@@ -80,90 +80,6 @@ def tokens_of(source, text_file, count=8, length=64):
     """Sequences of a file as pruning draws them, (count, length)."""
     model, tokenizer = load_model(str(source))
     return draw_sequences(str(text_file), model, tokenizer, count, length, 0)
-
-
-def linear_layers(block):
-    return {
-        name: module
-        for name, module in block.named_modules()
-        if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
-    }
-
-
-def matrix(module):
-    weight = module.weight.data
-    return weight.T if type(module).__name__ == "Conv1D" else weight
-
-
-class _CaughtError(Exception):
-    pass
-
-
-def wanda_reference(model, blocks, sequences, ratio):
-    """Prune as Wanda's release does, sequence by sequence with hooks; return the zeros, block by block.
-
-    Its running mean of squared norms is kept in double precision, for two ways to add up floats would order
-    near ties differently.
-    """
-    caught = []
-
-    def catch(_module, args, kwargs):
-        caught.append((args, kwargs))
-        raise _CaughtError
-
-    hook = blocks[0].register_forward_pre_hook(catch, with_kwargs=True)
-    for sequence in sequences:
-        with contextlib.suppress(_CaughtError):
-            model(input_ids=sequence[None], use_cache=False)
-    hook.remove()
-    inputs = [args[0] for args, _ in caught]
-
-    def run(block, j):
-        args, kwargs = caught[j]
-        output = block(inputs[j], *args[1:], **kwargs)
-        return output[0] if isinstance(output, tuple) else output
-
-    zeros = []
-    for block in blocks:
-        layers = linear_layers(block)
-        squares = {name: torch.zeros(matrix(m).shape[1], dtype=torch.float64) for name, m in layers.items()}
-        seen = dict.fromkeys(layers, 0)
-
-        def add(name, x, squares=squares, seen=seen):
-            norm = x.reshape(-1, x.shape[-1]).double().square().sum(0)
-            squares[name] = (squares[name] * seen[name] + norm) / (seen[name] + 1)
-            seen[name] += 1
-
-        hooks = [
-            m.register_forward_hook(lambda _m, args, _out, name=name, add=add: add(name, args[0]))
-            for name, m in layers.items()
-        ]
-        for j in range(len(inputs)):
-            run(block, j)
-        for hook in hooks:
-            hook.remove()
-        found = {}
-        for name, module in layers.items():
-            weights = matrix(module)
-            scores = weights.abs() * squares[name].sqrt().float()[None]
-            order = scores.sort(dim=1, stable=True).indices[:, : int(weights.shape[1] * ratio)]
-            found[name] = torch.zeros_like(weights, dtype=torch.bool).scatter_(1, order, True)
-            weights[found[name]] = 0
-        zeros.append(found)
-        inputs = [run(block, j) for j in range(len(inputs))]
-    return zeros
-
-
-def surgeon(weights, removed, gram):
-    """Optimal brain surgery column by column, each with the inverse of what is left of H, in 64 bits."""
-    w, h = weights.double().clone(), gram.double().clone()
-    h.diagonal().add_(0.01 * h.diagonal().mean())
-    for j in range(w.shape[1]):
-        inverse = torch.linalg.inv(h[j:, j:])
-        error = w[:, j] * removed[:, j] / inverse[0, 0]
-        w[:, j:] -= error[:, None] * inverse[0][None]
-        w[removed[:, j], j] = 0
-    return w
 
 
 def some_layer(rows=24, columns=160, tokens=400, seed=0):
@@ -868,94 +784,3 @@ class TestEvaluation:
         assert found["tasks"] == {"piqa": {"acc,none": 0.5, "version": 1.0, "shots": 0}}
         assert asked["tasks"] == ["piqa"]
         assert found["versions"]["lm_eval"] == "version of lm_eval"
-
-
-def sparsegpt_reference(weights, removed, gram, block=128):
-    """Update weights as SparseGPT's release does, rows by columns in blocks, under a given mask."""
-    w, h = weights.clone(), gram.clone()
-    columns = w.shape[1]
-    diagonal = torch.arange(columns)
-    h[diagonal, diagonal] += 0.01 * torch.diag(h).mean()
-    inverse = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(h)), upper=True)
-    for first in range(0, columns, block):
-        last = min(first + block, columns)
-        w1, u1 = w[:, first:last].clone(), inverse[first:last, first:last]
-        q1, errors = torch.zeros_like(w1), torch.zeros_like(w1)
-        for i in range(last - first):
-            q = w1[:, i].clone()
-            q[removed[:, first + i]] = 0
-            q1[:, i] = q
-            error = (w1[:, i] - q) / u1[i, i]
-            w1[:, i:] -= error[:, None] @ u1[i, i:][None]
-            errors[:, i] = error
-        w[:, first:last] = q1
-        w[:, last:] -= errors @ inverse[first:last, last:]
-    return w
-
-
-@pytest.fixture(scope="module")
-def prose(tmp_path_factory):
-    """Python's own manual, 465,000 characters that come with it."""
-    from pydoc_data.topics import topics
-
-    path = tmp_path_factory.mktemp("prose") / "topics.txt"
-    path.write_text("\n\n".join(topics.values()))
-    return path
-
-
-@pytest.fixture(scope="module")
-def source(real_calibration):
-    """The calibration's folder of the dequantised weights, which loads ten times as fast."""
-    return real_calibration.model_source
-
-
-@pytest.mark.model
-class TestRealModel:
-    def test_sequential_wanda_is_the_published_procedure_bit_for_bit(self, source, prose, tmp_path):
-        request = PruneRequest(
-            source, sparsity=0.5, text=str(prose), tokens=1024, sequence_length=256, device="cpu",
-            statistics="sequential",
-        )  # fmt: skip
-        record = prune(request, tmp_path / "out")
-        assert record["read_back"] == 210
-        assert record["sparsity"] == pytest.approx(0.5, abs=1e-4)
-        reference, tokenizer = load_model(source)
-        ids = draw_sequences(str(prose), reference, tokenizer, 4, 256, 0)
-        with torch.no_grad():
-            wanda_reference(reference, Decoder(reference).blocks, ids, 0.5)
-        pruned = Decoder(load_model(str(tmp_path / "out"))[0])
-        for layer, ours, theirs in zip(
-            pruned.layers, pruned.modules, Decoder(reference).modules, strict=True
-        ):
-            assert torch.equal(ours.weight, theirs.weight), layer.name
-
-    def test_obs_helps_at_every_sparsity_and_is_sparsegpt_s_update(self, source, prose):
-        model, tokenizer = load_model(source)
-        decoder = Decoder(model)
-        ids = draw_sequences(str(prose), model, tokenizer, 10, 256, 0)
-        statistics, holdout = ids[:8], ids[8:]
-        pruner = Pruner(decoder, statistics)
-        held, hidden = [], pruner._entering()
-        with torch.no_grad():  # one pass for all that is compared: statistics are one-shot
-            for block in range(len(decoder.blocks)):
-                hidden, found = pruner._measured(block, hidden, WANDA)
-                held += found
-
-        def perplexity(ratio, update):
-            weights = {}
-            for h in held:
-                mask = h.mask(uniform(WANDA, decoder.layers, ratio), "unstructured")
-                weights[h.index] = update(h.weights, mask, h.gram, h.leaves["M"].flatten())
-                assert not weights[h.index][mask].any()
-            with decoder.with_weights(weights):
-                return figures(model, holdout)["perplexity"]
-
-        found = {
-            (ratio, name): perplexity(ratio, lambda *a, name=name: REPAIRS[name](*a).weights)
-            for ratio in (0.5, 0.6, 0.7)
-            for name in ("none", "obs")
-        }
-        for ratio in (0.5, 0.6, 0.7):
-            assert found[ratio, "obs"] < found[ratio, "none"], found
-        reference = perplexity(0.6, lambda w, mask, gram, _mean: sparsegpt_reference(w, mask, gram))
-        assert found[0.6, "obs"] == pytest.approx(reference, rel=0.01)

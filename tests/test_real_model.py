@@ -3,19 +3,29 @@
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
+from references import sparsegpt_reference, wanda_reference
+from secateur.apply import PruneRequest, prune
 from secateur.metrics_dsl.parser import parse_metric
 from secateur.metrics_dsl.published import PUBLISHED
 from secateur.results.archive import Archive
-from secateur.search.candidate import uniform
+from secateur.search.candidate import Candidate, uniform
+from secateur.search.ratios import sizes
 from secateur.workers.decoder import Decoder, weight_matrix
+from secateur.workers.evaluation import figures
 from secateur.workers.local import LocalEvaluator
 from secateur.workers.masks import removed
 from secateur.workers.model import load_model
+from secateur.workers.pruning import Pruner
+from secateur.workers.repair import REPAIRS
+from secateur.workers.text import draw_sequences
 from support import in_process
 
 pytestmark = pytest.mark.model
+
+WANDA = PUBLISHED["wanda"].expression
 
 
 def by_formula(name, leaf):
@@ -166,3 +176,85 @@ def test_text_files_work_the_same_way(real_calibration, text_file, tmp_path):
     assert done.returncode == 0, done.stderr
     found = in_process("measure", tmp_path / "c", "wanda", "--sparsity", 0.5, "--json")
     assert json.loads(found.stdout)["kl"] > 0
+
+
+def test_sensitivities_predict_differences_of_kl(real_evaluator):
+    """With central differences along the steepest way, which is the one that a search takes."""
+    layers, weights = real_evaluator.layers, sizes(real_evaluator.layers)
+    (found,) = real_evaluator.measure([uniform(WANDA, layers, 0.6)], "sensitivity", "selection")
+    slopes = np.array(found.sensitivities)
+    way = -(slopes / weights - slopes.sum() / weights.sum())
+    way = way / np.abs(way).max()
+    way = way - way @ weights / weights.sum()
+    kl = []
+    for sign in (1, -1):
+        ratios = tuple(np.clip(0.6 + sign * 0.1 * way, 0, 0.95))
+        (measured,) = real_evaluator.measure([Candidate(WANDA, ratios)], "model", "selection")
+        kl.append(measured.values["kl"])
+    assert kl[0] < kl[1]
+    assert float(slopes @ way) == pytest.approx((kl[0] - kl[1]) / 0.2, rel=0.15)
+
+
+@pytest.fixture(scope="module")
+def prose(tmp_path_factory):
+    """Python's own manual, 465,000 characters that come with it."""
+    from pydoc_data.topics import topics
+
+    path = tmp_path_factory.mktemp("prose") / "topics.txt"
+    path.write_text("\n\n".join(topics.values()))
+    return path
+
+
+@pytest.fixture(scope="module")
+def source(real_calibration):
+    """The calibration's folder of the dequantised weights, which loads ten times as fast."""
+    return real_calibration.model_source
+
+
+def test_sequential_wanda_is_the_published_procedure_bit_for_bit(source, prose, tmp_path):
+    request = PruneRequest(
+        source, sparsity=0.5, text=str(prose), tokens=1024, sequence_length=256, device="cpu",
+        statistics="sequential",
+    )  # fmt: skip
+    record = prune(request, tmp_path / "out")
+    assert record["read_back"] == 210
+    assert record["sparsity"] == pytest.approx(0.5, abs=1e-4)
+    reference, tokenizer = load_model(source)
+    ids = draw_sequences(str(prose), reference, tokenizer, 4, 256, 0)
+    with torch.no_grad():
+        wanda_reference(reference, Decoder(reference).blocks, ids, 0.5)
+    pruned = Decoder(load_model(str(tmp_path / "out"))[0])
+    for layer, ours, theirs in zip(pruned.layers, pruned.modules, Decoder(reference).modules, strict=True):
+        assert torch.equal(ours.weight, theirs.weight), layer.name
+
+
+def test_obs_helps_at_every_sparsity_and_is_sparsegpt_s_update(source, prose):
+    model, tokenizer = load_model(source)
+    decoder = Decoder(model)
+    ids = draw_sequences(str(prose), model, tokenizer, 10, 256, 0)
+    statistics, holdout = ids[:8], ids[8:]
+    pruner = Pruner(decoder, statistics)
+    held, hidden = [], pruner._entering()
+    with torch.no_grad():  # one pass for all that is compared: statistics are one-shot
+        for block in range(len(decoder.blocks)):
+            hidden, found = pruner._measured(block, hidden, WANDA)
+            held += found
+
+    def perplexity(ratio, update):
+        weights = {}
+        for h in held:
+            mask = h.mask(uniform(WANDA, decoder.layers, ratio), "unstructured")
+            weights[h.index] = update(h.weights, mask, h.gram, h.leaves["M"].flatten())
+            assert not weights[h.index][mask].any()
+        with decoder.with_weights(weights):
+            return figures(model, holdout)["perplexity"]
+
+    found = {
+        (ratio, name): perplexity(ratio, lambda *a, name=name: REPAIRS[name](*a).weights)
+        for ratio in (0.5, 0.6, 0.7)
+        for name in ("none", "obs")
+    }
+    for ratio in (0.5, 0.6, 0.7):
+        assert found[ratio, "obs"] < found[ratio, "none"], found
+    reference = perplexity(0.6, lambda w, mask, gram, _mean: sparsegpt_reference(w, mask, gram))
+    assert found[0.6, "obs"] == pytest.approx(reference, rel=0.01)

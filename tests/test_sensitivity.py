@@ -122,21 +122,3 @@ def test_the_dense_weights_are_as_before(tiny_evaluator):
     assert first[0].tokens == 4 * 128
     assert tiny_evaluator.worker.decoder.fingerprints() == before
     assert not any(p.requires_grad for p in tiny_evaluator.worker.decoder.model.parameters())
-
-
-@pytest.mark.model
-def test_they_predict_differences_of_kl_on_the_real_model(real_evaluator):
-    """With central differences along the steepest way, which is the one that a search takes."""
-    layers, weights = real_evaluator.layers, sizes(real_evaluator.layers)
-    (found,) = real_evaluator.measure([uniform(WANDA, layers, 0.6)], "sensitivity", "selection")
-    slopes = np.array(found.sensitivities)
-    way = -(slopes / weights - slopes.sum() / weights.sum())
-    way = way / np.abs(way).max()
-    way = way - way @ weights / weights.sum()
-    kl = []
-    for sign in (1, -1):
-        ratios = tuple(np.clip(0.6 + sign * 0.1 * way, 0, 0.95))
-        (measured,) = real_evaluator.measure([Candidate(WANDA, ratios)], "model", "selection")
-        kl.append(measured.values["kl"])
-    assert kl[0] < kl[1]
-    assert float(slopes @ way) == pytest.approx((kl[0] - kl[1]) / 0.2, rel=0.15)
