@@ -410,6 +410,22 @@ class TestBlockByBlock:
         for own in names:
             assert (tmp_path / "read" / own).read_bytes() == (tmp_path / "held" / own).read_bytes(), own
 
+    def test_a_disk_without_room_for_hidden_states_is_one_sentence(
+        self, models, text_file, tmp_path, monkeypatch
+    ):
+        def full(*_):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr("os.posix_fallocate", full)
+        sizes = ("--selection-tokens", 64, "--holdout-tokens", 64)
+        done = in_process(
+            "calibrate", models["llama"], "--text", text_file, *SMALL, *sizes, "--out", tmp_path / "c"
+        )
+        assert done.returncode == 2
+        # 4 bytes x 512 tokens x 32 x (before 3 blocks and after the last)
+        assert "hidden states of 512 tokens take 262,144 bytes; choose" in done.stderr.splitlines()[-1]
+        assert not list(tmp_path.iterdir())
+
     def test_what_needs_the_whole_model_has_it_and_says_so(self, models, tmp_path):
         given = ("--text", "self", *SMALL)
         done = in_process("prune", models["llama"], *given, "-o", tmp_path / "out")

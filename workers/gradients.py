@@ -7,8 +7,9 @@ again on its way back. So the weights and gradients of one block at a time need 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -22,7 +23,8 @@ from .decoder import Decoder, weight_matrix
 def hidden_states(folder: Path, decoder: Decoder, ids: Tensor, like: Tensor) -> Iterator[Tensor]:
     """Give room in a file for the hidden states before each block and after the last.
 
-    The file is mapped into memory and gone afterwards: of many tokens the states are larger than a model.
+    The file is mapped into memory and has no name, so that nothing is left whatever happens: of many tokens
+    the states are larger than a model.
 
     Args:
         folder: Where to put it.
@@ -32,13 +34,33 @@ def hidden_states(folder: Path, decoder: Decoder, ids: Tensor, like: Tensor) -> 
 
     Returns:
         A tensor (blocks + 1, sequences, tokens, width) on the CPU.
+
+    Raises:
+        OSError: When the disk has not as much room.
     """
     shape = (len(decoder.blocks) + 1, *ids.shape, like.shape[-1])
     path = folder / "hidden-states"
     try:
-        yield torch.from_file(str(path), shared=True, size=math.prod(shape), dtype=like.dtype).view(shape)
+        _reserve(path, math.prod(shape) * like.element_size(), ids.numel())
+        states = torch.from_file(str(path), shared=True, size=math.prod(shape), dtype=like.dtype)
+        with suppress(PermissionError):  # Windows keeps the names of mapped files
+            path.unlink()
+        yield states.view(shape)
     finally:
         path.unlink(missing_ok=True)
+
+
+def _reserve(path: Path, size: int, tokens: int) -> None:
+    """Make a file of so many bytes that are there: a mapped file that meets a full disk ends the process."""
+    try:
+        with path.open("wb") as file:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+            else:  # macOS, Windows
+                file.truncate(size)
+    except OSError as error:
+        needed = f"{error.strerror}: hidden states of {tokens:,} tokens take {size:,} bytes"
+        raise OSError(error.errno, needed, str(path.parent)) from None
 
 
 def keep_states(states: Tensor, place: int, hidden: Sequence[Tensor]) -> None:
