@@ -11,7 +11,7 @@ from secateur.metrics_dsl.parser import parse_metric
 from secateur.metrics_dsl.published import PUBLISHED
 from secateur.search.candidate import Candidate, uniform
 from secateur.workers.calibration import Request, calibrate
-from secateur.workers.decoder import Decoder, weight_matrix
+from secateur.workers.decoder import Decoder, oriented, weight_matrix
 from secateur.workers.local import LocalEvaluator
 from secateur.workers.model import ModelError, load_model
 from secateur.workers.prefix import Prefix, Prefixes
@@ -57,6 +57,20 @@ def statistics(calibration):
     }
 
 
+def gradients_of(dense, ids):
+    """Root mean squares over sequences of what one backward pass gives, (rows, columns) each."""
+    sums = [torch.zeros(layer.rows, layer.columns) for layer in dense.layers]
+    for sequence in ids:
+        dense.model.requires_grad_(True)
+        dense.model.zero_grad()
+        logits = dense.model(input_ids=sequence[None]).logits[0]
+        torch.nn.functional.cross_entropy(logits[:-1], sequence[1:]).backward()
+        for total, module in zip(sums, dense.modules, strict=True):
+            total += oriented(module, module.weight.grad).square()
+    dense.model.requires_grad_(False)
+    return [(total / len(ids)).sqrt() for total in sums]
+
+
 class TestStatistics:
     def test_leaves_are_what_the_language_says(self, tiny_calibration, dense, inputs):
         for i, found in statistics(tiny_calibration).items():
@@ -77,18 +91,9 @@ class TestStatistics:
                 )
 
     def test_gradients_are_the_root_mean_square_over_sequences(self, tiny_calibration, dense):
-        ids = tiny_calibration.tokens("statistics")
-        sums = [torch.zeros(layer.rows, layer.columns) for layer in dense.layers]
-        for sequence in ids:
-            dense.model.requires_grad_(True)
-            dense.model.zero_grad()
-            logits = dense.model(input_ids=sequence[None]).logits[0]
-            torch.nn.functional.cross_entropy(logits[:-1], sequence[1:]).backward()
-            for total, module in zip(sums, dense.modules, strict=True):
-                total += module.weight.grad.square()
-        dense.model.requires_grad_(False)
+        expected = gradients_of(dense, tiny_calibration.tokens("statistics"))
         for i, found in statistics(tiny_calibration).items():
-            assert torch.allclose(found.leaves["G"], (sums[i] / len(ids)).sqrt(), rtol=1e-3, atol=1e-7)
+            assert torch.allclose(found.leaves["G"], expected[i], rtol=1e-3, atol=1e-7)
 
     def test_layers_fed_by_one_tensor_share_a_gram_matrix(self, tiny_calibration):
         grams = [entry.gram for entry in tiny_calibration.entries[:7]]
@@ -371,7 +376,9 @@ def test_every_decoder_is_measured_alike(name, tmp_path, text_file):
     evaluator = LocalEvaluator(calibration)
     dense = Decoder(load_model(str(model))[0])
     found = inputs_of(dense, calibration.tokens("statistics"))
+    gradients = gradients_of(dense, calibration.tokens("statistics"))
     for i, s in statistics(calibration).items():
+        assert torch.allclose(s.leaves["G"], gradients[i], rtol=1e-3, atol=1e-7)
         with torch.no_grad():
             outputs = dense.modules[i](found[i].float()).double()
         assert torch.allclose(
