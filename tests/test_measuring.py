@@ -532,3 +532,12 @@ class TestFolders:
     def test_sizes_that_make_no_sense_are_refused(self, changes):
         with pytest.raises(ValueError, match="expected"):
             Request("model", **changes)
+
+
+def test_what_a_killed_calibration_left_is_named(tiny_model, text_file, tmp_path):
+    left = tmp_path / ".c.0123abcd.partial"
+    left.mkdir()
+    said = []
+    calibrate(small_request(tiny_model, text_file, gradients=False), tmp_path / "c", said.append)
+    assert said[0].startswith(f"{left} was left by a calibration that was killed")
+    assert left.is_dir()

@@ -6,6 +6,7 @@ model once and no text at all. Calibration itself goes block by block and needs 
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import platform
 import secrets
@@ -115,6 +116,8 @@ def calibrate(request: Request, out: str | Path, tell: Callable[[str], None] = l
         raise CalibrationError(f"expected a new folder, got {target}, which exists; choose another --out")
     decoder, tokenizer = load_decoder(request, by_block=not whole_because(request))
     target.parent.mkdir(parents=True, exist_ok=True)
+    for left in target.parent.glob(f".{glob.escape(target.name)}.*.partial"):
+        tell(f"{left} was left by a calibration that was killed and can be removed, unless one is running")
     partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
     partial.mkdir()
     try:

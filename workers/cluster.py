@@ -66,9 +66,9 @@ class Cluster:
                 f"choose --workers {max(1, self.workers // self.shards) * self.shards}"
             )
         if not (math.isfinite(self.cpus) and self.cpus > 0):
-            raise ValueError(f"expected CPUs above 0 a worker, got {self.cpus:g}")
+            raise ValueError(f"expected a finite number of CPUs above 0 a worker, got {self.cpus:g}")
         if self.gpus is not None and not (math.isfinite(self.gpus) and self.gpus >= 0):
-            raise ValueError(f"expected GPUs of 0 or more a worker, got {self.gpus:g}")
+            raise ValueError(f"expected a finite number of GPUs of 0 or more a worker, got {self.gpus:g}")
         if not self.timeout > 0:
             raise ValueError(f"expected a time-out above 0 seconds, got {self.timeout}")
 
