@@ -12,6 +12,7 @@ from secateur.metrics_dsl.published import PUBLISHED
 from secateur.search.candidate import Candidate, uniform
 from secateur.workers.calibration import Request, calibrate
 from secateur.workers.decoder import Decoder, oriented, weight_matrix
+from secateur.workers.gradients import keep_states
 from secateur.workers.local import LocalEvaluator
 from secateur.workers.model import ModelError, load_model
 from secateur.workers.prefix import Prefix, Prefixes
@@ -541,3 +542,21 @@ def test_what_a_killed_calibration_left_is_named(tiny_model, text_file, tmp_path
     calibrate(small_request(tiny_model, text_file, gradients=False), tmp_path / "c", said.append)
     assert said[0].startswith(f"{left} was left by a calibration that was killed")
     assert left.is_dir()
+
+
+def test_blocks_that_leave_keys_and_values_for_each_other_are_refused(text_file, tmp_path):
+    from transformers import Gemma4TextConfig
+
+    config = Gemma4TextConfig(
+        vocab_size=260, hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, num_kv_shared_layers=2, layer_types=["full_attention"] * 4,
+        vocab_size_per_layer_input=260, hidden_size_per_layer_input=8,
+    )  # fmt: skip
+    model = save_model(config, tmp_path / "model")
+    with pytest.raises(ModelError, match="got some that share shared_kv_states; this architecture"):
+        calibrate(small_request(model, text_file, gradients=False), tmp_path / "c")
+
+
+def test_hidden_states_of_another_type_are_refused_for_gradients():
+    with pytest.raises(ModelError, match=r"got torch\.float32 after torch\.bfloat16; try --dtype float32"):
+        keep_states(torch.zeros(2, 1, 4, 8, dtype=torch.bfloat16), 1, [torch.zeros(1, 4, 8)])

@@ -59,3 +59,20 @@ def hidden_of(call: Call) -> Tensor:
     """Return the hidden states that a block was called with, (sequences, tokens, width)."""
     hidden: Tensor = call.args[call.place] if isinstance(call.place, int) else call.kwargs[call.place]
     return hidden
+
+
+def check_arguments(batch: Batch) -> None:
+    """Check that blocks are given no place where they leave something for each other.
+
+    Of such a place nothing is kept with the hidden states, and no gradient flows through it.
+
+    Raises:
+        ModelError: When they are, such as the keys and values that blocks of Gemma 4 share.
+    """
+    for call in batch.calls:
+        for name, value in call.kwargs.items():
+            if not isinstance(value, Tensor) and hasattr(value, "__setitem__") and not len(value):
+                raise ModelError(
+                    "expected blocks that pass no more than hidden states to each other, got some that share "
+                    f"{name}; this architecture cannot be measured block by block"
+                )

@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .batch import Batch
+from .batch import Batch, check_arguments
 from .decoder import Decoder
 from .gradients import hidden_states, keep_states, root_mean_square_gradients
 from .loading import decoder_in_files
@@ -110,6 +110,7 @@ def calibrate(request: Request, out: str | Path, tell: Callable[[str], None] = l
         ModelError: When the model cannot be loaded or measured.
         TextError: When the text cannot be read or is too short.
         CalibrationError: When the folder exists or statistics are not finite.
+        OSError: When the disk is full or fails.
     """
     target = Path(out)
     if target.exists():
@@ -132,6 +133,8 @@ def whole_because(request: Request) -> str:
     """Return why the whole model has to be in memory at once; empty if its blocks may come one by one."""
     if request.trust_remote_code:
         return "code that comes with the model loads it"
+    if request.model.endswith(".gguf"):
+        return "transformers converts what its file holds"
     if request.text == "self":
         return "it writes its own text; with --text FILE its blocks can be read one by one"
     return ""
@@ -186,6 +189,7 @@ def _calibrate(
         save_dense_copy(model, tokenizer, folder / "model")
     ids = parts["statistics"]
     batches = [decoder.enter(part) for part in ids.split(max(1, _TOKENS_A_CALL // ids.shape[1]))]
+    check_arguments(batches[0])
     room = hidden_states(folder, decoder, ids, batches[0].hidden) if request.gradients else nullcontext()
     with room as states:
         tell(f"statistics of {len(decoder.blocks)} blocks, {len(decoder.layers)} linear layers")
@@ -266,6 +270,7 @@ def _write_gradients(decoder: Decoder, ids: Tensor, states: Tensor, folder: Path
     for block, gradients in root_mean_square_gradients(decoder, ids, states):
         tensors = {f"{decoder.layers[i].name}/G": gradient for i, gradient in gradients.items()}
         _save(tensors, folder / gradient_file(block), f"gradients of block {block}")
+        del gradients, tensors  # before the next block's come
 
 
 def _save(tensors: dict[str, Tensor], path: Path, what: str) -> None:

@@ -15,8 +15,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .batch import Batch
+from .batch import Batch, check_arguments
 from .decoder import Decoder, weight_matrix
+from .model import ModelError
 
 
 @contextmanager
@@ -47,7 +48,8 @@ def hidden_states(folder: Path, decoder: Decoder, ids: Tensor, like: Tensor) -> 
             path.unlink()
         yield states.view(shape)
     finally:
-        path.unlink(missing_ok=True)
+        with suppress(PermissionError):
+            path.unlink(missing_ok=True)
 
 
 def _reserve(path: Path, size: int, tokens: int) -> None:
@@ -64,7 +66,16 @@ def _reserve(path: Path, size: int, tokens: int) -> None:
 
 
 def keep_states(states: Tensor, place: int, hidden: Sequence[Tensor]) -> None:
-    """Copy hidden states, each (some sequences, tokens, width), to their place in those of all blocks."""
+    """Copy hidden states, each (some sequences, tokens, width), to their place in those of all blocks.
+
+    Raises:
+        ModelError: When they have another type, in which they would not be the same.
+    """
+    if hidden[0].dtype != states.dtype:
+        raise ModelError(
+            f"expected hidden states of one type for gradients, got {hidden[0].dtype} after {states.dtype}; "
+            "try --dtype float32, or do without the leaf G"
+        )
     for room, own in zip(states[place].split([len(h) for h in hidden]), hidden, strict=True):
         room.copy_(own)
 
@@ -81,8 +92,12 @@ def root_mean_square_gradients(
         decoder: The dense model.
         ids: Token ids, (sequences, tokens).
         states: Hidden states before each block and after the last, as of ``hidden_states``.
+
+    Raises:
+        ModelError: When blocks pass more to each other than hidden states.
     """
     batches = [decoder.enter(sequence) for sequence in ids.split(1)]
+    check_arguments(batches[0])
     gradients = [
         _gradient_of_loss(decoder, batch, state)
         for batch, state in zip(batches, states[-1].split(1), strict=True)
@@ -90,7 +105,8 @@ def root_mean_square_gradients(
     for block in reversed(range(len(decoder.blocks))):
         with decoder.weights.of(block):
             sums, gradients = _way_back(decoder, block, batches, states[block], gradients)
-        yield block, {i: total.div_(len(ids)).sqrt_() for i, total in sums.items()}
+        yield block, {i: total.div_(len(ids)).sqrt_().contiguous() for i, total in sums.items()}
+        del sums  # before the next block's come
 
 
 @torch.enable_grad()
