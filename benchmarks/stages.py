@@ -1,6 +1,6 @@
 """What a candidate costs at each stage, beside the usual way and the machine's own limit.
 
-    python benchmarks/stages.py runs/smollm2-calibration
+    python benchmarks/stages.py runs/smollm2-calibration [cpu|cuda]
 
 The usual way, once a candidate: all calibration tokens through the model for the activation norms, a
 full sort of every row, then the perplexity. Both ways prune by Wanda and read the same tokens.
@@ -23,6 +23,7 @@ from secateur.search.candidate import uniform
 from secateur.workers.decoder import Decoder, weight_matrix
 from secateur.workers.local import LocalEvaluator
 from secateur.workers.statistics import Calibration
+from secateur.workers.worker import Device
 
 
 def best_of(times: int, work: Callable[[], object]) -> float:
@@ -36,19 +37,26 @@ def best_of(times: int, work: Callable[[], object]) -> float:
     return min(found)
 
 
-def machine() -> tuple[float, float]:
+def machine(device: str) -> tuple[float, float]:
     """Return the measured limit: matrix product in FLOP/s, copying in bytes/s."""
-    a, b = torch.randn(2048, 1536), torch.randn(1536, 1536)
-    product = best_of(5, lambda: [a @ b for _ in range(10)]) / 10
-    source, target = torch.randn(1 << 26), torch.empty(1 << 26)
-    copy = best_of(5, lambda: target.copy_(source))
-    return 2 * 2048 * 1536 * 1536 / product, 2 * 4 * (1 << 26) / copy
+    rows = 8192 if device == "cuda" else 2048
+    a, b = torch.randn(rows, 1536, device=device), torch.randn(1536, 1536, device=device)
+    product = best_of(5, lambda: _finish([a @ b for _ in range(10)])) / 10
+    source, target = torch.randn(1 << 26, device=device), torch.empty(1 << 26, device=device)
+    copy = best_of(5, lambda: _finish([target.copy_(source) for _ in range(10)])) / 10
+    return 2 * rows * 1536 * 1536 / product, 2 * 4 * (1 << 26) / copy
+
+
+def _finish(results: list[torch.Tensor]) -> None:
+    if results[0].is_cuda:
+        torch.cuda.synchronize()
 
 
 @torch.no_grad()
 def usual_way(decoder: Decoder, statistics: torch.Tensor, selection: torch.Tensor, ratio: float) -> float:
     """Prune by Wanda and return the perplexity, as published search code does for every trial."""
-    norms = [torch.zeros(layer.columns) for layer in decoder.layers]
+    statistics, selection = statistics.to(decoder.device), selection.to(decoder.device)
+    norms = [torch.zeros(layer.columns, device=decoder.device) for layer in decoder.layers]
 
     def add(i: int, x: torch.Tensor) -> None:
         norms[i] += x.flatten(0, -2).square().sum(0)
@@ -89,9 +97,11 @@ def _processor() -> str:
 def main() -> None:
     """Measure and print the table."""
     calibration = Calibration(sys.argv[1])
-    evaluator = LocalEvaluator(calibration, reuse=False)  # the same candidate again would cost nothing
+    device = sys.argv[2] if len(sys.argv) > 2 else "cpu"
+    # Without reuse: the same candidate again would cost nothing.
+    evaluator = LocalEvaluator(calibration, device=Device(device), reuse=False)
     layers = evaluator.layers
-    flops, copying = machine()
+    flops, copying = machine(device)
     candidates = [uniform(p.expression, layers, 0.6) for p in PUBLISHED.values()]
     wanda = uniform(PUBLISHED["wanda"].expression, layers, 0.6)
     selection = calibration.tokens("selection")
@@ -132,12 +142,14 @@ def main() -> None:
         stages["model"][1],
     )
     searching = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    if device == "cuda":
+        searching = torch.cuda.max_memory_reserved() / 2**30
     start = time.perf_counter()
     perplexity = usual_way(evaluator.worker.decoder, calibration.tokens("statistics"), selection, 0.6)
     usual = time.perf_counter() - start
     (measured,) = evaluator.measure([wanda], "model")
     print(
-        f"{_processor()}, {os.cpu_count()} cores, torch {torch.__version__}, "
+        f"{evaluator.accelerator or f'{_processor()}, {os.cpu_count()} cores'}, torch {torch.__version__}, "
         f"commit {_output('git', 'rev-parse', '--short', 'HEAD')}"
     )
     print(

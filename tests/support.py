@@ -54,8 +54,7 @@ def tiny_config(**changes):
 
 def save_model(config, folder: Path) -> Path:
     """Write a random model of a configuration, with a tokenizer that knows bytes."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+    from transformers import AutoModelForCausalLM
 
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config).float()
@@ -63,6 +62,15 @@ def save_model(config, folder: Path) -> Path:
         if parameter.ndim >= 2:
             parameter.data.normal_(0, 0.15)  # large enough that blocks do something
     model.save_pretrained(folder)
+    save_tokenizer(folder)
+    return folder
+
+
+def save_tokenizer(folder: Path) -> None:
+    """Write a tokenizer that knows bytes."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
     vocabulary = {c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -71,7 +79,6 @@ def save_model(config, folder: Path) -> Path:
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>").save_pretrained(
         folder
     )
-    return folder
 
 
 def small_request(model: Path, text: object, **changes) -> Request:

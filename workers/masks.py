@@ -5,8 +5,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from ..search.candidate import parse_pattern
+
+_GATHER = sum(1 << 9 * i for i in range(8)) - (1 << 64)  # as a signed number of 64 bits
 
 
 def removed(scores: Tensor, ratio: float, group: str, pattern: str = "unstructured") -> Tensor:
@@ -74,6 +77,17 @@ def below(ranks: Tensor, ratio: float, group: str) -> Tensor:
     return ranks < int(rows * columns * ratio if group == "layer" else columns * ratio)
 
 
+def packed(mask: Tensor) -> bytes:
+    """Return the bits of a mask in reading order, eight a byte from the highest; zeros fill the last byte."""
+    if mask.device.type == "cpu":
+        return np.packbits(mask.numpy()).tobytes()
+    # On the device, so that an eighth of the bytes goes to the host: eight bytes of 0 or 1 are one number,
+    # and times this constant the byte i of it arrives at the bit 63 - i, with no carries between them.
+    eights = pad(mask.reshape(-1).view(torch.uint8), (0, -mask.numel() % 8)).view(torch.int64)
+    gathered = (eights * _GATHER).bitwise_right_shift_(56)
+    return gathered.to(torch.uint8).cpu().numpy().tobytes()
+
+
 def blurred(ranks: Tensor, ratio: Tensor, group: str, band: float) -> Tensor:
     """Return how much of each weight is kept, (rows, columns) from 0 to 1: a mask with a soft edge.
 
@@ -138,4 +152,5 @@ def _kth_smallest(scores: Tensor, count: int) -> Tensor:
     if scores.device.type == "cpu":
         array = np.partition(scores.contiguous().numpy(), count - 1, axis=1)
         return torch.from_numpy(np.ascontiguousarray(array[:, count - 1 : count]))
-    return scores.kthvalue(count, dim=1, keepdim=True).values
+    # kthvalue gives each row to one block of threads, which takes 300 times as long on a single long row.
+    return scores.topk(count, dim=1, largest=False, sorted=False).values.amax(1, keepdim=True)

@@ -10,14 +10,13 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from ..metrics_dsl.order import order_form
 from ..metrics_dsl.published import PUBLISHED
 from ..metrics_dsl.score import Scorer
 from ..search.candidate import Layer, uniform
-from .masks import ranks, removed
+from .masks import packed, ranks, removed
 from .reconstruction import quadratic_form
 from .shard import SCREEN_ROWS, HeldLayer
 from .statistics import LayerStatistics
@@ -148,8 +147,7 @@ def _measured(
         torch.aminmax(Scorer({"W": weights, "X": norms}).score(form))
 
     def digest() -> None:
-        bits = np.packbits(mask.cpu().numpy()).tobytes()
-        hashlib.blake2b(bits, digest_size=16).digest()
+        hashlib.blake2b(packed(mask), digest_size=16).digest()
         mask.count_nonzero()
 
     found = {

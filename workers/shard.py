@@ -19,7 +19,7 @@ from ..metrics_dsl.order import order_form
 from ..metrics_dsl.score import Scorer
 from ..search.candidate import Candidate, Layer, Reduction
 from .decoder import Decoder, weight_matrix
-from .masks import below, blurred, ranks, removed
+from .masks import below, blurred, packed, ranks, removed
 from .reconstruction import relative_error
 from .statistics import Calibration, LayerStatistics
 from .summary import of_block, quantiles
@@ -149,9 +149,9 @@ class HeldLayer:
                 continue
             mask = removed(scores, candidate.ratios[self.index], candidate.group, pattern)
             relative = relative_error(sampled["W"], mask, self.gram, energy)
-            bits = np.packbits(mask.cpu().numpy()).tobytes()
             share = int(mask.count_nonzero()) / mask.numel()
-            found.append(LayerResult(relative, share, hashlib.blake2b(bits, digest_size=16).digest()))
+            digest = hashlib.blake2b(packed(mask), digest_size=16).digest()
+            found.append(LayerResult(relative, share, digest))
         return found
 
 
