@@ -77,15 +77,14 @@ def below(ranks: Tensor, ratio: float, group: str) -> Tensor:
     return ranks < int(rows * columns * ratio if group == "layer" else columns * ratio)
 
 
-def packed(mask: Tensor) -> bytes:
+def packed(mask: Tensor) -> memoryview:
     """Return the bits of a mask in reading order, eight a byte from the highest; zeros fill the last byte."""
     if mask.device.type == "cpu":
-        return np.packbits(mask.numpy()).tobytes()
+        return np.packbits(mask.numpy()).data
     # On the device, so that an eighth of the bytes goes to the host: eight bytes of 0 or 1 are one number,
     # and times this constant the byte i of it arrives at the bit 63 - i, with no carries between them.
     eights = pad(mask.reshape(-1).view(torch.uint8), (0, -mask.numel() % 8)).view(torch.int64)
-    gathered = (eights * _GATHER).bitwise_right_shift_(56)
-    return gathered.to(torch.uint8).cpu().numpy().tobytes()
+    return (eights * _GATHER).bitwise_right_shift_(56).to(torch.uint8).cpu().numpy().data
 
 
 def blurred(ranks: Tensor, ratio: Tensor, group: str, band: float) -> Tensor:

@@ -11,7 +11,7 @@ from .prefix import _CHAINS, KEPT_BYTES
 from .rates import Rates, quadratic_operations
 from .reference import _KEPT_BYTES, _TOKENS_A_CALL, _TOKENS_OF_LOGITS, len_of_step
 from .sensitivity import FORWARD_PASSES
-from .shard import _ORDER_BYTES, SCREEN_ROWS
+from .shard import _ORDER_BYTES, SCREEN_ROWS, layers_at_a_time
 from .split import split_blocks
 
 PROMOTED = 0.25  # share of a batch that passes the screen, or a rung of a quarter of the tokens
@@ -124,7 +124,8 @@ def memory_of(outline: Outline, machine: Machine, tokens: Tokens, blocks: range)
     widest = max(layer.rows + layer.columns for layer in layers)
     largest = max(layer.size for layer in layers)
     logits = _COPIES_OF_LOGITS * 4 * _TOKENS_OF_LOGITS[machine.device] * outline.vocabulary
-    masking = _MASKING * largest * min(machine.threads, len(layers)) + width * heaviest
+    at_a_time = min(layers_at_a_time(machine.device, machine.threads), len(layers))
+    masking = _MASKING * largest * at_a_time + width * heaviest
     running = 4 * called * widest * _PASSES_OF_STATES
     order = 2 * size
     chain = len(blocks) * tokens.selection * states
@@ -162,6 +163,15 @@ def seconds_of(
             quadratic_operations(min(rows or x.rows, x.rows), x.columns, n, machine.device) for x, n in own
         )
 
+    def launches(masks: int, passes: int, count: int) -> float:
+        """Return the seconds that a GPU's host takes to launch work on tokens, however small the work."""
+        if machine.device == "cpu":
+            return 0.0
+        calls = passes * len(blocks) * -(-count // _TOKENS_A_CALL[machine.device])
+        if blocks.stop == len(outline.weights):
+            calls += passes * -(-count // min(tokens.length, _TOKENS_OF_LOGITS[machine.device]))
+        return (masks * len(own) + calls) / rates.calls
+
     share = sum(min(SCREEN_ROWS, x.rows) * x.columns for x, _ in own) / size
     hashing = size / rates.digested
     applying = size * (4 + 1 + 4) / rates.copied
@@ -171,12 +181,16 @@ def seconds_of(
         + forms(SCREEN_ROWS) / rates.thin_forms
         + len(own) / rates.calls,
         "layer": masking + hashing + forms(None) / rates.forms + len(own) / rates.calls,
-        "model": masking + applying + _running(outline, tokens, rates, blocks, tokens.selection),
+        "model": masking
+        + applying
+        + _running(outline, tokens, rates, blocks, tokens.selection)
+        + launches(1, 1, tokens.selection),
         "sensitivity": masking
         + applying
         + size / rates.ordered
         + _BLURRING * size / rates.copied
-        + FORWARD_PASSES * _running(outline, tokens, rates, blocks, found),
+        + FORWARD_PASSES * _running(outline, tokens, rates, blocks, found)
+        + launches(2, FORWARD_PASSES, found),
     }
 
 

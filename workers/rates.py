@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -18,10 +17,13 @@ from ..metrics_dsl.score import Scorer
 from ..search.candidate import Layer, uniform
 from .masks import packed, ranks, removed
 from .reconstruction import quadratic_form
-from .shard import SCREEN_ROWS, HeldLayer
+from .shard import SCREEN_ROWS, HeldLayer, layers_at_a_time
 from .statistics import LayerStatistics
 
-_LARGEST = 2048  # rows and columns of what is measured; larger layers are assumed to run as fast
+# Rows and columns of what is measured; other layers are assumed to run as fast. On a GPU small ones do not:
+# they take what their launches take, which count by themselves.
+_SMALLEST = {"cpu": 1, "cuda": 2048}
+_LARGEST = {"cpu": 2048, "cuda": 1 << 14}
 _REPEATS = 5
 
 
@@ -43,7 +45,7 @@ class Rates:
         selected: Weights among which those to remove are found.
         ordered: Weights put in order.
         digested: Weights whose mask is hashed.
-        calls: Layers without size.
+        calls: Layers without size, whose errors take no more than calls and, on a GPU, launches do.
     """
 
     source: str
@@ -107,7 +109,7 @@ def measure_rates(layers: Sequence[Layer], device: torch.device, dtype: str, thr
     """
     if threads:
         torch.set_num_threads(threads)
-    workers = 1 if device.type == "cuda" else threads or len(os.sched_getaffinity(0))
+    workers = layers_at_a_time(device.type, threads)
     tiny = _tiny_layer(device)
     wanda = uniform(PUBLISHED["wanda"].expression, [tiny.layer], 0.6)
     done: Counter[str] = Counter()
@@ -132,7 +134,7 @@ def _measured(
 ) -> dict[str, tuple[float, float]]:
     """Return how much of each kind of work a layer of a shape is, and the seconds it takes."""
     whole = rows * columns
-    rows, columns = min(rows, _LARGEST), min(columns, _LARGEST)
+    rows, columns = (max(_SMALLEST[device.type], min(n, _LARGEST[device.type])) for n in (rows, columns))
     kind = torch.float32 if dtype == "float32" else torch.bfloat16
     weights, gram = torch.randn(rows, columns, device=device), torch.randn(columns, columns, device=device)
     few, inputs = weights[:SCREEN_ROWS], torch.randn(1024, columns, device=device).to(kind)
@@ -160,7 +162,7 @@ def _measured(
         "ordered": (size, each(lambda: ranks(scores, "row"))),
         "digested": (size, each(digest)),
     }
-    # A larger layer than what was measured counts as so many of it.
+    # A layer of another size than what was measured counts as so many of it.
     return {name: (n * whole / size, seconds * whole / size) for name, (n, seconds) in found.items()}
 
 
