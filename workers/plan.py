@@ -11,7 +11,7 @@ from .prefix import _CHAINS, KEPT_BYTES
 from .rates import Rates, quadratic_operations
 from .reference import _KEPT_BYTES, _TOKENS_A_CALL, _TOKENS_OF_LOGITS, len_of_step
 from .sensitivity import FORWARD_PASSES
-from .shard import _ORDER_BYTES, SCREEN_ROWS, layers_at_a_time
+from .shard import _ORDER_BYTES, SCREEN_ROWS
 from .split import split_blocks
 
 PROMOTED = 0.25  # share of a batch that passes the screen, or a rung of a quarter of the tokens
@@ -124,8 +124,7 @@ def memory_of(outline: Outline, machine: Machine, tokens: Tokens, blocks: range)
     widest = max(layer.rows + layer.columns for layer in layers)
     largest = max(layer.size for layer in layers)
     logits = _COPIES_OF_LOGITS * 4 * _TOKENS_OF_LOGITS[machine.device] * outline.vocabulary
-    at_a_time = min(layers_at_a_time(machine.device, machine.threads), len(layers))
-    masking = _MASKING * largest * at_a_time + width * heaviest
+    masking = _MASKING * largest * min(machine.threads, len(layers)) + width * heaviest
     running = 4 * called * widest * _PASSES_OF_STATES
     order = 2 * size
     chain = len(blocks) * tokens.selection * states

@@ -71,9 +71,9 @@ GPUS: dict[str, tuple[float, float, float]] = {
 }
 PRODUCT_EFFICIENCY, MEMORY_EFFICIENCY = 0.5, 0.7
 # Bytes a weight: reads and writes of the kernels involved. Hashing is limited by the way to the host and
-# the host itself, and a layer's kernels by their launches.
-_BYTES_SCORED, _BYTES_SELECTED, _BYTES_ORDERED = 24, 80, 200
-_DIGESTED, _CALLS = 2e9, 1000.0
+# the host itself, and a layer's kernels by their launches. Where they can be they were measured on an H200.
+_BYTES_SCORED, _BYTES_SELECTED, _BYTES_ORDERED = 24, 94, 270
+_DIGESTED, _CALLS = 3.5e9, 1500.0
 
 
 def rates_of(gpu: str, dtype: str) -> Rates:

@@ -27,9 +27,6 @@ from .summary import of_block, quantiles
 SCREEN_ROWS = 32
 _KEPT_REDUCTIONS = 64  # a layer; each is one row or column of numbers
 _ORDER_BYTES = 1 << 29  # orders of scores that are kept, two bytes a weight and metric
-_SHARE_OF_FREE = 0.25  # of a GPU's memory, which orders may take where that is more
-# While a GPU works on one layer, the host hashes the mask of another and launches what a third needs.
-_GPU_THREADS = 4
 _METRICS_SEEN = 4096
 S = TypeVar("S")
 T = TypeVar("T")
@@ -165,8 +162,12 @@ def sample_rows(rows: int, count: int, seed: int) -> Tensor:
 
 
 def layers_at_a_time(device: str, threads: int) -> int:
-    """Return how many layers a kind of device measures at once; ``threads`` of the CPU, 0 for all cores."""
-    return _GPU_THREADS if device == "cuda" else threads or len(os.sched_getaffinity(0))
+    """Return how many layers a kind of device measures at once, with so many CPU threads, 0 for all cores.
+
+    A GPU is kept busy by one thread; cores are used best by a layer each, for most steps are too small to
+    share.
+    """
+    return 1 if device == "cuda" else threads or len(os.sched_getaffinity(0))
 
 
 class Shard:
@@ -198,12 +199,7 @@ class Shard:
             for index, statistics in calibration.block(block, device).items():
                 weights = weight_matrix(decoder.modules[index])
                 self.held.append(HeldLayer(index, decoder.layers[index], weights, statistics, rows))
-        # Cores are used best by a layer each, for most steps are too small to share.
         self._pool = ThreadPoolExecutor(layers_at_a_time(device.type, threads or 0), initializer=_one_thread)
-        self._order_bytes = _ORDER_BYTES
-        if device.type == "cuda":
-            free, _ = torch.cuda.mem_get_info(device)
-            self._order_bytes = max(_ORDER_BYTES, int(_SHARE_OF_FREE * free))
         self._uses: OrderedDict[tuple[Expression, str], tuple[int, str]] = OrderedDict()
         self._ordered: dict[tuple[Expression, str], None] = {}
 
@@ -300,7 +296,7 @@ class Shard:
         while len(self._uses) > _METRICS_SEEN:
             self._uses.popitem(last=False)
         width = 4 if candidate.group == "layer" else 2
-        room = self._order_bytes // (width * sum(held.layer.size for held in self.held))
+        room = _ORDER_BYTES // (width * sum(held.layer.size for held in self.held))
         if name in self._ordered:
             return True
         if count < 3 or not room:
