@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 from typing import Annotated, NoReturn
@@ -40,7 +41,9 @@ def _reason(error: Exception) -> str:
     import sqlite3
 
     if isinstance(error, OSError) and error.filename and error.strerror:
-        return f"cannot use {error.filename}: {error.strerror.lower()}; choose another place or make room"
+        # What is written under another name until it is whole is known by the name it is to have.
+        place = re.sub(r"\.([^/\\]+)\.[0-9a-f]+\.partial", r"\1", str(error.filename))
+        return f"cannot use {place}: {error.strerror.lower()}; choose another place or make room"
     if isinstance(error, OSError) and error.strerror:
         return f"the disk cannot be used: {error.strerror.lower()}; choose another place or make room"
     text = " ".join(str(error).split()) or type(error).__name__

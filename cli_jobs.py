@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -57,17 +57,19 @@ def submit(
     """Run a search on a Ray cluster; submitted again with the same run folder, it goes on."""
     given = dict(locals())
     from .jobs import JobServer
+    from .search.configuration import read_section
     from .submission import Submission
 
-    usual: dict[str, Any] = {
-        "workers": "auto",
-        "shards": 1,
-        "gpus_per_worker": None,
-        "cpus_per_worker": 1.0,
-        "timeout": 1.0,
-    }
-    chosen = {name: given[name] for name in usual if given[name] is not None}
-    read_cluster("auto", *(usual | chosen).values())  # what is wrong with them is not left to the job
+    names = ("workers", "shards", "gpus_per_worker", "cpus_per_worker", "timeout")
+    chosen = {name: given[name] for name in names if given[name] is not None}
+    section = read_section(config, "search")
+    # What is wrong with workers is not left to the job to say.
+    try:
+        read_cluster("auto", **({name: section[name] for name in names if name in section} | chosen))
+    except TypeError:
+        raise ValueError(
+            f"expected numbers for options of workers in the section [search] of {config}"
+        ) from None
     words = [word for name, value in chosen.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     submission = Submission.read(config, out, words)
     server = JobServer(address)

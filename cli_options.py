@@ -65,7 +65,13 @@ CONFIG = typer.Option(
 
 
 def read_cluster(
-    address: str | None, workers: str, shards: int, gpus: float | None, cpus: float, timeout: float
+    address: str | None,
+    *,
+    workers: str | int = "auto",
+    shards: int = 1,
+    gpus_per_worker: float | None = None,
+    cpus_per_worker: float = 1.0,
+    timeout: float = 1800.0,
 ) -> Any:
     """Return the cluster that options describe; None without an address.
 
@@ -74,13 +80,15 @@ def read_cluster(
     """
     from .workers.cluster import Cluster
 
-    if address is None:
-        if (workers, shards, gpus, cpus, timeout) != ("auto", 1, None, 1.0, Cluster.timeout):
-            raise ValueError("expected --ray local, auto or an address with options of workers, got none")
-        return None
-    if workers != "auto" and not workers.isdecimal():
+    if not str(workers).isdecimal() and workers != "auto":
         raise ValueError(f"expected a number of workers or auto, got {workers!r}")
-    return Cluster(address, None if workers == "auto" else int(workers), shards, gpus, cpus, timeout)
+    count = None if workers == "auto" else int(workers)
+    found = Cluster(
+        "local" if address is None else address, count, shards, gpus_per_worker, cpus_per_worker, timeout
+    )
+    if address is None and found != Cluster("local"):
+        raise ValueError("expected --ray local, auto or an address with options of workers, got none")
+    return None if address is None else found
 
 
 def records(rows: pandas.DataFrame) -> list[dict[str, Any]]:

@@ -221,7 +221,14 @@ def search(
 
     given = dict(locals())
     settings = SearchSettings.read({name: given[name] for name in SearchSettings.model_fields})
-    cluster = read_cluster(ray, workers, shards, gpus_per_worker, cpus_per_worker, timeout)
+    cluster = read_cluster(
+        ray,
+        workers=workers,
+        shards=shards,
+        gpus_per_worker=gpus_per_worker,
+        cpus_per_worker=cpus_per_worker,
+        timeout=timeout,
+    )
     from . import launch
 
     where = f" --ray {ray}" if ray else ""
@@ -243,7 +250,14 @@ def resume(
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Continue a run that was interrupted, wherever it was measured before."""
-    cluster = read_cluster(ray, workers, shards, gpus_per_worker, cpus_per_worker, timeout)
+    cluster = read_cluster(
+        ray,
+        workers=workers,
+        shards=shards,
+        gpus_per_worker=gpus_per_worker,
+        cpus_per_worker=cpus_per_worker,
+        timeout=timeout,
+    )
     from . import launch
 
     where = f" --ray {ray}" if ray else ""

@@ -346,6 +346,11 @@ class TestASubmission:
         config = write_config(tmp_path / "s.toml", calibration="/shared/cal", out="/shared/a", sparsty=0.6)
         assert "unknown setting 'sparsty'; did you mean 'sparsity'?" in refused("submit", config)
         assert "expected a TOML file" in refused("submit", tmp_path / "none.toml")
+        places = {"calibration": "/shared/cal", "out": "/shared/a"}
+        config = write_config(tmp_path / "s.toml", **places, workers=3, shards=2)
+        assert "choose --workers 2" in refused("submit", config)
+        config = write_config(tmp_path / "s.toml", **places, shards="two")
+        assert "expected numbers for options of workers" in refused("submit", config)
 
     def test_of_the_documentation_can_be_sent(self, tmp_path):
         (text,) = re.findall(r"```toml\n(.+?)```", (ROOT / "docs" / "cluster.md").read_text(), re.DOTALL)

@@ -160,7 +160,7 @@ class TestFormats:
         shutil.copytree(tiny_calibration.folder, tmp_path / "new")
         manifest = tmp_path / "new" / "manifest.json"
         manifest.write_text(re.sub(r'"format": \d+', '"format": 4', manifest.read_text()))
-        with pytest.raises(CalibrationError, match="expected calibration format 3, got 4"):
+        with pytest.raises(CalibrationError, match="expected calibration format 2 or 3, got 4"):
             Calibration(tmp_path / "new")
 
     def test_format_2_with_gradients_among_the_statistics_is_read(self, tiny_calibration, tmp_path):

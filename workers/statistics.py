@@ -132,7 +132,8 @@ class Calibration:
             raise CalibrationError(f"{path} cannot be read ({error}); calibrate again") from None
         if version not in _READABLE:
             raise CalibrationError(
-                f"expected calibration format {FORMAT}, got {version} in {path}; calibrate again"
+                f"expected calibration format {' or '.join(map(str, _READABLE))}, got {version} in {path}; "
+                "calibrate again"
             )
         self.check_complete()
 
