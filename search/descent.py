@@ -13,6 +13,7 @@ import math
 import random
 from collections import deque
 from collections.abc import Sequence
+from itertools import cycle
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +31,8 @@ _FARTHEST = 10.0  # a price counts as at most this many times the mean price, an
 _FIRST_STEP, _LEAST_STEP, _LARGEST_STEP = 0.03, 0.002, 0.12
 _LENGTHS = (1.0, 0.5, 2.0)  # of the step, tried in one batch
 _PATH = 24  # points that are remembered; the mean of the later half is tried
+_LEVELS = 16  # sparsities of an interval
+_APART = 3  # passes through an interval that visit all of them
 
 
 class Prices:
@@ -71,14 +74,18 @@ class Walk:
     estimates are noisy. The best of them is the next point, and what won says whether steps should grow.
 
     Args:
-        problem: KL as the first objective, one sparsity, and a linear space of ratios.
+        problem: KL as the first objective, and a linear space of ratios.
         rng: Draws from here.
+        sparsity: What the first points hold.
+
+    Attributes:
+        sparsity: What the next points hold; it may change from batch to batch.
     """
 
-    def __init__(self, problem: Problem, rng: random.Random) -> None:
+    def __init__(self, problem: Problem, rng: random.Random, sparsity: float) -> None:
         assert isinstance(problem.ratios, LinearSpace)
+        self.sparsity = sparsity
         self._space = problem.ratios
-        self._sparsity = float(problem.sparsity)  # type: ignore[arg-type]
         self._sizes = sizes(problem.layers)
         self._rng = rng
         self._prices = Prices(problem.layers)
@@ -96,12 +103,12 @@ class Walk:
     def ask(self, count: int) -> list[Values]:
         """Return the values of up to ``count`` next points; of one near the middle before it has begun."""
         if not self.begun:
-            return [self._values([self._rng.gauss(self._sparsity, _FIRST_STEP) for _ in self._sizes])]
+            return [self._values([self._rng.gauss(self.sparsity, _FIRST_STEP) for _ in self._sizes])]
         here = self._path[-1]
         found = []
         for length in _LENGTHS[: max(1, count - 1)]:
             step = self._step * length
-            ratios = self._prices.move(here, step, self._sparsity)
+            ratios = self._prices.move(here, step, self.sparsity)
             if self._stale:  # nothing new came of the last batch: look beside the way
                 ratios = ratios + [self._rng.gauss(0, step * self._stale) for _ in ratios]
             found.append(self._values(ratios, length))
@@ -129,16 +136,19 @@ class Walk:
         self._stale = 0 if moved else min(self._stale + 1, 5)
 
     def _values(self, ratios: _Floats | Sequence[float], length: float = 1.0) -> Values:
-        values = self._space.encode(project(ratios, self._sizes, self._sparsity), self._sparsity)
-        self._lengths.setdefault(self._space.ratios(values, self._sparsity), length)
+        values = self._space.encode(project(ratios, self._sizes, self.sparsity), self.sparsity)
+        self._lengths.setdefault(self._space.ratios(values, self.sparsity), length)
         return values
 
 
 class Descent:
-    """Walks down in the ratios of a given metric.
+    """Walks down in the ratios of a given metric, over an interval of sparsities at one after the other.
+
+    What is learned at one sparsity serves at the next, so that an interval takes little more than one of its
+    sparsities would.
 
     Args:
-        problem: A given metric, KL as the first objective, one sparsity, and a linear space of ratios.
+        problem: A given metric, KL as the first objective, and a linear space of ratios.
         seed: Seed of the searcher's own generator.
 
     Raises:
@@ -148,12 +158,14 @@ class Descent:
     def __init__(self, problem: Problem, *, seed: int) -> None:
         if not can_descend(problem) or not isinstance(problem.metrics, Expression):
             raise ValueError(
-                "expected a given metric, the objective kl, one sparsity and a space of ratios such as layer "
-                "for the searcher descent; choose another --searcher, or --searcher gp to descend in ratios "
-                "while metrics vary"
+                "expected a given metric, the objective kl first and a space of ratios such as layer for the "
+                "searcher descent; choose another --searcher, or --searcher gp to descend in ratios while "
+                "metrics vary"
             )
         self._problem = problem
-        self._walk = Walk(problem, random.Random(seed))
+        self._levels = cycle([problem.sparsity] if isinstance(problem.sparsity, float)
+                             else _levels(*problem.sparsity))  # fmt: skip
+        self._walk = Walk(problem, random.Random(seed), next(self._levels))
         self._seeds = list(problem.seeds)
 
     def ask(self, count: int) -> list[Candidate]:
@@ -161,17 +173,27 @@ class Descent:
         if not self._walk.begun and self._seeds:
             asked, self._seeds = self._seeds[:count], self._seeds[count:]
             return [self._problem.candidate(encoding) for encoding in asked]
-        return [self._problem.candidate(Encoding(None, values)) for values in self._walk.ask(count)]
+        sparsity = self._walk.sparsity
+        own = () if isinstance(self._problem.sparsity, float) else (sparsity,)
+        values = self._walk.ask(count)
+        self._walk.sparsity = next(self._levels)
+        return [self._problem.candidate(Encoding(None, (*found, *own))) for found in values]
 
     def tell(self, trials: Sequence[Trial]) -> None:
         """Go on from the candidate whose sensitivities were found."""
         self._walk.tell(trials)
 
 
+def _levels(low: float, high: float) -> list[float]:
+    """Return sparsities of an interval in the order of visits: up and down, each pass between those before.
+
+    So a budget that ends early leaves none of it empty, and neighbours in time are near each other.
+    """
+    even = [float(level) for level in np.linspace(low, high, _LEVELS)]
+    passes = [even[i % _APART :: _APART] for i in range(2 * _APART)]
+    return [level for i, own in enumerate(passes) for level in (own[::-1] if i % 2 else own)]
+
+
 def can_descend(problem: Problem) -> bool:
-    """Whether sensitivities, which are those of KL at one sparsity, lead anywhere in a problem's ratios."""
-    return (
-        isinstance(problem.ratios, LinearSpace)
-        and isinstance(problem.sparsity, float)
-        and problem.objectives[0].name == "kl"
-    )
+    """Whether sensitivities, which are those of KL, lead anywhere in a problem's ratios."""
+    return isinstance(problem.ratios, LinearSpace) and problem.objectives[0].name == "kl"

@@ -67,7 +67,11 @@ class GeneticProgramming:
         self._asked: dict[str, Encoding] = {}
         self._known: set[Encoding] = set()
         self._batches = 0
-        self._walk = Walk(problem, random.Random(f"walk {seed}")) if can_descend(problem) else None
+        self._walk: Walk | None = None
+        if can_descend(problem) and isinstance(
+            problem.sparsity, float
+        ):  # over an interval a point has its own
+            self._walk = Walk(problem, random.Random(f"walk {seed}"), problem.sparsity)
         self._primitives = _primitive_set(problem.trees) if problem.trees else None
         self._states = (random.Random(seed).getstate(), np.random.RandomState(seed).get_state())
 

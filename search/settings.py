@@ -221,14 +221,13 @@ class SearchSettings(BaseModel):
             )
         if self.searcher == "descent" and not (self.can_descend and not self.metric_space):
             raise ValueError(
-                "expected a given metric, the objective kl first, one sparsity and a space of ratios such as "
-                f"layer for the searcher descent, got the space {self.space}, the objectives "
-                f"{','.join(self.objectives)} and the sparsity {self.sparsity}; --searcher gp descends in "
-                "ratios while metrics vary"
+                "expected a given metric, the objective kl first and a space of ratios such as layer for the "
+                f"searcher descent, got the space {self.space} and the objectives "
+                f"{','.join(self.objectives)}; --searcher gp descends in ratios while metrics vary"
             )
         if self.sensitivity and not (self.can_descend and self.searcher in DESCENDING):
             raise ValueError(
-                f"expected a searcher that uses sensitivities ({', '.join(DESCENDING)}) on ratios at one "
+                f"expected a searcher that uses sensitivities ({', '.join(DESCENDING)}) on ratios, gp at one "
                 f"sparsity, got {self.searcher!r} on {self.space}; leave --sensitivity out"
             )
         if self.searcher == "descent" and self.sensitivity == 0:
@@ -268,10 +267,10 @@ class SearchSettings(BaseModel):
 
     @property
     def can_descend(self) -> bool:
-        """Whether the sensitivity of KL to ratios leads anywhere: in linear spaces, at one sparsity."""
+        """Whether the sensitivity of KL to ratios leads anywhere: in linear spaces, gp at one sparsity."""
         return (
             self.ratio_space not in ("", "feature")
-            and isinstance(self.sparsity, float)
+            and (isinstance(self.sparsity, float) or self.searcher == "descent")
             and self.stage == "model"
             and self.objectives[0] == "kl"
         )
