@@ -42,6 +42,8 @@ for part in "${@:-wanda together searchers front}"; do
         "$bin" compare "$out/descent" "$out/evolution" "$out/tpe" "$out/nsga3" "$out/gp" \
           "$out/random" ;;
       front) # the whole front of sparsity against KL in one run
+        "$bin" search "$small" --space layer --metric wanda --searcher descent --sparsity 0.3:0.75 \
+          --objectives kl,density --budget 300ktokens --out "$out/front-descent"
         "$bin" search "$small" --space curve --metric wanda --searcher nsga3 --sparsity 0.3:0.75 \
           --objectives kl,density --budget 300ktokens --out "$out/front" ;;
     esac

@@ -89,7 +89,7 @@ def layers_of(archive: Archive) -> tuple[Layer, ...]:
 
 
 def find(archive: Archive, key: str) -> Finding:
-    """Return a candidate of a run by its key, the beginning of it, or ``best``.
+    """Return a candidate of a run by its key, the beginning of it, its published name, or ``best``.
 
     The best has the least value of the run's first objective.
 
@@ -117,6 +117,8 @@ def find(archive: Archive, key: str) -> Finding:
 def whole_key(archive: Archive, beginning: str) -> str:
     """Return the key of the candidate that is meant: by its beginning, or ``best`` by the first objective.
 
+    A published rule is also meant by the name under which tables show it.
+
     Raises:
         ExportError: When no candidate or more than one is meant; the nearest keys are named.
     """
@@ -127,6 +129,9 @@ def whole_key(archive: Archive, beginning: str) -> str:
         if best.empty:
             raise ExportError(f"no candidate of {run} has {objective} yet: there is no best one")
         return str(best.iloc[0]["key"])
+    published = {name: key for key, name in archive.fact("baselines", {}).items()}
+    if beginning in published:
+        return str(published[beginning])
     keys = [key for (key,) in archive.rows("SELECT key FROM trials ORDER BY number")]
     found = [key for key in keys if key.startswith(beginning)] if beginning else []
     if beginning in found or len(found) == 1:

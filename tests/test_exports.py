@@ -128,6 +128,12 @@ class TestMistakes:
                     find(archive, shared)
             assert find(archive, "best").candidate == trials[0].candidate
 
+    def test_a_published_rule_is_known_by_its_name(self, tmp_path):
+        trials = make_run(tmp_path / "run")
+        with Archive(tmp_path / "run", write=True) as archive:
+            archive.note(baselines={trials[1].candidate.key: "wanda + owl"})
+            assert find(archive, "wanda + owl").candidate == trials[1].candidate
+
     def test_a_run_without_layers_says_how_to_add_them(self, tmp_path):
         make_run(tmp_path / "run")
         with Archive(tmp_path / "run", write=True) as archive:

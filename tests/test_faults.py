@@ -96,14 +96,15 @@ def test_a_run_killed_three_times_equals_the_undisturbed_one(tiny_calibration, t
 
 
 @pytest.mark.parametrize(
-    ("searcher", "space"),
-    [("gp", "tree+curve"), ("nsga3", "curve"), ("tpe", "curve"), ("evolution", "layer"), ("cma", "curve"),
-     ("descent", "layer"),
-     ("random", "meta+block"), ("grid", "ramp")],
+    ("searcher", "space", "sparsity"),
+    [("gp", "tree+curve", "0.6"), ("nsga3", "curve", "0.6"), ("tpe", "curve", "0.6"),
+     ("evolution", "layer", "0.6"), ("cma", "curve", "0.6"), ("descent", "layer", "0.6"),
+     ("descent", "layer", "0.3:0.75"), ("random", "meta+block", "0.6"), ("grid", "ramp", "0.6")],
 )  # fmt: skip
-def test_every_searcher_continues_where_it_was_killed(tiny_calibration, tmp_path, searcher, space):
-    options = ("--searcher", searcher, "--space", space, "--objectives", "kl", "--sparsity", "0.6",
-               "--rungs", "64", "--budget", "80",
+def test_every_searcher_continues_where_it_was_killed(tiny_calibration, tmp_path, searcher, space, sparsity):
+    objectives = "kl,density" if ":" in sparsity else "kl"
+    options = ("--searcher", searcher, "--space", space, "--objectives", objectives, "--sparsity", sparsity,
+               "--rungs", "64", "--budget", "120" if ":" in sparsity else "80",
                "--batch", "4" if searcher == "descent" else "8")  # fmt: skip
     undisturbed = in_process("search", tiny_calibration.folder, *options, "--out", tmp_path / "whole")
     assert undisturbed.returncode == 0, undisturbed.stderr
