@@ -15,6 +15,7 @@ from .cli_options import (
     JSON,
     SHARDS,
     TIMEOUT,
+    WORKER_OPTIONS,
     WORKERS,
     app,
     note,
@@ -60,16 +61,8 @@ def submit(
     from .search.configuration import read_section
     from .submission import Submission
 
-    names = ("workers", "shards", "gpus_per_worker", "cpus_per_worker", "timeout")
-    chosen = {name: given[name] for name in names if given[name] is not None}
-    section = read_section(config, "search")
-    # What is wrong with workers is not left to the job to say.
-    try:
-        read_cluster("auto", **({name: section[name] for name in names if name in section} | chosen))
-    except TypeError:
-        raise ValueError(
-            f"expected numbers for options of workers in the section [search] of {config}"
-        ) from None
+    chosen = {name: given[name] for name in WORKER_OPTIONS if given[name] is not None}
+    read_cluster("auto", read_section(config, "search") | chosen)  # mistakes are not left to the job to say
     words = [word for name, value in chosen.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     submission = Submission.read(config, out, words)
     server = JobServer(address)

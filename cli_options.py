@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,28 +65,40 @@ CONFIG = typer.Option(
 )
 
 
-def read_cluster(
-    address: str | None,
-    *,
-    workers: str | int = "auto",
-    shards: int = 1,
-    gpus_per_worker: float | None = None,
-    cpus_per_worker: float = 1.0,
-    timeout: float = 1800.0,
-) -> Any:
+# Options of workers, as commands and configs name them -> fields of a cluster.
+WORKER_OPTIONS = {
+    "workers": "workers",
+    "shards": "shards",
+    "gpus_per_worker": "gpus",
+    "cpus_per_worker": "cpus",
+    "timeout": "timeout",
+}
+
+
+def read_cluster(address: str | None, given: Mapping[str, Any]) -> Any:
     """Return the cluster that options describe; None without an address.
+
+    Args:
+        address: As of ``Cluster``.
+        given: Values by name, of which those in ``WORKER_OPTIONS`` are read; None is as good as left out.
 
     Raises:
         ValueError: For options that do not fit, or that need an address.
     """
     from .workers.cluster import Cluster
 
-    if not str(workers).isdecimal() and workers != "auto":
-        raise ValueError(f"expected a number of workers or auto, got {workers!r}")
-    count = None if workers == "auto" else int(workers)
-    found = Cluster(
-        "local" if address is None else address, count, shards, gpus_per_worker, cpus_per_worker, timeout
-    )
+    fields: dict[str, Any] = {}
+    for name, field in WORKER_OPTIONS.items():
+        value = given.get(name)
+        if value is None or (name == "workers" and value == "auto"):
+            continue
+        kind = "a whole number" if field in ("workers", "shards") else "a number"
+        try:
+            fields[field] = int(str(value)) if kind == "a whole number" else float(value)
+        except (TypeError, ValueError):
+            wanted = f"{kind} or auto" if name == "workers" else kind
+            raise ValueError(f"expected {wanted} for {name.replace('_', '-')}, got {value!r}") from None
+    found = Cluster("local" if address is None else address, **fields)
     if address is None and found != Cluster("local"):
         raise ValueError("expected --ray local, auto or an address with options of workers, got none")
     return None if address is None else found

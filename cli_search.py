@@ -221,14 +221,7 @@ def search(
 
     given = dict(locals())
     settings = SearchSettings.read({name: given[name] for name in SearchSettings.model_fields})
-    cluster = read_cluster(
-        ray,
-        workers=workers,
-        shards=shards,
-        gpus_per_worker=gpus_per_worker,
-        cpus_per_worker=cpus_per_worker,
-        timeout=timeout,
-    )
+    cluster = read_cluster(ray, given)
     from . import launch
 
     where = f" --ray {ray}" if ray else ""
@@ -250,14 +243,7 @@ def resume(
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Continue a run that was interrupted, wherever it was measured before."""
-    cluster = read_cluster(
-        ray,
-        workers=workers,
-        shards=shards,
-        gpus_per_worker=gpus_per_worker,
-        cpus_per_worker=cpus_per_worker,
-        timeout=timeout,
-    )
+    cluster = read_cluster(ray, locals())
     from . import launch
 
     where = f" --ray {ray}" if ray else ""

@@ -129,16 +129,20 @@ def whole_key(archive: Archive, beginning: str) -> str:
         if best.empty:
             raise ExportError(f"no candidate of {run} has {objective} yet: there is no best one")
         return str(best.iloc[0]["key"])
-    published = {name: key for key, name in archive.fact("baselines", {}).items()}
+    keys = [key for (key,) in archive.rows("SELECT key FROM trials ORDER BY number")]
+    told = set(keys)
+    published = {name: key for key, name in archive.fact("baselines", {}).items() if key in told}
     if beginning in published:
         return str(published[beginning])
-    keys = [key for (key,) in archive.rows("SELECT key FROM trials ORDER BY number")]
     found = [key for key in keys if key.startswith(beginning)] if beginning else []
     if beginning in found or len(found) == 1:
         return beginning if beginning in found else found[0]
     if found:
         some = ", ".join(found[:3]) + (", ..." if len(found) > 3 else "")
         raise ExportError(f"{beginning!r} begins {len(found)} keys of {run} ({some}); give more of it")
-    near = difflib.get_close_matches(beginning, keys, n=3, cutoff=0)
+    near = difflib.get_close_matches(beginning, published, n=3, cutoff=0.7)
+    near = near or difflib.get_close_matches(beginning, keys, n=3, cutoff=0)
     hint = f"the nearest are {', '.join(near)}" if near else "it has no candidates"
-    raise ExportError(f"no candidate of {run} has a key that begins with {beginning!r}: {hint}")
+    raise ExportError(
+        f"no candidate of {run} has the name {beginning!r} or a key that begins with it: {hint}"
+    )

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from ..search.candidate import STAGES
+from ..search.objectives import density
 from .archive import FIGURES
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ COLUMNS = {
     "group": "the weights that compete with each other",
     "size": "nodes of the metric",
     "sparsity": "fraction of the prunable weights removed, counted from the masks",
-    "density": "fraction that stays",
+    "density": "fraction that stays, to four places",
     "ratio_min": "least ratio of a layer",
     "ratio_max": "largest ratio of a layer",
     "kl": "divergence from the dense model on selection tokens, nats per token",
@@ -79,7 +80,7 @@ def frame(archive: Archive, numbers: Sequence[int] | None = None) -> pd.DataFram
         )
         facts = {name: archive.fact(name) for name in ("objectives", "pattern", "versions", "baselines")}
     columns: dict[str, Any] = dict(zip(_STORED, zip(*rows, strict=True), strict=True)) if rows else {}
-    columns["density"] = 1 - pd.Series(columns.get("sparsity", ()), dtype="float64")
+    columns["density"] = density(pd.Series(columns.get("sparsity", ()), dtype="float64"))
     originals = [a or key for a, key in zip(columns.get("alias_of", ()), columns.get("key", ()), strict=True)]
     kl = {key: json.loads(text).get("kl") for key, text, _ in held}
     errors = {key: standard_error(array("d", parts)) for key, _, parts in held}

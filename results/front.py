@@ -9,7 +9,7 @@ import moocore
 import numpy as np
 import pandas as pd
 
-from ..search.objectives import look_up_objectives
+from ..search.objectives import density, look_up_objectives
 from .frame import frame
 
 if TYPE_CHECKING:
@@ -71,12 +71,14 @@ def front(rows: pd.DataFrame, objectives: Sequence[str] | str) -> pd.DataFrame:
 def front_of_archive(archive: Archive, objectives: Sequence[str] | str) -> pd.DataFrame:
     """Return the same as ``front(archive.frame(), objectives)``, reading whole rows of the front alone."""
     names = names_of(objectives)
-    selected = ", ".join("1 - sparsity" if name == "density" else name for name in names)
+    selected = ", ".join("sparsity" if name == "density" else name for name in names)
     with archive.reading():
         found = archive.rows(
             f"SELECT number, {selected} FROM trials WHERE status IN ('measured', 'alias') ORDER BY number"
         )
         table = np.array(found, dtype=np.float64).reshape(-1, 1 + len(names))
+        for place in [i for i, name in enumerate(names, 1) if name == "density"]:
+            table[:, place] = density(table[:, place])
         numbers = table[non_dominated(table[:, 1:]), 0].astype(int).tolist()
         rows = frame(archive, numbers)
     return front(rows.set_axis([n - 1 for n in numbers]) if numbers else rows, names)

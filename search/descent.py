@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import random
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import cycle
 
 import numpy as np
@@ -31,8 +31,8 @@ _FARTHEST = 10.0  # a price counts as at most this many times the mean price, an
 _FIRST_STEP, _LEAST_STEP, _LARGEST_STEP = 0.03, 0.002, 0.12
 _LENGTHS = (1.0, 0.5, 2.0)  # of the step, tried in one batch
 _PATH = 24  # points that are remembered; the mean of the later half is tried
-_LEVELS = 16  # sparsities of an interval
-_APART = 3  # passes through an interval that visit all of them
+_SPARSITIES = 16  # of an interval, evenly; each pass through it visits every third of them
+_TRIES = 3  # batches at a sparsity that bring nothing, after which it is left
 
 
 class Prices:
@@ -93,7 +93,7 @@ class Walk:
         self._step = _FIRST_STEP
         self._lengths: dict[tuple[float, ...], float] = {}  # ratios that were asked -> length of their step
         self._learned: set[str] = set()
-        self._stale = 0
+        self.stale = 0  # batches since anything was learned
 
     @property
     def begun(self) -> bool:
@@ -109,8 +109,8 @@ class Walk:
         for length in _LENGTHS[: max(1, count - 1)]:
             step = self._step * length
             ratios = self._prices.move(here, step, self.sparsity)
-            if self._stale:  # nothing new came of the last batch: look beside the way
-                ratios = ratios + [self._rng.gauss(0, step * self._stale) for _ in ratios]
+            if self.stale:  # nothing new came of the last batch: look beside the way
+                ratios = ratios + [self._rng.gauss(0, step * self.stale) for _ in ratios]
             found.append(self._values(ratios, length))
         if count > 1 and len(self._path) > 2:
             found.append(self._values(np.mean(list(self._path)[len(self._path) // 2 :], axis=0), 0.0))
@@ -133,7 +133,7 @@ class Walk:
             # The mean of the path wins where steps lead nowhere but around: they are too long.
             factor = {0.0: 0.7, 0.5: 0.7, 2.0: 1.4}.get(length, 1.0)
             self._step = min(max(self._step * factor, _LEAST_STEP), _LARGEST_STEP)
-        self._stale = 0 if moved else min(self._stale + 1, 5)
+        self.stale = 0 if moved else min(self.stale + 1, 5)
 
     def _values(self, ratios: _Floats | Sequence[float], length: float = 1.0) -> Values:
         values = self._space.encode(project(ratios, self._sizes, self.sparsity), self.sparsity)
@@ -142,10 +142,9 @@ class Walk:
 
 
 class Descent:
-    """Walks down in the ratios of a given metric, over an interval of sparsities at one after the other.
+    """Walks down in the ratios of a given metric, over an interval at one sparsity after the other.
 
-    What is learned at one sparsity serves at the next, so that an interval takes little more than one of its
-    sparsities would.
+    What is learned at one sparsity serves at the next.
 
     Args:
         problem: A given metric, KL as the first objective, and a linear space of ratios.
@@ -163,9 +162,13 @@ class Descent:
                 "metrics vary"
             )
         self._problem = problem
-        self._levels = cycle([problem.sparsity] if isinstance(problem.sparsity, float)
-                             else _levels(*problem.sparsity))  # fmt: skip
-        self._walk = Walk(problem, random.Random(seed), next(self._levels))
+        self._next: Iterator[float] | None = None  # sparsities to come, over an interval
+        if isinstance(problem.sparsity, float):
+            first = problem.sparsity
+        else:
+            self._next = cycle(_visits(*problem.sparsity))
+            first = next(self._next)
+        self._walk = Walk(problem, random.Random(seed), first)
         self._seeds = list(problem.seeds)
 
     def ask(self, count: int) -> list[Candidate]:
@@ -173,25 +176,28 @@ class Descent:
         if not self._walk.begun and self._seeds:
             asked, self._seeds = self._seeds[:count], self._seeds[count:]
             return [self._problem.candidate(encoding) for encoding in asked]
-        sparsity = self._walk.sparsity
-        own = () if isinstance(self._problem.sparsity, float) else (sparsity,)
-        values = self._walk.ask(count)
-        self._walk.sparsity = next(self._levels)
-        return [self._problem.candidate(Encoding(None, (*found, *own))) for found in values]
+        own = (self._walk.sparsity,) if self._next else ()
+        return [self._problem.candidate(Encoding(None, (*found, *own))) for found in self._walk.ask(count)]
 
     def tell(self, trials: Sequence[Trial]) -> None:
-        """Go on from the candidate whose sensitivities were found."""
+        """Go on from the candidate whose sensitivities were found, over an interval at the next sparsity."""
+        had_begun = self._walk.begun
         self._walk.tell(trials)
+        if self._next and had_begun and self._walk.stale in (0, _TRIES):
+            self._walk.sparsity, self._walk.stale = next(self._next), 0
 
 
-def _levels(low: float, high: float) -> list[float]:
-    """Return sparsities of an interval in the order of visits: up and down, each pass between those before.
+def _visits(low: float, high: float) -> list[float]:
+    """Return the sparsities of an interval in the order of visits, up and down by turns.
 
-    So a budget that ends early leaves none of it empty, and neighbours in time are near each other.
+    Three passes visit all, each those between the ones before, so that a budget that ends early leaves no
+    part empty; the next three visit them the other way round. Neighbours in time are near each other. All but
+    the ends have four places, as densities are compared, so that rounding to columns makes no difference.
     """
-    even = [float(level) for level in np.linspace(low, high, _LEVELS)]
-    passes = [even[i % _APART :: _APART] for i in range(2 * _APART)]
-    return [level for i, own in enumerate(passes) for level in (own[::-1] if i % 2 else own)]
+    inner = [round(float(sparsity), 4) for sparsity in np.linspace(low, high, _SPARSITIES)[1:-1]]
+    even = [low, *inner, high]
+    passes = [even[i % 3 :: 3] for i in range(6)]
+    return [sparsity for i, own in enumerate(passes) for sparsity in (own[::-1] if i % 2 else own)]
 
 
 def can_descend(problem: Problem) -> bool:

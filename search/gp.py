@@ -68,9 +68,8 @@ class GeneticProgramming:
         self._known: set[Encoding] = set()
         self._batches = 0
         self._walk: Walk | None = None
-        if can_descend(problem) and isinstance(
-            problem.sparsity, float
-        ):  # over an interval a point has its own
+        # Over an interval members have sparsities of their own, which one walk cannot hold.
+        if can_descend(problem) and isinstance(problem.sparsity, float):
             self._walk = Walk(problem, random.Random(f"walk {seed}"), problem.sparsity)
         self._primitives = _primitive_set(problem.trees) if problem.trees else None
         self._states = (random.Random(seed).getstate(), np.random.RandomState(seed).get_state())

@@ -7,6 +7,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
 from .candidate import Stage, Trial
 
 T = TypeVar("T")
@@ -33,10 +36,15 @@ def _measured(name: str, stage: Stage, meaning: str) -> Objective:
     return Objective(name, stage, lambda trial: trial.measurement.values.get(name), meaning)
 
 
+def density(sparsity: ArrayLike) -> NDArray[np.float64]:
+    """Return the share of weights that stays, to four places: less comes of whole columns and is no gain."""
+    found: NDArray[np.float64] = np.round(1 - np.asarray(sparsity, dtype=np.float64), 4)
+    return found
+
+
 def _density(trial: Trial) -> float | None:
-    """Return the share that stays, to four places: what is less comes of whole columns and is no gain."""
     sparsity = trial.measurement.values.get("sparsity")
-    return None if sparsity is None else round(1 - sparsity, 4)
+    return None if sparsity is None else float(density(sparsity))
 
 
 OBJECTIVES: dict[str, Objective] = {
@@ -47,7 +55,7 @@ OBJECTIVES: dict[str, Objective] = {
         _measured("layer_error", "screen", "relative squared error of the layers' outputs, mean over layers"),
         _measured("model_error", "model", "relative squared error of the final hidden states"),
         _measured("perplexity", "model", "exp of the mean negative log-likelihood per token"),
-        Objective("density", "screen", _density, "fraction of the prunable weights that stay"),
+        Objective("density", "screen", _density, "fraction of weights that stay, to four places"),
         Objective("size", "screen", lambda trial: float(trial.candidate.metric.size), "nodes of the metric"),
         Objective("seconds", "screen", lambda trial: trial.measurement.seconds, "time that measuring took"),
     )

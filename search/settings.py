@@ -228,7 +228,7 @@ class SearchSettings(BaseModel):
         if self.sensitivity and not (self.can_descend and self.searcher in DESCENDING):
             raise ValueError(
                 f"expected a searcher that uses sensitivities ({', '.join(DESCENDING)}) on ratios, gp at one "
-                f"sparsity, got {self.searcher!r} on {self.space}; leave --sensitivity out"
+                f"sparsity, got {self.searcher!r} on {self.space} at {self.sparsity}; leave --sensitivity out"
             )
         if self.searcher == "descent" and self.sensitivity == 0:
             raise ValueError("expected tokens for the sensitivities that descent follows, got 0")

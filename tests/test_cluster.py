@@ -473,7 +473,7 @@ def test_workers_that_never_come_are_a_sentence(ray_session, tmp_path):
             "whole copies of a model of 2 shards, got 3; choose --workers 2",
         ),
         (("--workers", "0"), "expected at least 1 worker, or auto, got 0"),
-        (("--workers", "many"), "expected a number of workers or auto, got 'many'"),
+        (("--workers", "many"), "expected a whole number or auto for workers, got 'many'"),
         (("--workers", "64"), "expected a cluster with room for 64 workers"),
         (("--workers", "4", "--shards", "4", "--cpus-per-worker", "0.1"), "at most 3 shards, one a block"),
         (("--workers", "1", "--device", "cuda"), "expected GPUs for the device cuda"),

@@ -349,8 +349,14 @@ class TestASubmission:
         places = {"calibration": "/shared/cal", "out": "/shared/a"}
         config = write_config(tmp_path / "s.toml", **places, workers=3, shards=2)
         assert "choose --workers 2" in refused("submit", config)
-        config = write_config(tmp_path / "s.toml", **places, shards="two")
-        assert "expected numbers for options of workers" in refused("submit", config)
+        for name, value, says in (
+            ("shards", "two", "expected a whole number for shards, got 'two'"),
+            ("shards", 2.5, "expected a whole number for shards, got 2.5"),
+            ("timeout", "long", "expected a number for timeout, got 'long'"),
+            ("workers", [2], "expected a whole number or auto for workers, got [2]"),
+        ):
+            config = write_config(tmp_path / "s.toml", **places, **{name: value})
+            assert says in refused("submit", config)
 
     def test_of_the_documentation_can_be_sent(self, tmp_path):
         (text,) = re.findall(r"```toml\n(.+?)```", (ROOT / "docs" / "cluster.md").read_text(), re.DOTALL)
