@@ -1,6 +1,6 @@
 """A model of random weights, to measure speed and memory at sizes that are not at hand.
 
-    python benchmarks/random_model.py docs/configs/llama-3.1-8b.json /tmp/random-8b [cuda]
+    python benchmarks/random_model.py docs/configs/llama-3.1-8b.json random-8b [cuda]
 
 Writes a folder in bfloat16 with a tokenizer that knows bytes. What such a model says means nothing.
 """

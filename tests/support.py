@@ -1,14 +1,18 @@
-"""What several test files use: the command line in a process, small models, a fake evaluator."""
+"""What several test files use: the command line in a process, small models, a fake evaluator, archives."""
 
 import contextlib
 import io
 import signal
+import sqlite3
 import subprocess
 import sys
+import time
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import torch
+from secateur.results.archive import Archive
 from secateur.search.candidate import Layer, Measurement
 from secateur.search.protocols import ignore
 from secateur.workers.calibration import Request
@@ -137,3 +141,31 @@ class FakeEvaluator:
 
     def close(self):
         pass
+
+
+def count(folder, table="measurements"):
+    """Rows of a table while the search writes it."""
+    try:
+        with closing(sqlite3.connect(f"file:{folder}/archive.sqlite?mode=ro", uri=True)) as db:
+            return db.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
+    except sqlite3.OperationalError:
+        return 0
+
+
+def wait_for(is_running, folder, rows):
+    """Wait until a run has measured so much; whether it still runs then."""
+    deadline = time.monotonic() + 120
+    while count(folder) < rows and is_running():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return is_running()
+
+
+def facts(folder):
+    """Rows without their times."""
+    return [
+        (t.candidate, t.status, t.alias_of, t.measurement.stage, t.measurement.layer_errors,
+         dict(t.measurement.values), t.measurement.failure, t.measurement.fingerprint, t.measurement.parts,
+         t.measurement.tokens, t.measurement.sensitivities)
+        for t in Archive(folder).trials()
+    ]  # fmt: skip

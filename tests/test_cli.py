@@ -1,6 +1,7 @@
 """The command line as a person meets it: results, help, and one line for every mistake."""
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -529,3 +530,13 @@ def test_the_notebook_reads_a_run_that_is_still_going(tiny_calibration, tmp_path
     scores = runpy.run_path(str(tmp_path / "out" / "best.py"))
     assert callable(scores["scores"])
     assert callable(scores["mask"])
+
+
+def test_a_place_that_cannot_be_used_is_named_as_it_was_asked_for():
+    from secateur.cli import _reason
+
+    for place in ("/a/.my.cal.1f2e3d4c.partial/block-000.safetensors", "/a/my.cal/block-000.safetensors"):
+        error = OSError(errno.ENOSPC, "No space left on device", place)
+        assert _reason(error).startswith(
+            "cannot use /a/my.cal/block-000.safetensors: no space left on device;"
+        )

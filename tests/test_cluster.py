@@ -32,8 +32,7 @@ from secateur.workers.split import split_blocks
 from secateur.workers.stage import Window
 from secateur.workers.statistics import CalibrationError
 from secateur.workers.worker import Device, Worker, WorkerError, WorkerOptions
-from support import in_process
-from test_faults import count, facts, wait_for
+from support import count, facts, in_process, wait_for
 
 CLUSTERS = {"one": (1, 1), "two": (2, 1), "split": (2, 2)}  # workers, shards
 

@@ -1,4 +1,4 @@
-"""On a GPU: masks are those of the CPU bit for bit, and figures the same up to rounding."""
+"""On a GPU: masks of equal scores are those of the CPU bit for bit, and figures the same up to rounding."""
 
 from dataclasses import replace
 
@@ -18,8 +18,7 @@ from secateur.workers.local import LocalEvaluator
 from secateur.workers.masks import below, packed, ranks, removed
 from secateur.workers.repair import REPAIRS
 from secateur.workers.worker import Device
-from support import small_request
-from test_faults import facts
+from support import facts, small_request
 
 if not torch.cuda.is_available():
     pytest.skip("there is no GPU", allow_module_level=True)

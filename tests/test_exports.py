@@ -131,8 +131,12 @@ class TestMistakes:
     def test_a_published_rule_is_known_by_its_name(self, tmp_path):
         trials = make_run(tmp_path / "run")
         with Archive(tmp_path / "run", write=True) as archive:
-            archive.note(baselines={trials[1].candidate.key: "wanda + owl"})
+            archive.note(baselines={trials[1].candidate.key: "wanda + owl", "0" * 16: "wanda + dlp"})
             assert find(archive, "wanda + owl").candidate == trials[1].candidate
+            with pytest.raises(ExportError, match=r"the nearest are wanda \+ owl$"):
+                find(archive, "wanda + owls")
+            with pytest.raises(ExportError, match="has the name 'wanda . dlp'"):  # not measured yet
+                find(archive, "wanda + dlp")
 
     def test_a_run_without_layers_says_how_to_add_them(self, tmp_path):
         make_run(tmp_path / "run")

@@ -3,15 +3,13 @@
 import multiprocessing
 import os
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
-from contextlib import closing
 
 import pytest
 from secateur.results.archive import Archive
-from support import in_process, secateur
+from support import count, facts, in_process, secateur, wait_for
 
 SEARCH = ("--sparsity", "0.5", "--budget", "60", "--batch", "8", "--seed", "7")
 
@@ -34,34 +32,6 @@ def kill(process):
     process.kill()
     process.join()
     assert process.exitcode == -signal.SIGKILL
-
-
-def count(folder, table="measurements"):
-    """Rows of a table while the search writes it."""
-    try:
-        with closing(sqlite3.connect(f"file:{folder}/archive.sqlite?mode=ro", uri=True)) as db:
-            return db.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
-    except sqlite3.OperationalError:
-        return 0
-
-
-def wait_for(is_running, folder, rows):
-    """Wait until a run has measured so much; whether it still runs then."""
-    deadline = time.monotonic() + 120
-    while count(folder) < rows and is_running():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    return is_running()
-
-
-def facts(folder):
-    """Rows without their times."""
-    return [
-        (t.candidate, t.status, t.alias_of, t.measurement.stage, t.measurement.layer_errors,
-         dict(t.measurement.values), t.measurement.failure, t.measurement.fingerprint, t.measurement.parts,
-         t.measurement.tokens, t.measurement.sensitivities)
-        for t in Archive(folder).trials()
-    ]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

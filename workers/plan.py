@@ -17,8 +17,9 @@ from .split import split_blocks
 PROMOTED = 0.25  # share of a batch that passes the screen, or a rung of a quarter of the tokens
 _RUNTIME = {"cpu": 500 << 20, "cuda": 1 << 30}  # interpreter and libraries; a GPU's context and workspaces
 _ALLOCATOR = 0.1  # of all else: what allocators hold and cannot give
-# Bytes a weight while one layer is masked: its copy in 32 bits, scores, what selection moves, the mask.
-_MASKING = 4 + 4 + 4 + 4 + 1
+# Bytes a weight while one layer is masked: its copy in 32 bits, scores, what selection moves, the mask; on a
+# GPU selection also returns the scores and 64-bit places of those removed, at 75 %.
+_MASKING = {"cpu": 4 + 4 + 4 + 4 + 1, "cuda": 4 + 4 + 4 + 4 + 1 + 9}
 _BLURRING = (
     24  # bytes a weight of a block on the way back: order, edge, its gradient, blurred weights and theirs
 )
@@ -124,7 +125,7 @@ def memory_of(outline: Outline, machine: Machine, tokens: Tokens, blocks: range)
     widest = max(layer.rows + layer.columns for layer in layers)
     largest = max(layer.size for layer in layers)
     logits = _COPIES_OF_LOGITS * 4 * _TOKENS_OF_LOGITS[machine.device] * outline.vocabulary
-    masking = _MASKING * largest * min(machine.threads, len(layers)) + width * heaviest
+    masking = _MASKING[machine.device] * largest * min(machine.threads, len(layers)) + width * heaviest
     running = 4 * called * widest * _PASSES_OF_STATES
     order = 2 * size
     chain = len(blocks) * tokens.selection * states
@@ -163,7 +164,13 @@ def seconds_of(
         )
 
     def launches(masks: int, passes: int, count: int) -> float:
-        """Return the seconds that a GPU's host takes to launch work on tokens, however small the work."""
+        """Return the seconds that a GPU's host takes to launch work, however small the work.
+
+        Args:
+            masks: Masks made of each layer.
+            passes: Times that tokens go through the blocks.
+            count: How many tokens.
+        """
         if machine.device == "cpu":
             return 0.0
         calls = passes * len(blocks) * -(-count // _TOKENS_A_CALL[machine.device])
@@ -189,7 +196,7 @@ def seconds_of(
         + size / rates.ordered
         + _BLURRING * size / rates.copied
         + FORWARD_PASSES * _running(outline, tokens, rates, blocks, found)
-        + launches(2, FORWARD_PASSES, found),
+        + launches(2, FORWARD_PASSES, found),  # whole masks on the way there, blurred ones on the way back
     }
 
 

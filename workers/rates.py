@@ -45,7 +45,7 @@ class Rates:
         selected: Weights among which those to remove are found.
         ordered: Weights put in order.
         digested: Weights whose mask is hashed.
-        calls: Layers without size, whose errors take no more than calls and, on a GPU, launches do.
+        calls: Layers measured whose size is next to nothing: what calls cost and, on a GPU, launches.
     """
 
     source: str
@@ -71,7 +71,7 @@ GPUS: dict[str, tuple[float, float, float]] = {
 }
 PRODUCT_EFFICIENCY, MEMORY_EFFICIENCY = 0.5, 0.7
 # Bytes a weight: reads and writes of the kernels involved. Hashing is limited by the way to the host and
-# the host itself, and a layer's kernels by their launches. Where they can be they were measured on an H200.
+# the host itself, and a layer's kernels by their launches. All but the first were set by an H200.
 _BYTES_SCORED, _BYTES_SELECTED, _BYTES_ORDERED = 24, 94, 270
 _DIGESTED, _CALLS = 3.5e9, 1500.0
 
