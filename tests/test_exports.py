@@ -135,7 +135,7 @@ class TestMistakes:
             assert find(archive, "wanda + owl").candidate == trials[1].candidate
             with pytest.raises(ExportError, match=r"the nearest are wanda \+ owl$"):
                 find(archive, "wanda + owls")
-            with pytest.raises(ExportError, match="has the name 'wanda . dlp'"):  # not measured yet
+            with pytest.raises(ExportError, match=r"has the name 'wanda \+ dlp'"):  # not measured yet
                 find(archive, "wanda + dlp")
 
     def test_a_run_without_layers_says_how_to_add_them(self, tmp_path):
