@@ -42,7 +42,9 @@ def plan(
     ],
     gpus: Annotated[int, typer.Option(help="GPUs; 0 plans for this machine's CPU.")] = 1,
     gpu: Annotated[str, typer.Option(help="a100, h100, h200, l4, l40s or rtx4090.")] = "h100",
-    gpu_memory: Annotated[str, typer.Option(help="Memory of each, such as 80GiB.")] = "80GiB",
+    gpu_memory: Annotated[
+        str | None, typer.Option(help="Memory of each, such as 40GiB; what its kind has if left out.")
+    ] = None,
     budget: Annotated[int, typer.Option(help="Candidates of the search.")] = 200,
     tokens: Annotated[int, typer.Option(help="Tokens of statistics.")] = 8192,
     selection_tokens: Annotated[int, typer.Option(help="Tokens that candidates are measured on.")] = 2048,
@@ -59,12 +61,12 @@ def plan(
             f"expected GPUs and threads of at least 0 and a budget of at least 1, got {gpus}, {threads} "
             f"and {budget}"
         )
-    memory = _bytes(gpu_memory)
+    given = None if gpu_memory is None else _bytes(gpu_memory)
     from .workers.calibration import Request
     from .workers.model import accelerator, choose_device, choose_dtype
     from .workers.outline import outline
     from .workers.plan import Machine, Tokens, make_plan, ways_to_fit
-    from .workers.rates import measure_rates, rates_of
+    from .workers.rates import GPUS, measure_rates, rates_of
 
     choose_dtype(dtype)
     request = Request(
@@ -74,6 +76,7 @@ def plan(
     counts = Tokens(statistics, selection, holdout, sequence_length)
     if gpus:
         rates = rates_of(gpu, dtype)
+        memory = given or GPUS[gpu][3] << 30
 
     def observe(statistics: int = counts.statistics, gradients: bool = gradients) -> Outline:
         return outline(model, tokens=statistics, length=sequence_length, gradients=gradients)

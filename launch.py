@@ -97,6 +97,12 @@ def run_seeds(
                 f"expected runs of one configuration in {out}, got {path.parent} with another one; choose "
                 "another --out"
             )
+    if settings.searcher == "descent" and seeds > 1:
+        listener = listener or Listener()
+        listener.line(
+            "descent takes the same way whatever its seed, until it is stuck: seeds that agree say nothing "
+            "of how certain its figures are"
+        )
     each = range(settings.seed, settings.seed + seeds)
     runs = {Path(out) / f"seed-{seed}": settings.model_copy(update={"seed": seed}) for seed in each}
     _run_all(runs, listener or Listener(), cluster)

@@ -20,7 +20,8 @@ SHARES = (0.25, 0.5, 0.75, 1.0)
 COLUMNS = {
     "search": "the runs of one configuration, which differ in their seed",
     "seeds": "how many there are",
-    "kl_holdout": "of the candidate with the least kl, mean over seeds",
+    "kl_holdout": "of the candidate with the least kl, mean over seeds; missing where density is minimised, "
+    "for that is the least sparse one",
     "spread": "standard deviation over seeds, missing for one; of the hypervolume where density is minimised",
     "published": "kl_holdout of the best published rule, chosen in the same way",
     "hypervolume": "share of the box that all fronts span, mean over seeds; missing for one objective",
@@ -63,19 +64,22 @@ def compare(runs: Sequence[Archive]) -> pd.DataFrame:
                 f"expected runs of the same {name}, got {first} and {second} with different ones{values}"
             )
     groups: dict[str, list[Archive]] = {}
-    seen: set[tuple[str, object]] = set()
+    seen: dict[tuple[str, object], Archive] = {}
+    copies = []
     for run in runs:
         own = sorted((n, v) for n, v in settings[run.folder].items() if n not in ("seed", "calibration"))
         seed = settings[run.folder].get("seed", str(run.folder))
-        if (str(own), seed) not in seen:  # a copy of a run is no further seed
+        original = seen.setdefault((str(own), seed), run)
+        if original is run:
             groups.setdefault(str(own), []).append(run)
-        seen.add((str(own), seed))
+        else:  # no further seed
+            copies.append((str(run.folder), str(original.folder)))
     names = _names(groups)
     frames = {run.folder: run.frame() for run in runs}
     box = _box(list(frames.values()))
     rows = [_row(names[text], [frames[run.folder] for run in found], box) for text, found in groups.items()]
     result = pd.DataFrame.from_records(rows, columns=list(COLUMNS))
-    result.attrs = {"objectives": runs[0].fact("objectives")}
+    result.attrs = {"objectives": runs[0].fact("objectives"), "copies": copies}
     if "density" in result.attrs["objectives"]:  # the least KL is that of the least sparsity
         return result.sort_values("hypervolume", ascending=False, kind="stable", ignore_index=True)
     return result.sort_values("kl_holdout", kind="stable", ignore_index=True)
@@ -94,6 +98,8 @@ def verdicts(table: pd.DataFrame) -> list[str]:
         return ["No run has been measured on holdout tokens yet."]
     best = known.iloc[0]
     sentences = [f"{best['search']} has the {what}, {best[measure]:.4f}."]
+    for copy, original in table.attrs["copies"]:
+        sentences.append(f"{copy} has the settings and the seed of {original} and is left out.")
     for _, row in known.iloc[1:].iterrows():
         change = abs(row[measure] - best[measure])
         if not change:
@@ -171,13 +177,13 @@ def _box(frames: Sequence[pd.DataFrame]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _row(name: str, frames: Sequence[pd.DataFrame], box: tuple[np.ndarray, np.ndarray]) -> dict[str, Any]:
-    first = frames[0].attrs["objectives"][0]
+    objectives = frames[0].attrs["objectives"]
     chosen = [_chosen(rows) for rows in frames]
     published = [_chosen(rows[rows["baseline"].notna()]) for rows in frames]
     costs = [rows[rows["alias_of"].isna()] for rows in frames]
     holdout = np.array([row["kl_holdout"] for row in chosen], dtype=float)
     volumes = [_hypervolume(rows, box) for rows in frames]
-    compared = volumes if "density" in frames[0].attrs["objectives"] else holdout
+    compared = volumes if "density" in objectives else holdout
     spread = float(np.std(compared, ddof=1)) if len(frames) > 1 else math.nan
     record = {
         "search": name,
@@ -191,16 +197,17 @@ def _row(name: str, frames: Sequence[pd.DataFrame], box: tuple[np.ndarray, np.nd
         "seconds": _mean([float(rows["seconds"].sum()) for rows in costs]),
     }
     for i, share in enumerate(SHARES[:-1]):
-        keys = [dict(enumerate(incumbents(rows, first))).get(i, "") for rows in frames]
+        keys = [dict(enumerate(incumbents(rows, objectives[0]))).get(i, "") for rows in frames]
         found = [rows.loc[rows["key"] == key, "kl_holdout"] for rows, key in zip(frames, keys, strict=True)]
-        record[f"at_{share:.0%}"] = _mean([float(v.iloc[0]) if len(v) else math.nan for v in found])
+        known = [float(v.iloc[0]) if len(v) and "density" not in objectives else math.nan for v in found]
+        record[f"at_{share:.0%}"] = _mean(known)
     return record
 
 
 def _chosen(rows: pd.DataFrame) -> pd.Series:
     """Return the row with the least KL on selection tokens, which is how a run's winner is chosen."""
     decided = rows[rows["status"].eq("measured") & rows["kl"].notna() & rows["kl_holdout"].notna()]
-    if decided.empty:
+    if decided.empty or "density" in rows.attrs["objectives"]:
         return pd.Series({"kl_holdout": math.nan})
     return decided.nsmallest(1, "kl").iloc[0]
 

@@ -124,7 +124,12 @@ def whole_key(archive: Archive, beginning: str) -> str:
     """
     run = archive.folder
     if beginning == "best":
-        objective = archive.fact("objectives", ["kl"])[0]
+        objective, *others = archive.fact("objectives", ["kl"])
+        if "density" in others:
+            raise ExportError(
+                f"expected a key, got best: over the sparsities of {run} none is, for the least {objective} "
+                f"is that of the least sparse; `secateur front {run}` shows the keys"
+            )
         best = archive.front([objective])
         if best.empty:
             raise ExportError(f"no candidate of {run} has {objective} yet: there is no best one")
@@ -140,7 +145,7 @@ def whole_key(archive: Archive, beginning: str) -> str:
     if found:
         some = ", ".join(found[:3]) + (", ..." if len(found) > 3 else "")
         raise ExportError(f"{beginning!r} begins {len(found)} keys of {run} ({some}); give more of it")
-    near = difflib.get_close_matches(beginning, published, n=3, cutoff=0.7)
+    near = difflib.get_close_matches(beginning, published, n=3, cutoff=0.6)
     near = near or difflib.get_close_matches(beginning, keys, n=3, cutoff=0)
     hint = f"the nearest are {', '.join(near)}" if near else "it has no candidates"
     raise ExportError(

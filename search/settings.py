@@ -114,7 +114,8 @@ class SearchSettings(BaseModel):
             1 <= len(numbers) <= 2 and all(0 <= n < 1 for n in numbers) and numbers == sorted(set(numbers))
         ):
             raise ValueError(
-                f"expected a number in [0, 1) such as 0.6, or an interval such as 0.3:0.75, got {value!r}"
+                "expected a number in [0, 1) such as 0.6, or an interval from less to more such as "
+                f"0.3:0.75, got {value!r}"
             )
         return numbers[0] if len(numbers) == 1 else tuple(numbers)
 
@@ -163,7 +164,7 @@ class SearchSettings(BaseModel):
             return values
         share = counts[0] / counts[1]
         given = values.get("sparsity")
-        if given is not None and number(given) != share:
+        if given is not None and not _is_number(given, share):
             raise ValueError(
                 f"expected the sparsity {share:g}, which the pattern {values['pattern']} has, got "
                 f"{values['sparsity']}; leave it out"
@@ -221,9 +222,10 @@ class SearchSettings(BaseModel):
             )
         if self.searcher == "descent" and not (self.can_descend and not self.metric_space):
             raise ValueError(
-                "expected a given metric, the objective kl first and a space of ratios such as layer for the "
-                f"searcher descent, got the space {self.space} and the objectives "
-                f"{','.join(self.objectives)}; --searcher gp descends in ratios while metrics vary"
+                "expected a given metric, the objective kl first, the stage model and a space of ratios such "
+                f"as layer, not feature, for the searcher descent, got the space {self.space}, objectives "
+                f"{','.join(self.objectives)} and the stage {self.stage}; --searcher gp descends in ratios "
+                "while metrics vary"
             )
         if self.sensitivity and not (self.can_descend and self.searcher in DESCENDING):
             raise ValueError(
@@ -318,3 +320,10 @@ class SearchSettings(BaseModel):
         values = self.model_dump(mode="json", exclude_none=True)
         # Strings, numbers, booleans and lists of strings are written alike in JSON and TOML.
         return "[search]\n" + "".join(f"{n} = {json.dumps(v)}\n" for n, v in values.items())
+
+
+def _is_number(value: Any, wanted: float) -> bool:
+    try:
+        return number(value) == wanted
+    except ValueError:
+        return False

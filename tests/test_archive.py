@@ -309,6 +309,12 @@ class TestQueries:
         assert [p.name for p in path.parent.iterdir()] == ["a.parquet"]
         with pytest.raises(ValueError, match="got the folder"):
             snapshot(Archive(folder), tmp_path)
+        link = tmp_path / "link.parquet"
+        link.symlink_to(path)
+        path.write_bytes(b"old")
+        snapshot(Archive(folder), link)
+        assert link.is_symlink()
+        assert len(pd.read_parquet(path)) == len(rows)
 
 
 class TestTheAccessor:

@@ -396,7 +396,10 @@ class TestMistakes:
                 ("search", "CAL", "--sparsity", "0.3:0.7", "--objectives", "kl", "--out", "OUT"),
                 "expected density",
             ),
-            (("search", "CAL", "--sparsity", "0.7:0.3", "--out", "OUT"), "or an interval such as"),
+            (
+                ("search", "CAL", "--sparsity", "0.7:0.3", "--out", "OUT"),
+                "or an interval from less to more such as",
+            ),
             (("search", "CAL", "--phase", "2", "--out", "OUT"), "take turns in phases"),
             (("search", "CAL", "--rungs", "64,32", "--out", "OUT"), "expected growing numbers"),
             (

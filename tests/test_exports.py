@@ -138,6 +138,14 @@ class TestMistakes:
             with pytest.raises(ExportError, match=r"has the name 'wanda \+ dlp'"):  # not measured yet
                 find(archive, "wanda + dlp")
 
+    def test_over_sparsities_none_is_best(self, tmp_path):
+        trials = make_run(tmp_path / "run")
+        with Archive(tmp_path / "run", write=True) as archive:
+            archive.note(objectives=["kl", "density"])
+            with pytest.raises(ExportError, match="expected a key, got best: over the sparsities"):
+                find(archive, "best")
+            assert find(archive, trials[0].candidate.key[:6]).candidate == trials[0].candidate
+
     def test_a_run_without_layers_says_how_to_add_them(self, tmp_path):
         make_run(tmp_path / "run")
         with Archive(tmp_path / "run", write=True) as archive:

@@ -134,6 +134,9 @@ class TestTheCommand:
         assert done.returncode == 0, done.stderr
         assert "It fits: 1 shard x 2 copies on 2 h100" in done.stdout
         assert "not measured: datasheet of the h100" in done.stdout
+        assert "of 80.00 GiB on the fullest" in done.stdout
+        other = in_process("plan", bare, "--gpu", "rtx4090")
+        assert "of 24.00 GiB on the fullest" in other.stdout
         for word in ("statistics", "calibration on disk", "screen", "sensitivity", "hours"):
             assert word in done.stdout
 

@@ -1,6 +1,7 @@
 """The report and plots: what they hold for every kind of run, and that they are safe, small and offline."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -116,7 +117,12 @@ def make_run(folder, kind, count=24, has_holdout=True):
             layers=LAYERS,
             versions={"torch": "2.13.0"},
             calibration="c0ffee",
-            card={"model": "hub/some-model", "text": "self", "machine": "2 cores"},
+            card={
+                "model": "hub/some-model",
+                "text": "/some/text.txt",
+                "machine": "2 cores",
+                "parts": {"statistics": {"sequences": 16, "length": 512, "sha256": "0" * 64}},
+            },
         )
         archive.add(trials)
         if has_holdout:
@@ -176,7 +182,10 @@ def test_a_report_holds_what_was_searched_found_and_spent(kind, tmp_path):
     for name in rows["baseline"].dropna():
         assert name in page.text
     assert f"secateur export {folder} {rows.loc[best, 'key']} --to python -o metric.py" in page.text
-    assert f"secateur prune hub/some-model --candidate {folder}:{rows.loc[best, 'key']}" in page.text
+    assert (
+        f"secateur prune hub/some-model --candidate {folder}:{rows.loc[best, 'key']} --text /some/text.txt "
+        "--tokens 8192 --sequence-length 512 -o pruned"
+    ) in page.text
     assert r"\Vert X_{j} \Vert" in page.text  # the metric as LaTeX
     assert "c0ffee" in page.text
     assert "2.13.0" in page.text
@@ -301,10 +310,12 @@ def test_the_command_replaces_an_older_file_and_leaves_nothing_beside_it(tmp_pat
 
 @pytest.mark.parametrize("command", ["report", "plot"])
 def test_mistakes_are_one_sentence(command, tmp_path):
-    folder = make_run(tmp_path / "run", "metric")
+    folder, pipe = make_run(tmp_path / "run", "metric"), tmp_path / "pipe.svg"
+    os.mkfifo(pipe)
     mistakes = {
         ("nothing", tmp_path / "a.svg"): "expected a run folder with an archive, got nothing",
         (folder, tmp_path): "expected a file",
+        (folder, pipe): "which is none",
         (folder, folder / "run.toml" / "a.svg"): "cannot use",
     }
     for (run, out), message in mistakes.items():

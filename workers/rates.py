@@ -60,14 +60,14 @@ class Rates:
     calls: float
 
 
-# Datasheets: TFLOP/s in 32 bits and in bfloat16 without sparsity, memory in GB/s.
-GPUS: dict[str, tuple[float, float, float]] = {
-    "a100": (19.5, 312, 2039),
-    "h100": (67, 989, 3350),
-    "h200": (67, 989, 4800),
-    "l4": (30.3, 121, 300),
-    "l40s": (91.6, 362, 864),
-    "rtx4090": (82.6, 165, 1008),
+# Datasheets: TFLOP/s in 32 bits and in bfloat16 without sparsity, memory in GB/s and in GiB.
+GPUS: dict[str, tuple[float, float, float, int]] = {
+    "a100": (19.5, 312, 2039, 80),
+    "h100": (67, 989, 3350, 80),
+    "h200": (67, 989, 4800, 140),
+    "l4": (30.3, 121, 300, 22),
+    "l40s": (91.6, 362, 864, 45),
+    "rtx4090": (82.6, 165, 1008, 24),
 }
 PRODUCT_EFFICIENCY, MEMORY_EFFICIENCY = 0.5, 0.7
 # Bytes a weight: reads and writes of the kernels involved. Hashing is limited by the way to the host and
@@ -84,7 +84,7 @@ def rates_of(gpu: str, dtype: str) -> Rates:
     """
     if gpu not in GPUS:
         raise RateError(f"expected a GPU among {', '.join(GPUS)}, got {gpu!r}")
-    single, half, memory = GPUS[gpu]
+    single, half, memory, _ = GPUS[gpu]
     products = 1e12 * PRODUCT_EFFICIENCY
     copied = 1e9 * memory * MEMORY_EFFICIENCY
     # Of few rows a product reads its matrix for little arithmetic.
