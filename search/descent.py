@@ -200,6 +200,13 @@ def _visits(low: float, high: float) -> list[float]:
     return [sparsity for i, own in enumerate(passes) for sparsity in (own[::-1] if i % 2 else own)]
 
 
+def walk_at_one_sparsity(problem: Problem, rng: random.Random) -> Walk | None:
+    """Return a walk, None over an interval, where each candidate has a sparsity of its own."""
+    if not (can_descend(problem) and isinstance(problem.sparsity, float)):
+        return None
+    return Walk(problem, rng, problem.sparsity)
+
+
 def can_descend(problem: Problem) -> bool:
     """Whether sensitivities, which are those of KL, lead anywhere in a problem's ratios."""
     return isinstance(problem.ratios, LinearSpace) and problem.objectives[0].name == "kl"

@@ -20,7 +20,7 @@ from deap import gp
 from ..metrics_dsl.expression import MAX_EXPONENT, Expression, MetricError, constant
 from ..metrics_dsl.operators import COLUMN, FULL, LEAVES, OPERATORS, ROW, SCALAR, Shape
 from .candidate import Candidate, Trial
-from .descent import Walk, can_descend
+from .descent import walk_at_one_sparsity
 from .objectives import raced_point
 from .pareto import best_first
 from .problem import Problem
@@ -67,10 +67,7 @@ class GeneticProgramming:
         self._asked: dict[str, Encoding] = {}
         self._known: set[Encoding] = set()
         self._batches = 0
-        self._walk: Walk | None = None
-        # Over an interval members have sparsities of their own, which one walk cannot hold.
-        if can_descend(problem) and isinstance(problem.sparsity, float):
-            self._walk = Walk(problem, random.Random(f"walk {seed}"), problem.sparsity)
+        self._walk = walk_at_one_sparsity(problem, random.Random(f"walk {seed}"))
         self._primitives = _primitive_set(problem.trees) if problem.trees else None
         self._states = (random.Random(seed).getstate(), np.random.RandomState(seed).get_state())
 

@@ -351,7 +351,7 @@ def test_a_hundred_thousand_candidates_are_read_whole(tmp_path):
             for value, row in zip(kl, ratios, strict=True)
         ]
         archive.add(trials)
-    archive = Archive(tmp_path)
+    archive = secateur.open(tmp_path)  # which registers the accessor
     rows = archive.frame()
     assert len(rows) == 100_000
     expected = rows.pareto.front(["kl", "density"]).sort_values("kl")

@@ -194,6 +194,6 @@ def test_commands_of_the_document_run(monkeypatch):
         for line in (ROOT / "docs" / "planning.md").read_text().splitlines()
         if line.startswith("$ secateur plan docs/")
     ]
-    assert len(commands) == 3
+    assert len(commands) == 4
     verdicts = [in_process(*command, "--json") for command in commands]
-    assert [json.loads(done.stdout)["fits"] for done in verdicts] == [True, False, True]
+    assert [json.loads(done.stdout)["fits"] for done in verdicts] == [True, True, False, True]

@@ -289,7 +289,7 @@ def test_a_hundred_thousand_candidates_stay_under_a_megabyte(tmp_path):
     assert time.monotonic() - begin < 60  # seconds on a busy machine
     with Archive(tmp_path / "run") as archive:
         on_front = len(archive.front())
-    assert on_front > 2000
+    assert on_front > 1500
     assert f"of {on_front:,} are listed" in text
     assert "points are left out of the picture, none of the front" in page.text
 

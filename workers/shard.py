@@ -150,8 +150,7 @@ class HeldLayer:
             mask = removed(scores, candidate.ratios[self.index], candidate.group, pattern)
             relative = relative_error(sampled["W"], mask, self.gram, energy)
             share = int(mask.count_nonzero()) / mask.numel()
-            digest = hashlib.blake2b(packed(mask), digest_size=16).digest()
-            found.append(LayerResult(relative, share, digest))
+            found.append(LayerResult(relative, share, hashlib.blake2b(packed(mask), digest_size=16).digest()))
         return found
 
 
@@ -162,11 +161,7 @@ def sample_rows(rows: int, count: int, seed: int) -> Tensor:
 
 
 def layers_at_a_time(device: str, threads: int) -> int:
-    """Return how many layers a kind of device measures at once, with so many CPU threads, 0 for all cores.
-
-    A GPU is kept busy by one thread; cores are used best by a layer each, for most steps are too small to
-    share.
-    """
+    """Return how many layers are measured at once: a core each, but one on a GPU, which that keeps busy."""
     return 1 if device == "cuda" else threads or len(os.sched_getaffinity(0))
 
 
