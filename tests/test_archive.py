@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+import secateur
 from secateur.metrics_dsl.parser import parse
 from secateur.results.archive import Archive, ArchiveError
 from secateur.results.frame import COLUMNS
@@ -279,7 +280,6 @@ class TestQueries:
         assert frame.attrs["units"]["kl"] == "nats per token"
 
     def test_several_runs_come_as_one_frame(self, run, tmp_path):
-        import secateur
 
         folder, _ = run
         runs = secateur.open_many([folder, folder])
