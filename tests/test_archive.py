@@ -280,7 +280,6 @@ class TestQueries:
         assert frame.attrs["units"]["kl"] == "nats per token"
 
     def test_several_runs_come_as_one_frame(self, run, tmp_path):
-
         folder, _ = run
         runs = secateur.open_many([folder, folder])
         assert len(runs) == 1
