@@ -130,16 +130,21 @@ def local_runs(tiny_calibration, tmp_path_factory):
 )
 def test_one_seed_gives_one_archive(ray_session, tiny_calibration, local_runs, tmp_path, search, name):
     workers, shards = CLUSTERS[name]
-    archive = run_search(
-        settings_of(tiny_calibration, search), tmp_path / "run", None, Cluster("local", workers, shards)
-    )
-    assert facts(archive.folder) == facts(local_runs[search])
-    rows = archive.frame()
-    assert rows["worker"].notna().all()
-    assert (rows["attempts"] == 1).all()
-    names = {one for row in rows["worker"] for one in row.split("+")}
-    # On a busy machine a worker that starts late may find nothing left; of a split model each is needed.
-    assert shards <= len(names) <= workers
+    for attempt in range(3):  # a worker that starts late on a busy machine may find nothing left to do
+        archive = run_search(
+            settings_of(tiny_calibration, search),
+            tmp_path / f"run-{attempt}",
+            None,
+            Cluster("local", workers, shards),
+        )
+        assert facts(archive.folder) == facts(local_runs[search])
+        rows = archive.frame()
+        assert rows["worker"].notna().all()
+        assert (rows["attempts"] == 1).all()
+        names = {one for row in rows["worker"] for one in row.split("+")}
+        if len(names) == workers:
+            break
+    assert len(names) == workers
     assert Archive(local_runs[search]).frame()["worker"].isna().all()
 
 
