@@ -11,10 +11,11 @@ import sys
 import time
 
 from secateur.metrics_dsl.published import PUBLISHED
-from secateur.search.candidate import uniform
-from secateur.workers.cluster import Cluster, RayEvaluator, _set_environment
-from secateur.workers.statistics import Calibration
-from secateur.workers.worker import Device, WorkerOptions
+from secateur.search.core.candidate import uniform
+from secateur.workers.calibrate.folder import Calibration
+from secateur.workers.cluster.ray_evaluator import RayEvaluator
+from secateur.workers.cluster.settings import Cluster, _set_environment
+from secateur.workers.measure.worker import Device, WorkerOptions
 
 STAGES = {"screen": 288, "layer": 16, "model": 12}  # candidates measured at each
 EMPTY = {1: 50, 2: 100, 8: 400, 64: 2560}  # workers: candidates of 0.1 seconds
@@ -80,8 +81,8 @@ class EmptyTeam:
 
 
 def overhead():
-    from secateur.workers.connection import connected
-    from secateur.workers.dispatch import Dispatcher
+    from secateur.workers.cluster.connection import connected
+    from secateur.workers.cluster.dispatch import Dispatcher
 
     print(f"{'workers':>8}{'us a candidate':>16}{'efficiency at 0.1 s':>22}")
     with connected("local"):

@@ -15,14 +15,14 @@ from collections.abc import Callable
 
 import torch
 from secateur.metrics_dsl.published import PUBLISHED
-from secateur.search.candidate import Candidate, uniform
-from secateur.workers import rates
-from secateur.workers.local import LocalEvaluator
-from secateur.workers.outline import outline
-from secateur.workers.plan import Machine, Tokens, make_plan
-from secateur.workers.reference import len_of_step
-from secateur.workers.statistics import Calibration
-from secateur.workers.worker import Device
+from secateur.search.core.candidate import Candidate, uniform
+from secateur.workers.calibrate.folder import Calibration
+from secateur.workers.measure.local_evaluator import LocalEvaluator
+from secateur.workers.measure.windows import tokens_per_step
+from secateur.workers.measure.worker import Device
+from secateur.workers.plan import rates
+from secateur.workers.plan.model_sizes import outline
+from secateur.workers.plan.plan import Machine, Tokens, make_plan
 
 
 def best_of(times: int, work: Callable[[], object], clock: Callable[[], float]) -> float:
@@ -61,7 +61,7 @@ def main() -> None:
     layers = evaluator.layers
     published = [uniform(metric.expression, layers, 0.6) for metric in PUBLISHED.values()]
     wanda = uniform(PUBLISHED["wanda"].expression, layers, 0.6)
-    own, many = len_of_step(tokens.statistics), len(published)
+    own, many = tokens_per_step(tokens.statistics), len(published)
     # Ratios that begin differently: nothing of one candidate's way serves the next.
     fresh = iter([Candidate(wanda.metric, (r, *wanda.ratios[1:])) for r in (0.5, 0.55, 0.65, 0.7, 0.75)])
     measured = {

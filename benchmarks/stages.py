@@ -19,11 +19,11 @@ from collections.abc import Callable
 
 import torch
 from secateur.metrics_dsl.published import PUBLISHED
-from secateur.search.candidate import uniform
-from secateur.workers.decoder import Decoder, weight_matrix
-from secateur.workers.local import LocalEvaluator
-from secateur.workers.statistics import Calibration
-from secateur.workers.worker import Device
+from secateur.search.core.candidate import uniform
+from secateur.workers.calibrate.folder import Calibration
+from secateur.workers.measure.local_evaluator import LocalEvaluator
+from secateur.workers.measure.worker import Device
+from secateur.workers.model.decoder import Decoder, weight_matrix
 
 
 def best_of(times: int, work: Callable[[], object]) -> float:

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from .errors import SecateurError
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -132,7 +134,7 @@ def _broadcast(*shapes: Shape) -> Shape:
 
 def _same(shape: Shape) -> Shape:
     if shape == SCALAR:
-        raise ValueError("expected an operand with more than one value, got a single number")
+        raise SecateurError("expected an operand with more than one value, got a single number")
     return shape
 
 
@@ -174,7 +176,7 @@ def _reduction(axis: str, what: str) -> Operator:
         has = (operand.rows, operand.columns)
         if not any(has[i] for i in over):
             missing = {"row": "columns", "col": "rows", "all": "rows or columns"}[axis]
-            raise ValueError(f"expected an operand with {missing}, got one of shape {operand}")
+            raise SecateurError(f"expected an operand with {missing}, got one of shape {operand}")
         return Shape(operand.rows and 0 not in over, operand.columns and 1 not in over)
 
     compute: Callable[[Tensor], Tensor] = {

@@ -6,11 +6,12 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-from .budget import Budget
-from .candidate import STAGES, Candidate, Measurement, Stage, Trial
-from .objectives import RUNG, Objective, point
-from .pareto import best_first
-from .protocols import Evaluator, Searcher
+from ..metrics_dsl.errors import SecateurError
+from .core.budget import Budget
+from .core.candidate import STAGES, Candidate, Measurement, Stage, Trial
+from .core.objectives import RUNG, Objective, point
+from .core.protocols import Evaluator, Searcher
+from .core.selection import best_first
 
 # Between metrics whose screen errors differ by less (as a share), KL at 60 % on SmolLM2-135M does not
 # follow the error: it ranges over 4 % with no trend.
@@ -44,24 +45,24 @@ class Funnel:
 
     def __post_init__(self) -> None:
         if self.batch < 1:
-            raise ValueError(f"expected a batch of at least 1, got {self.batch}")
+            raise SecateurError(f"expected a batch of at least 1, got {self.batch}")
         if not 0 < self.promote <= 1:
-            raise ValueError(f"expected a promoted share in (0, 1], got {self.promote}")
+            raise SecateurError(f"expected a promoted share in (0, 1], got {self.promote}")
         if self.last not in STAGES:
-            raise ValueError(f"expected a last stage among {', '.join(STAGES)}, got {self.last!r}")
+            raise SecateurError(f"expected a last stage among {', '.join(STAGES)}, got {self.last!r}")
         if list(self.rungs) != sorted({n for n in self.rungs if n > 0}):
-            raise ValueError(f"expected growing numbers of tokens for the rungs, got {list(self.rungs)}")
+            raise SecateurError(f"expected growing numbers of tokens for the rungs, got {list(self.rungs)}")
         if self.rungs and self.last != "model":
-            raise ValueError(f"expected rungs with the stage model alone, got the stage {self.last!r}")
+            raise SecateurError(f"expected rungs with the stage model alone, got the stage {self.last!r}")
         names = [objective.name for objective in self.objectives]
         if self.screen is None and self.last == "model" and "layer_error" in names:
-            raise ValueError(
+            raise SecateurError(
                 "expected objectives of the model stage where ratios or sparsities differ, got layer_error, "
                 "which does not compare between them; add --stage layer to minimise it all the same"
             )
         for objective in self.objectives:
             if STAGES.index(objective.stage) > STAGES.index(self.last):
-                raise ValueError(
+                raise SecateurError(
                     f"expected objectives that the stage {self.last!r} measures, got "
                     f"{objective.name!r}, which needs the stage {objective.stage!r}"
                 )
@@ -94,7 +95,7 @@ class Funnel:
             chosen |= set(waiting[: math.ceil(self.promote * len(waiting))])
         return chosen
 
-    def race(self, raced: Sequence[Trial]) -> set[str]:
+    def promote_on_rung(self, raced: Sequence[Trial]) -> set[str]:
         """Return the keys of the candidates that a rung promotes: the best by the objectives on it."""
         chosen = {t.candidate.key for t in raced} & self.always
         known = [(p, key) for p, key in self._points(raced) if key not in chosen]
@@ -172,7 +173,7 @@ def _measure(
         going_on = [trial for trial in distinct if trial.candidate.key in promoted]
     for tokens in funnel.rungs:
         raced = _stage(going_on, evaluator, "model", done, tokens)
-        promoted = funnel.race(raced)
+        promoted = funnel.promote_on_rung(raced)
         going_on = [done[t.candidate.key] for t in raced if t.candidate.key in promoted]
     if funnel.last != "screen":
         going_on = _stage(going_on, evaluator, funnel.last, done)

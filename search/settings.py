@@ -11,16 +11,17 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from ..metrics_dsl.errors import SecateurError
 from ..metrics_dsl.expression import Expression
 from ..metrics_dsl.parser import parse_metric
 from ..metrics_dsl.published import PUBLISHED, read_metric
-from .allocation import ALLOCATIONS
-from .budget import Budget
-from .candidate import Stage, parse_pattern
-from .configuration import SettingsError, number, sentence
-from .objectives import look_up, look_up_objectives
-from .ratio_space import RATIO_SPACES
-from .searchers import SEARCHERS
+from .core.budget import Budget
+from .core.candidate import Stage, parse_pattern
+from .core.objectives import look_up, look_up_objectives
+from .searchers.table import SEARCHERS
+from .spaces.allocation import ALLOCATIONS
+from .spaces.ratio_space import RATIO_SPACES
+from .toml import SettingsError, number, sentence
 
 METRIC_SPACES = ("tree", "meta")
 TREE_SEARCHERS = ("gp", "random")
@@ -86,7 +87,7 @@ class SearchSettings(BaseModel):
         for name in names:
             look_up(dict.fromkeys((*METRIC_SPACES, *RATIO_SPACES)), name, "a space")
         if kinds.count(True) > 1 or kinds.count(False) > 1:
-            raise ValueError(f"expected at most one space of metrics and one of ratios, got {text!r}")
+            raise SecateurError(f"expected at most one space of metrics and one of ratios, got {text!r}")
         return "+".join(sorted(names, key=lambda name: name not in METRIC_SPACES))
 
     @field_validator("metric")
@@ -100,7 +101,7 @@ class SearchSettings(BaseModel):
         if name is not None:
             look_up(ALLOCATIONS, name, "an allocation")
             if name == "atp":
-                raise ValueError(
+                raise SecateurError(
                     "expected an allocation without a number to choose, got 'atp'; search it: --space ramp"
                 )
         return name
@@ -113,7 +114,7 @@ class SearchSettings(BaseModel):
         if not (
             1 <= len(numbers) <= 2 and all(0 <= n < 1 for n in numbers) and numbers == sorted(set(numbers))
         ):
-            raise ValueError(
+            raise SecateurError(
                 "expected a number in [0, 1) such as 0.6, or an interval from less to more such as "
                 f"0.3:0.75, got {value!r}"
             )
@@ -133,7 +134,7 @@ class SearchSettings(BaseModel):
             return None if numbers is None else ()
         found = [int(number(n)) for n in numbers]
         if found != sorted({n for n in found if n > 0}):
-            raise ValueError(
+            raise SecateurError(
                 f"expected growing numbers of tokens such as 512 or 256,1024, or none, got {value!r}"
             )
         return tuple(found)
@@ -165,7 +166,7 @@ class SearchSettings(BaseModel):
         share = counts[0] / counts[1]
         given = values.get("sparsity")
         if given is not None and not _is_number(given, share):
-            raise ValueError(
+            raise SecateurError(
                 f"expected the sparsity {share:g}, which the pattern {values['pattern']} has, got "
                 f"{values['sparsity']}; leave it out"
             )
@@ -175,88 +176,88 @@ class SearchSettings(BaseModel):
     def _fits_together(self) -> Self:
         """Refuse what contradicts itself, or would be without effect."""
         if self.metric is not None and self.metric_space:
-            raise ValueError(
+            raise SecateurError(
                 f"expected a given metric or a space of metrics, got both ({self.metric} and "
                 f"{self.metric_space}); leave one out, or search the metric's ratios with --space layer"
             )
         if self.allocation is not None and self.ratio_space:
-            raise ValueError(
+            raise SecateurError(
                 f"expected a given allocation or a space of ratios, got both ({self.allocation} and "
                 f"{self.ratio_space}); leave one out"
             )
         if self.pattern != "unstructured" and (self.ratio_space or self.allocation):
-            raise ValueError(
+            raise SecateurError(
                 f"expected the pattern unstructured where ratios differ between layers, got {self.pattern}: "
                 "a pattern fixes every ratio"
             )
         if isinstance(self.sparsity, tuple) and "density" not in self.objectives:
-            raise ValueError(
+            raise SecateurError(
                 "expected density among the objectives of an interval of sparsities, got "
                 f"{','.join(self.objectives)}: the least sparsity would win; add --objectives kl,density"
             )
         if "density" in self.objectives and not isinstance(self.sparsity, tuple):
-            raise ValueError(
+            raise SecateurError(
                 f"expected an interval of sparsities such as 0.3:0.75 for the objective density, got "
                 f"{self.sparsity}, which every candidate has"
             )
         if "size" in self.objectives and not self.metric_space:
-            raise ValueError(
+            raise SecateurError(
                 "expected objectives that differ between candidates, got size with a given metric"
             )
         if Budget.parse(self.budget).unit == "tokens" and self.stage != "model":
-            raise ValueError(
+            raise SecateurError(
                 f"expected a budget of candidates or seconds for the stage {self.stage}, which runs no "
                 f"tokens, got {self.budget}"
             )
         if self.phase and not (self.metric_space == "tree" and self.ratio_space):
-            raise ValueError(
+            raise SecateurError(
                 f"expected trees and ratios to take turns in phases, got the space {self.space!r}; leave "
                 "--phase out"
             )
         if self.phase and self.searcher != "gp":
-            raise ValueError(f"expected the searcher gp for phases, got {self.searcher!r}")
+            raise SecateurError(f"expected the searcher gp for phases, got {self.searcher!r}")
         if self.metric_space == "tree" and self.searcher not in TREE_SEARCHERS:
-            raise ValueError(
+            raise SecateurError(
                 f"expected a searcher of trees ({', '.join(TREE_SEARCHERS)}) for the space {self.space}, got "
                 f"{self.searcher!r}, which varies numbers; choose another --searcher or --space"
             )
         if self.searcher == "descent" and not (self.can_descend and not self.metric_space):
-            raise ValueError(
+            raise SecateurError(
                 "expected a given metric, the objective kl first, the stage model and a space of ratios such "
                 f"as layer, not feature, for the searcher descent, got the space {self.space}, objectives "
                 f"{','.join(self.objectives)} and the stage {self.stage}; --searcher gp descends in ratios "
                 "while metrics vary"
             )
         if self.sensitivity and not (self.can_descend and self.searcher in DESCENDING):
-            raise ValueError(
+            raise SecateurError(
                 f"expected a searcher that uses sensitivities ({', '.join(DESCENDING)}) on ratios, gp at one "
                 f"sparsity, got {self.searcher!r} on {self.space} at {self.sparsity}; leave --sensitivity out"
             )
         if self.searcher == "descent" and self.sensitivity == 0:
-            raise ValueError("expected tokens for the sensitivities that descent follows, got 0")
+            raise SecateurError("expected tokens for the sensitivities that descent follows, got 0")
         if self.searcher == "cma" and (self.metric_space or self.ratio_space == "feature"):
-            raise ValueError(
+            raise SecateurError(
                 f"expected a space of numbers alone, such as curve, for the searcher cma, got {self.space}"
             )
         if self.searcher == "descent" and self.batch_size > LARGEST_DESCENT_BATCH:
-            raise ValueError(
+            raise SecateurError(
                 f"expected batches of at most {LARGEST_DESCENT_BATCH} for the searcher descent, which tries "
                 f"three lengths of a step and the mean of its path, got {self.batch}"
             )
         if self.searcher == "cma" and self.batch_size < SMALLEST_CMA_BATCH:
-            raise ValueError(
+            raise SecateurError(
                 f"expected batches of at least {SMALLEST_CMA_BATCH} for the searcher cma, which learns from "
                 f"their ranks, got {self.batch}"
             )
         if self.searcher == "cma" and len(self.objectives) > 1:
-            raise ValueError(
+            raise SecateurError(
                 f"expected one objective for the searcher cma, got {','.join(self.objectives)}; choose "
                 "another --searcher for several, such as nsga3"
             )
         if self.searcher == "grid" and not (
             self.space in ONE_NUMBER_SPACES and not isinstance(self.sparsity, tuple)
         ):
-            raise ValueError(
+            raise SecateurError(
                 f"expected a space of one number ({', '.join(ONE_NUMBER_SPACES)}) and one sparsity for the "
                 f"searcher grid, got the space {self.space} and the sparsity {self.sparsity}"
             )

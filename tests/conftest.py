@@ -12,9 +12,9 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 import torch
-from secateur.workers.calibration import Request, calibrate
-from secateur.workers.local import LocalEvaluator
-from secateur.workers.statistics import Calibration
+from secateur.workers.calibrate.calibration import CalibrationRequest, calibrate
+from secateur.workers.calibrate.folder import Calibration
+from secateur.workers.measure.local_evaluator import LocalEvaluator
 from support import ROOT, save_model, small_request, tiny_config
 
 GGUF = ROOT / ".cache" / "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -71,7 +71,7 @@ def real_model() -> Path:
 @pytest.fixture(scope="session")
 def real_calibration(real_model, tmp_path_factory) -> Calibration:
     """The real model on text of its own, with fewer tokens than the demonstration."""
-    request = Request(
+    request = CalibrationRequest(
         str(real_model),
         tokens=1024,
         selection_tokens=512,

@@ -10,20 +10,20 @@ from secateur.metrics_dsl.order import order_form
 from secateur.metrics_dsl.parser import parse
 from secateur.metrics_dsl.published import PUBLISHED
 from secateur.metrics_dsl.score import score
-from secateur.results.archive import Archive
-from secateur.results.finding import Finding
-from secateur.search.candidate import Candidate, Measurement, Trial, uniform
-from secateur.search.space import MetricSpace
+from secateur.results.archive.archive import Archive
+from secateur.results.export.candidate_record import CandidateRecord
+from secateur.search.core.candidate import Candidate, Measurement, Trial, uniform
+from secateur.search.spaces.metric_space import MetricSpace
 from support import FakeEvaluator
 
 LAYERS = FakeEvaluator.layers
 SHAPE = (24, 32)
 
 
-def finding(text, ratio=0.5, group="row", pattern="unstructured", layers=LAYERS, **facts):
+def record(text, ratio=0.5, group="row", pattern="unstructured", layers=LAYERS, **facts):
     metric = parse(text) if isinstance(text, str) else text
     ratios = ratio if isinstance(ratio, tuple) else (ratio,) * len(layers)
-    return Finding(Candidate(metric, ratios, group), tuple(layers), pattern, **facts)
+    return CandidateRecord(Candidate(metric, ratios, group), tuple(layers), pattern, **facts)
 
 
 def make_run(folder, layers=LAYERS):

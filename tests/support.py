@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from secateur.results.archive import Archive
-from secateur.search.candidate import Layer, Measurement
-from secateur.search.protocols import ignore
-from secateur.workers.calibration import Request
+from secateur.results.archive.archive import Archive
+from secateur.search.core.candidate import Layer, Measurement
+from secateur.search.core.protocols import ignore
+from secateur.workers.calibrate.calibration import CalibrationRequest
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -28,7 +28,7 @@ def secateur(*arguments: object, **options) -> subprocess.CompletedProcess:
 
 def in_process(*arguments: object) -> subprocess.CompletedProcess:
     """Run the command line in this process: the same result without the seconds of a new one."""
-    from secateur import cli
+    from secateur.cli.main import main
 
     out, err, before = io.StringIO(), io.StringIO(), sys.argv
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -36,7 +36,7 @@ def in_process(*arguments: object) -> subprocess.CompletedProcess:
     code = 0
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            cli.main()
+            main()
     except SystemExit as stop:
         code = stop.code
     finally:
@@ -85,9 +85,9 @@ def save_tokenizer(folder: Path) -> None:
     )
 
 
-def small_request(model: Path, text: object, **changes) -> Request:
+def small_request(model: Path, text: object, **changes) -> CalibrationRequest:
     sizes = {"tokens": 512, "selection_tokens": 128, "holdout_tokens": 128, "sequence_length": 64}
-    return Request(str(model), text=str(text), device="cpu", **{**sizes, **changes})
+    return CalibrationRequest(str(model), text=str(text), device="cpu", **{**sizes, **changes})
 
 
 class FakeEvaluator:

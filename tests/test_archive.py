@@ -11,11 +11,12 @@ import pandas as pd
 import pytest
 import secateur
 from secateur.metrics_dsl.parser import parse
-from secateur.results.archive import Archive, ArchiveError
-from secateur.results.frame import COLUMNS
-from secateur.results.memory import RememberingEvaluator
-from secateur.results.table import table, verdict
-from secateur.search.candidate import Candidate, Measurement, Trial, uniform
+from secateur.results.archive.archive import Archive
+from secateur.results.archive.database import ArchiveError
+from secateur.results.archive.frame import COLUMNS
+from secateur.results.archive.remembering import RememberingEvaluator
+from secateur.results.summary.table import table, verdict
+from secateur.search.core.candidate import Candidate, Measurement, Trial, uniform
 from support import ROOT, FakeEvaluator
 
 TEXTS = ("abs(W) * X", "abs(W)", "square(W) * G", "exp(W)", "W * X * V + G")
@@ -228,7 +229,7 @@ class TestQueries:
             archive.best("perplexity")
 
     def test_the_front_of_the_archive_is_that_of_its_frame(self, run):
-        from secateur.results.front import front
+        from secateur.results.archive.front import front
 
         archive = Archive(run[0])
         for names in (["kl", "size"], ["kl"], ["size", "density"], ["seconds", "kl"]):
@@ -296,7 +297,7 @@ class TestQueries:
             secateur.open_many(tmp_path / "nothing")
 
     def test_a_snapshot_is_one_parquet_file(self, run, tmp_path):
-        from secateur.results.snapshot import snapshot
+        from secateur.results.archive.snapshot import snapshot
 
         folder, trials = run
         path = snapshot(Archive(folder), tmp_path / "out" / "a.parquet")
@@ -363,8 +364,8 @@ def test_a_reader_never_sees_a_torn_row(tmp_path):
         "import sys; sys.path.insert(0, sys.argv[2])\n"
         "from support import FakeEvaluator\n"
         "from secateur.metrics_dsl.parser import parse\n"
-        "from secateur.results.archive import Archive\n"
-        "from secateur.search.candidate import Candidate, Measurement, Trial\n"
+        "from secateur.results.archive.archive import Archive\n"
+        "from secateur.search.core.candidate import Candidate, Measurement, Trial\n"
         "n = 0\n"
         "with Archive(sys.argv[1], write=True) as archive:\n"
         "    archive.note(objectives=['kl'])\n"

@@ -11,8 +11,8 @@ from secateur.metrics_dsl.order import order_form
 from secateur.metrics_dsl.parser import parse
 from secateur.metrics_dsl.published import PUBLISHED
 from secateur.metrics_dsl.score import score
-from secateur.search.space import MetricSpace
-from secateur.workers.masks import removed
+from secateur.search.spaces.metric_space import MetricSpace
+from secateur.workers.measure.masks import removed
 
 COUNT = 10_000
 ROWS, COLUMNS = 6, 24

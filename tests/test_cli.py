@@ -12,12 +12,12 @@ import time
 import tomllib
 
 import pytest
-from secateur import cli_search
-from secateur.results.archive import Archive
-from secateur.results.database import ArchiveError
-from secateur.results.frame import COLUMNS
+from secateur.cli.search import search
+from secateur.results.archive.archive import Archive
+from secateur.results.archive.database import ArchiveError
+from secateur.results.archive.frame import COLUMNS
 from secateur.search.settings import SearchSettings
-from secateur.submission import BESIDE
+from secateur.service.submission import BESIDE
 from support import ROOT, in_process, save_model, tiny_config
 
 COMMANDS = ("calibrate", "measure", "search", "resume", "front", "compare", "snapshot", "report", "plot",
@@ -53,7 +53,7 @@ class TestHelp:
     def test_help_imports_no_heavy_library(self):
         code = (
             "import sys; sys.argv = ['secateur', '--help']\n"
-            "from secateur.cli import main\n"
+            "from secateur.cli.main import main\n"
             "try: main()\n"
             "except SystemExit: pass\n"
             "heavy = {'torch', 'transformers', 'deap', 'pymoo', 'optuna', 'ray', 'pandas', 'numpy'}\n"
@@ -66,7 +66,7 @@ class TestHelp:
         """One name and one default, on the command line, in TOML and in Python."""
         import inspect
 
-        parameters = inspect.signature(cli_search.search).parameters
+        parameters = inspect.signature(search).parameters
         assert set(SearchSettings.model_fields) == set(parameters) - {"config", "as_json", *BESIDE}
         for name, field in SearchSettings.model_fields.items():
             default = parameters[name].default
@@ -499,9 +499,9 @@ class TestMistakes:
 def test_examples_have_valid_settings(name):
     sections = tomllib.loads((ROOT / "examples" / name).read_text())
     SearchSettings.read({**sections["search"], "calibration": "x"})
-    from secateur.workers.calibration import Request
+    from secateur.workers.calibrate.calibration import CalibrationRequest
 
-    Request("x", **sections.get("calibrate", {}))
+    CalibrationRequest("x", **sections.get("calibrate", {}))
 
 
 def test_the_notebook_reads_a_run_that_is_still_going(tiny_calibration, tmp_path):
@@ -536,7 +536,7 @@ def test_the_notebook_reads_a_run_that_is_still_going(tiny_calibration, tmp_path
 
 
 def test_a_place_that_cannot_be_used_is_named_as_it_was_asked_for():
-    from secateur.cli import _reason
+    from secateur.cli.main import _reason
 
     for place in ("/a/.my.cal.1f2e3d4c.partial/block-000.safetensors", "/a/my.cal/block-000.safetensors"):
         error = OSError(errno.ENOSPC, "No space left on device", place)

@@ -19,19 +19,20 @@ import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from secateur.launch import Listener, run_search
 from secateur.metrics_dsl.parser import parse_metric
 from secateur.metrics_dsl.published import PUBLISHED
-from secateur.results.archive import Archive
-from secateur.results.database import ArchiveError
-from secateur.search.candidate import Candidate, Layer, uniform
+from secateur.results.archive.archive import Archive
+from secateur.results.archive.database import ArchiveError
+from secateur.search.core.candidate import Candidate, Layer, uniform
 from secateur.search.settings import SearchSettings
-from secateur.workers import loading
-from secateur.workers.cluster import Cluster, RayEvaluator
-from secateur.workers.split import split_blocks
-from secateur.workers.stage import Window
-from secateur.workers.statistics import CalibrationError
-from secateur.workers.worker import Device, Worker, WorkerError, WorkerOptions
+from secateur.service.search_run import Listener, run_search
+from secateur.workers.calibrate.folder import CalibrationError
+from secateur.workers.cluster.ray_evaluator import RayEvaluator
+from secateur.workers.cluster.settings import Cluster
+from secateur.workers.measure.messages import Window
+from secateur.workers.measure.partition import split_blocks
+from secateur.workers.measure.worker import Device, Worker, WorkerError, WorkerOptions
+from secateur.workers.model import load_blocks
 from support import count, facts, in_process, wait_for
 
 CLUSTERS = {"one": (1, 1), "two": (2, 1), "split": (2, 2)}  # workers, shards
@@ -40,10 +41,10 @@ CLUSTERS = {"one": (1, 1), "two": (2, 1), "split": (2, 2)}  # workers, shards
 @pytest.fixture(scope="module")
 def ray_session():
     """One Ray session for this file: what is `--ray local` joins it."""
-    from secateur.workers.cluster import _set_environment
+    from secateur.workers.cluster.ray_evaluator import _set_environment
 
     _set_environment("local")
-    from secateur.workers.connection import connected
+    from secateur.workers.cluster.connection import connected
 
     with connected("local"):
         yield
@@ -188,11 +189,11 @@ def test_workers_killed_at_random_lose_nothing(ray_session, tiny_calibration, tm
 NODES = """
 import sys, threading, time
 from ray.cluster_utils import Cluster as Machines
-from secateur.launch import run_search, Listener
-from secateur.results.archive import Archive
-from secateur.results.database import ArchiveError
+from secateur.service.search_run import run_search, Listener
+from secateur.results.archive.archive import Archive
+from secateur.results.archive.database import ArchiveError
 from secateur.search.settings import SearchSettings
-from secateur.workers.cluster import Cluster
+from secateur.workers.cluster.settings import Cluster
 
 machines = Machines(initialize_head=True, connect=False, head_node_args={"num_cpus": 1})
 second = machines.add_node(num_cpus=1)
@@ -318,7 +319,7 @@ class Odd:
         return f"here:{os.getpid()}"
 
     def work(self, items):
-        from secateur.workers.dispatch import Exhausted
+        from secateur.workers.cluster.dispatch import Exhausted
 
         for item in items:
             with open(f"{self.folder}/{item}", "a") as file:
@@ -364,7 +365,7 @@ class OddTeam:
 
 
 def test_a_call_that_kills_hangs_raises_or_is_too_large_fails_alone(ray_session, tmp_path):
-    from secateur.workers.dispatch import Dispatcher
+    from secateur.workers.cluster.dispatch import Dispatcher
 
     ship_this_file()
     dispatcher = Dispatcher([OddTeam(tmp_path), OddTeam(tmp_path)], timeout=8, patience=120)
@@ -406,7 +407,7 @@ class BrokenTeam(OddTeam):
 
 
 def test_a_worker_that_is_broken_does_not_fail_the_candidates(ray_session, tmp_path):
-    from secateur.workers.dispatch import Dispatcher
+    from secateur.workers.cluster.dispatch import Dispatcher
 
     ship_this_file()
     notes = []
@@ -425,8 +426,8 @@ def test_what_a_device_has_no_memory_for_is_tried_again_and_then_told(
     ray_session, tiny_calibration, tiny_evaluator, monkeypatch
 ):
     import torch
-    from secateur.workers.actor import Actor, text_of
-    from secateur.workers.dispatch import Exhausted
+    from secateur.workers.cluster.actor import Actor, text_of
+    from secateur.workers.cluster.dispatch import Exhausted
 
     actor = Actor(str(tiny_calibration.folder), WorkerOptions(device=Device("cpu", threads=1)))
     actor.prepare()
@@ -451,7 +452,7 @@ def test_what_a_device_has_no_memory_for_is_tried_again_and_then_told(
 
 
 def test_workers_that_never_come_are_a_sentence(ray_session, tmp_path):
-    from secateur.workers.dispatch import Dispatcher
+    from secateur.workers.cluster.dispatch import Dispatcher
 
     ship_this_file()
 
@@ -503,7 +504,7 @@ def test_what_a_cluster_cannot_do_is_a_sentence(ray_session, tiny_calibration, t
 
 
 def test_an_address_where_nothing_listens_is_told_at_once(monkeypatch, tmp_path):
-    from secateur.workers.connection import _check_there
+    from secateur.workers.cluster.connection import _check_there
 
     began = time.monotonic()
     with pytest.raises(
@@ -526,7 +527,7 @@ def test_options_of_workers_want_a_cluster(tiny_calibration, tmp_path):
 
 
 def test_a_node_that_does_not_see_the_calibration_is_named(ray_session, tiny_calibration, monkeypatch):
-    from secateur.workers import connection
+    from secateur.workers.cluster import connection
 
     ship_this_file()
     here, real = os.getpid(), connection.look_around
@@ -554,7 +555,7 @@ def test_a_node_that_does_not_see_the_calibration_is_named(ray_session, tiny_cal
 @pytest.mark.parametrize("where", ["files", "memory"])
 def test_a_worker_of_some_blocks_holds_no_others(tiny_calibration, tiny_evaluator, monkeypatch, where):
     if where == "memory":  # of a model whose files hold its blocks in another form
-        monkeypatch.setattr(loading, "decoder_in_files", lambda *_: None)
+        monkeypatch.setattr(load_blocks, "decoder_in_files", lambda *_: None)
     first, last = (Worker(tiny_calibration, blocks=blocks) for blocks in (range(2), range(2, 3)))
     for worker in (first, last):
         for index, block in enumerate(worker.decoder.blocks):

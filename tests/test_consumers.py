@@ -13,11 +13,11 @@ import pytest
 from exported import make_run
 from safetensors.torch import load_file, save_file
 from secateur.metrics_dsl.parser import parse
-from secateur.results.export_llm_compressor import TRIED, write_llm_compressor
-from secateur.results.exporters import export
-from secateur.results.finding import Finding
-from secateur.search.candidate import Candidate
-from secateur.workers.local import LocalEvaluator
+from secateur.results.export.candidate_record import CandidateRecord
+from secateur.results.export.exporters import export
+from secateur.results.export.llm_compressor import TRIED, write_llm_compressor
+from secateur.search.core.candidate import Candidate
+from secateur.workers.measure.local_evaluator import LocalEvaluator
 from support import ROOT
 
 pytestmark = pytest.mark.consumer
@@ -88,26 +88,26 @@ def test_llm_compressor_prunes_by_our_recipes(llm_compressor, tiny_calibration, 
     uneven = tuple(0.2 + 0.6 * i / (len(layers) - 1) for i in range(len(layers)))
     half = (0.5,) * len(layers)
     findings = {
-        "wanda": Finding(Candidate(parse("abs(W) * X"), uneven), layers),
-        "searched": Finding(Candidate(parse(METRIC), uneven), layers),
-        "layerwise": Finding(Candidate(parse("abs(W) * X**1.2"), uneven, "layer"), layers),
-        "wanda-2-4": Finding(Candidate(parse("abs(W) * X"), half), layers, "2:4"),
-        "searched-1-4": Finding(Candidate(parse("abs(W) * V"), (0.25,) * len(layers)), layers, "1:4"),
+        "wanda": CandidateRecord(Candidate(parse("abs(W) * X"), uneven), layers),
+        "searched": CandidateRecord(Candidate(parse(METRIC), uneven), layers),
+        "layerwise": CandidateRecord(Candidate(parse("abs(W) * X**1.2"), uneven, "layer"), layers),
+        "wanda-2-4": CandidateRecord(Candidate(parse("abs(W) * X"), half), layers, "2:4"),
+        "searched-1-4": CandidateRecord(Candidate(parse("abs(W) * V"), (0.25,) * len(layers)), layers, "1:4"),
     }
-    for name, finding in findings.items():
-        write_llm_compressor(finding, tmp_path / name)
+    for name, record in findings.items():
+        write_llm_compressor(record, tmp_path / name)
         assert (tmp_path / name / "modifier.py").is_file() == ("wanda" not in name)
     save_file({"ids": tiny_calibration.tokens("statistics")}, tmp_path / "tokens.safetensors")
     command = [llm_compressor, "-c", ONESHOT, tiny_model, tmp_path]
     done = subprocess.run(command, capture_output=True, text=True, env=clean(), cwd=tmp_path)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    for name, finding in findings.items():
+    for name, record in findings.items():
         kept = load_file(tmp_path / name / "kept.safetensors")
         zeros = tuple(int((~kept[layer.name]).sum()) for layer in layers)
-        assert zeros == finding.removed, name
+        assert zeros == record.removed, name
         assert bool(kept["lm_head"].all())
-        evaluator = LocalEvaluator(tiny_calibration, pattern=finding.pattern)
-        ours = dict(evaluator.masks(finding.candidate))
+        evaluator = LocalEvaluator(tiny_calibration, pattern=record.pattern)
+        ours = dict(evaluator.masks(record.candidate))
         evaluator.close()
         same = sum(int((ours[layer.name] == kept[layer.name]).sum()) for layer in layers)
         total = sum(layer.size for layer in layers)
@@ -116,7 +116,7 @@ def test_llm_compressor_prunes_by_our_recipes(llm_compressor, tiny_calibration, 
         )
         assert same / total > 0.999, name
         assert json.loads((tmp_path / name / "sparsity.json").read_text()) == {
-            layer.name: ratio for layer, ratio in zip(layers, finding.candidate.ratios, strict=True)
+            layer.name: ratio for layer, ratio in zip(layers, record.candidate.ratios, strict=True)
         }
     saved = load_file(tmp_path / "wanda" / "pruned" / "model.safetensors")
     assert int((saved[f"{layers[0].name}.weight"] == 0).sum()) == findings["wanda"].removed[0]

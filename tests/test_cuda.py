@@ -6,18 +6,18 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from secateur.apply import PruneRequest, prune
-from secateur.launch import run_search
 from secateur.metrics_dsl.parser import parse_metric
 from secateur.metrics_dsl.published import PUBLISHED
-from secateur.results.archive import Archive
-from secateur.search.candidate import Candidate, uniform
+from secateur.results.archive.archive import Archive
+from secateur.search.core.candidate import Candidate, uniform
 from secateur.search.settings import SearchSettings
-from secateur.workers.calibration import calibrate
-from secateur.workers.local import LocalEvaluator
-from secateur.workers.masks import below, packed, ranks, removed
-from secateur.workers.repair import REPAIRS
-from secateur.workers.worker import Device
+from secateur.service.prune_model import PruneRequest, prune
+from secateur.service.search_run import run_search
+from secateur.workers.calibrate.calibration import calibrate
+from secateur.workers.measure.local_evaluator import LocalEvaluator
+from secateur.workers.measure.masks import below, packed, ranks, removed
+from secateur.workers.measure.worker import Device
+from secateur.workers.prune.repair import REPAIRS
 from support import facts, small_request
 
 if not torch.cuda.is_available():

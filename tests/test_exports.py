@@ -13,22 +13,22 @@ import optuna
 import pytest
 import secateur
 import torch
-from exported import LAYERS, all_metrics, finding, make_run, random_metrics, scored, statistics
+from exported import LAYERS, all_metrics, make_run, random_metrics, record, scored, statistics
 from secateur.metrics_dsl.operators import EXP_LIMIT, OPERATORS
 from secateur.metrics_dsl.parser import parse
 from secateur.metrics_dsl.published import PUBLISHED
 from secateur.metrics_dsl.score import score
-from secateur.results.archive import Archive
-from secateur.results.export_evopress import Levels, read_levels, to_levels, to_ratios
-from secateur.results.export_json import SCHEMA, read_json, to_json
-from secateur.results.export_latex import to_latex
-from secateur.results.export_masks import apply_masks, read_masks, write_masks
-from secateur.results.export_python import to_python, write_python
-from secateur.results.export_sympy import to_sympy
-from secateur.results.exporters import EXPORTERS, Exporter, export
-from secateur.results.finding import ExportError, find
-from secateur.search.candidate import Layer, Measurement, Trial, uniform
-from secateur.workers.masks import removed
+from secateur.results.archive.archive import Archive
+from secateur.results.archive.database import ArchiveError
+from secateur.results.export.candidate_json import SCHEMA, read_json, to_json
+from secateur.results.export.candidate_record import ExportError, find
+from secateur.results.export.evopress import Levels, read_levels, to_levels, to_ratios
+from secateur.results.export.exporters import EXPORTERS, Exporter, export
+from secateur.results.export.formula import to_latex, to_sympy
+from secateur.results.export.masks_file import apply_masks, read_masks, write_masks
+from secateur.results.export.python_file import to_python, write_python
+from secateur.search.core.candidate import Layer, Measurement, Trial, uniform
+from secateur.workers.measure.masks import removed
 from support import in_process
 
 
@@ -124,7 +124,7 @@ class TestMistakes:
                 assert find(archive, short).candidate.key == key
             shared = next((k[0] for k in keys if sum(o[0] == k[0] for o in keys) > 1), None)
             if shared:
-                with pytest.raises(ExportError, match="give more of it"):
+                with pytest.raises(ArchiveError, match="give more of it"):
                     find(archive, shared)
             assert find(archive, "best").candidate == trials[0].candidate
 
@@ -133,16 +133,16 @@ class TestMistakes:
         with Archive(tmp_path / "run", write=True) as archive:
             archive.note(baselines={trials[1].candidate.key: "wanda + owl", "0" * 16: "wanda + dlp"})
             assert find(archive, "wanda + owl").candidate == trials[1].candidate
-            with pytest.raises(ExportError, match=r"the nearest are wanda \+ owl$"):
+            with pytest.raises(ArchiveError, match=r"the nearest are wanda \+ owl$"):
                 find(archive, "wanda + owls")
-            with pytest.raises(ExportError, match=r"has the name 'wanda \+ dlp'"):  # not measured yet
+            with pytest.raises(ArchiveError, match=r"has the name 'wanda \+ dlp'"):  # not measured yet
                 find(archive, "wanda + dlp")
 
     def test_over_sparsities_none_is_best(self, tmp_path):
         trials = make_run(tmp_path / "run")
         with Archive(tmp_path / "run", write=True) as archive:
             archive.note(objectives=["kl", "density"])
-            with pytest.raises(ExportError, match="expected a key, got best: over the sparsities"):
+            with pytest.raises(ArchiveError, match="expected a key, got best: over the sparsities"):
                 find(archive, "best")
             assert find(archive, trials[0].candidate.key[:6]).candidate == trials[0].candidate
 
@@ -227,7 +227,7 @@ def test_python_files_make_our_masks_bit_for_bit_without_us(group, pattern, tmp_
     for number, metric in enumerate([*every_operator(), *all_metrics(group)]):
         scores = scored(metric, group, leaves)
         if scores is not None:
-            text = to_python(finding(metric, group=group, pattern=pattern))
+            text = to_python(record(metric, group=group, pattern=pattern))
             (tmp_path / f"m{number}.py").write_text(text)
             wanted[f"m{number}"] = [removed(scores, r, group, pattern) for r in (0.0, 0.37, 0.5, 0.96)]
     assert len(wanted) > 200
@@ -245,7 +245,7 @@ def test_python_files_make_our_masks_bit_for_bit_without_us(group, pattern, tmp_
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_python_files_take_the_leaves_that_the_metric_names_and_explain_them(name):
     metric = PUBLISHED[name].expression
-    tree = ast.parse(to_python(finding(metric)))
+    tree = ast.parse(to_python(record(metric)))
     imports = [n for n in ast.walk(tree) if isinstance(n, ast.Import | ast.ImportFrom)]
     assert [alias.name for node in imports for alias in node.names] == ["torch"]
     functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
@@ -284,7 +284,7 @@ def value_of(node, leaves):
 def test_sympy_reads_its_text_back_to_the_same_values(metric, tmp_path):
     import sympy
 
-    EXPORTERS["sympy"].write(finding(metric), tmp_path / "out")
+    EXPORTERS["sympy"].write(record(metric), tmp_path / "out")
     read = sympy.sympify((tmp_path / "out").read_text())
     assert str(read) == str(sympy.sympify(str(read)))
     leaves = {name: leaf + 0.25 * (leaf == 0) for name, leaf in statistics(dtype=torch.float64).items()}
@@ -322,7 +322,7 @@ def test_latex_is_read_by_matplotlib():
 def test_json_follows_its_schema_and_reads_back_equal(pattern, tmp_path):
     ratios = tuple(0.1 + i / 17 for i in range(len(LAYERS)))
     for metric in all_metrics("layer")[:40]:
-        made = finding(metric, ratios, "layer", pattern, figures={"kl": 0.1}, provenance={"run": "a"})
+        made = record(metric, ratios, "layer", pattern, figures={"kl": 0.1}, provenance={"run": "a"})
         path = tmp_path / f"{made.candidate.key}.json"
         EXPORTERS["json"].write(made, path)
         jsonschema.validate(json.loads(path.read_text()), json.loads(SCHEMA.read_text()))
@@ -333,7 +333,7 @@ def test_json_follows_its_schema_and_reads_back_equal(pattern, tmp_path):
 def test_the_schema_refuses_what_is_not_a_candidate():
     validator = jsonschema.Draft202012Validator(json.loads(SCHEMA.read_text()))
     validator.check_schema(validator.schema)
-    good = to_json(finding("abs(W) * X"))
+    good = to_json(record("abs(W) * X"))
     assert validator.is_valid(good)
     layer = good["layers"][0]
     for wrong in ({"version": 2}, {"group": "cell"}, {"pattern": "some"}, {"layers": []}, {"more": 1},
@@ -342,7 +342,7 @@ def test_the_schema_refuses_what_is_not_a_candidate():
 
 
 def test_json_that_cannot_be_read_is_one_sentence(tmp_path):
-    good = to_json(finding("abs(W) * X"))
+    good = to_json(record("abs(W) * X"))
     no_metric = {k: v for k, v in good.items() if k != "metric"}
     path = tmp_path / "c.json"
     for content, reason in (("{", "cannot be read as JSON"), ("[]", "format secateur.candidate"),
@@ -358,7 +358,7 @@ def test_removed_weights_are_counted_as_masks_count_them():
     draw = torch.Generator().manual_seed(0)
     layers = (Layer("a", 0, "a", 6, 20), Layer("b", 0, "b", 5, 12))
     for group, pattern in (("row", "unstructured"), ("layer", "unstructured"), ("row", "1:4")):
-        made = finding("abs(W) * X", (0.33, 0.71), group, pattern, layers)
+        made = record("abs(W) * X", (0.33, 0.71), group, pattern, layers)
         masks = [removed(torch.randn(layer.rows, layer.columns, generator=draw), ratio, group, pattern)
                  for layer, ratio in zip(layers, made.candidate.ratios, strict=True)]  # fmt: skip
         assert made.removed == tuple(int(mask.sum()) for mask in masks)
@@ -385,7 +385,7 @@ def test_levels_of_evopress_come_back(tmp_path):
     (tmp_path / "theirs.txt").write_text(text + "\n")
     ratios = to_ratios(read_levels(tmp_path / "theirs.txt", 0.5), layers)
     assert ratios[0] == 0.5 + 1e6 / 4096**2
-    made = finding("square(W) / D", ratios, layers=layers)
+    made = record("square(W) / D", ratios, layers=layers)
     EXPORTERS["evopress"].write(made, tmp_path / "out")
     assert as_evopress_reads(tmp_path / "out" / "levels.txt") == levels
     read = read_levels(tmp_path / "out")
@@ -398,7 +398,7 @@ def test_ratios_that_are_no_levels_are_rounded_and_keep_the_sparsity(seed):
     draw = torch.Generator().manual_seed(seed)
     layers = [Layer(f"l{i}", i, "l", 512 * (1 + i % 3), 1024) for i in range(12)]
     ratios = tuple((0.3 + 0.5 * torch.rand(12, generator=draw)).tolist())
-    found = to_levels(finding("abs(W)", ratios, layers=layers))
+    found = to_levels(record("abs(W)", ratios, layers=layers))
     back = to_ratios(found, layers)
     assert sum(found.levels.values()) == 0
     assert max(map(abs, found.levels.values())) <= 130
@@ -413,15 +413,15 @@ def test_levels_never_leave_the_range_of_ratios(seed):
     draw = torch.Generator().manual_seed(seed)
     layers = [Layer(f"l{i}", i, "l", 512 * (1 + i % 3), 1024) for i in range(12)]
     ratios = tuple((torch.rand(12, generator=draw) ** 4 * 0.95).tolist())  # many near 0
-    found = to_levels(finding("abs(W)", ratios, layers=layers))
+    found = to_levels(record("abs(W)", ratios, layers=layers))
     assert sum(found.levels.values()) == 0
     assert all(0 <= ratio < 1 for ratio in to_ratios(found, layers))
 
 
 def test_even_ratios_are_level_0():
-    assert set(to_levels(finding("abs(W)", 0.6)).levels.values()) == {0}
+    assert set(to_levels(record("abs(W)", 0.6)).levels.values()) == {0}
     with pytest.raises(ExportError, match="leaves no ratio"):
-        to_levels(finding("abs(W)", 0.5, pattern="2:4"))
+        to_levels(record("abs(W)", 0.5, pattern="2:4"))
 
 
 def test_levels_that_make_no_sense_are_refused(tmp_path):
@@ -482,7 +482,7 @@ def test_masks_are_packed_as_documented_and_read_back(tmp_path):
     kept = torch.zeros(2, 11, dtype=torch.bool)
     kept[0, [0, 3, 8]] = True
     kept[1, 10] = True
-    write_masks(finding("abs(W)", layers=layers), [("a", kept)], tmp_path / "m.safetensors")
+    write_masks(record("abs(W)", layers=layers), [("a", kept)], tmp_path / "m.safetensors")
     packed = load_file(tmp_path / "m.safetensors")["a"]
     assert packed.tolist() == [[0b1001, 0b1], [0, 0b100]]
     assert torch.equal(read_masks(tmp_path / "m.safetensors")["a"], kept)
@@ -557,7 +557,7 @@ def test_other_searches_become_candidates_for_a_models_layers(run, tmp_path):
 
 @pytest.mark.parametrize("name", ['a"""+print("out")+"""', "x\\Users", "line\nbreak"])
 def test_a_runs_name_cannot_end_the_docstring_of_a_python_file(name, tmp_path, capsys):
-    made = finding("abs(W) * X", provenance={"run": name, "calibration": "c" * 64})
+    made = record("abs(W) * X", provenance={"run": name, "calibration": "c" * 64})
     write_python(made, tmp_path / "rule.py")
     runpy.run_path(str(tmp_path / "rule.py"))
     assert capsys.readouterr().out == ""

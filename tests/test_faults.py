@@ -8,7 +8,7 @@ import sys
 import time
 
 import pytest
-from secateur.results.archive import Archive
+from secateur.results.archive.archive import Archive
 from support import count, facts, in_process, secateur, wait_for
 
 SEARCH = ("--sparsity", "0.5", "--budget", "60", "--batch", "8", "--seed", "7")
@@ -16,7 +16,8 @@ SEARCH = ("--sparsity", "0.5", "--budget", "60", "--batch", "8", "--seed", "7")
 # A process that is killed needs no ending of its own: it is forked from one that has imported everything.
 forks = multiprocessing.get_context("forkserver")
 forks.set_forkserver_preload([
-    "secateur.launch", "secateur.search.gp", "secateur.search.nsga3", "secateur.search.tpe", "typer.main",
+    "secateur.service.search_run", "secateur.search.searchers.gp", "secateur.search.searchers.nsga3",
+    "secateur.search.searchers.tpe", "typer.main",
     "transformers.models.auto.modeling_auto", "transformers.models.llama.modeling_llama",
 ])  # fmt: skip
 
@@ -122,7 +123,7 @@ def test_a_changed_calibration_cannot_continue_a_run(
 ):
     import shutil
 
-    from secateur.workers.calibration import calibrate
+    from secateur.workers.calibrate.calibration import calibrate
     from support import small_request
 
     calibrate(small_request(tiny_model, text_file, seed=9), tmp_path / "other")

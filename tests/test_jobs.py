@@ -24,10 +24,10 @@ import pandas as pd
 import psutil
 import pytest
 import secateur
-from secateur import cli_search
-from secateur.results.archive import Archive
+from secateur.cli.search import search
+from secateur.results.archive.archive import Archive
 from secateur.search.settings import SearchSettings
-from secateur.submission import BESIDE, FOLDERS, ON_CLUSTER, Submission
+from secateur.service.submission import BESIDE, FOLDERS, ON_CLUSTER, Submission
 from support import ROOT, in_process
 
 SETTINGS = {"sparsity": 0.5, "budget": 200, "batch": 8, "seed": 7, "threads": 1}
@@ -364,7 +364,7 @@ class TestASubmission:
         assert Submission.read(tmp_path / "search.toml", Path("/shared/runs/a")).out == Path("/shared/runs/a")
 
     def test_takes_all_settings_of_a_search(self):
-        known = set(inspect.signature(cli_search.search).parameters) - {"config", "as_json"}
+        known = set(inspect.signature(search).parameters) - {"config", "as_json"}
         assert set(BESIDE) == known - set(SearchSettings.model_fields)
 
     def test_takes_the_config_to_the_cluster(self, tmp_path):
@@ -378,15 +378,11 @@ class TestASubmission:
         config = write_config(tmp_path / "s.toml", calibration="/shared/cal", out="/shared/a")
         Submission.read(config).stage(tmp_path / "stage")
         tools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-        folders = {
-            "." if name == "secateur" else name.removeprefix("secateur.") for name in tools["packages"]
-        }
-        assert set(FOLDERS) == folders
-        data = {f"{p}.x".split(".")[1]: names for p, names in tools["package-data"].items()}
-        assert data.keys() == {"x", "results"}
-        packaged = {path for folder in FOLDERS for path in (ROOT / folder).glob("*.py")}
-        packaged |= {path for name in data["results"] for path in (ROOT / "results").glob(name)}
-        packaged |= {ROOT / name for name in data["x"]}
+        assert set(FOLDERS) == {name.split(".")[1] for name in tools["packages"] if "." in name}
+        places = {name: ROOT.joinpath(*name.split(".")[1:]) for name in tools["packages"]}
+        packaged = {path for place in places.values() for path in place.glob("*.py")}
+        packaged |= {places[name] / file for name, files in tools["package-data"].items() for file in files}
+        assert len(packaged) > 130
         staged = {p.relative_to(tmp_path / "stage") for p in (tmp_path / "stage").rglob("*") if p.is_file()}
         about = Path(f"secateur-{secateur.__version__}.dist-info/METADATA")
         assert staged == {Path("s.toml"), about, *("secateur" / path.relative_to(ROOT) for path in packaged)}
@@ -396,7 +392,7 @@ class TestASubmission:
         (tmp_path / "stage").mkdir()
         Submission.read(config).stage(tmp_path / "stage")
         code = (
-            "import secateur.cli, importlib.metadata as m; print(secateur.__file__); "
+            "import secateur.cli.main, importlib.metadata as m; print(secateur.__file__); "
             "print(m.version('secateur')); print(m.distribution('secateur').locate_file('').absolute())"
         )
         done = subprocess.run(

@@ -98,7 +98,7 @@ def test_facts_of_an_operator_hold(name):
 
 @given(st.integers(0, 2**32), st.integers(1, 6))
 def test_any_expression_prints_back(seed, depth):
-    from secateur.search.space import MetricSpace
+    from secateur.search.spaces.metric_space import MetricSpace
 
     rng = random.Random(seed)
     e = MetricSpace(frozenset(LEAVES)).tree(rng, rng.choice([Shape(True, True), SCALAR]), depth)

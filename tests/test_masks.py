@@ -4,8 +4,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from secateur.search.candidate import parse_pattern
-from secateur.workers.masks import _kth_smallest, below, ranks, removed
+from secateur.search.core.candidate import parse_pattern
+from secateur.workers.measure.masks import _kth_smallest, below, ranks, removed
 
 
 def by_sorting(scores, ratio, group, pattern="unstructured"):

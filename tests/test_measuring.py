@@ -9,18 +9,18 @@ import pytest
 import torch
 from secateur.metrics_dsl.parser import parse_metric
 from secateur.metrics_dsl.published import PUBLISHED
-from secateur.search.candidate import Candidate, uniform
-from secateur.workers.calibration import Request, calibrate
-from secateur.workers.decoder import Decoder, oriented, weight_matrix
-from secateur.workers.gradients import keep_states
-from secateur.workers.local import LocalEvaluator
-from secateur.workers.model import ModelError, load_model
-from secateur.workers.prefix import Prefix, Prefixes
-from secateur.workers.reference import some_tokens
-from secateur.workers.statistics import Calibration, CalibrationError
-from secateur.workers.summary import tail_exponent
-from secateur.workers.text import TextError, draw_sequences
-from secateur.workers.worker import Device
+from secateur.search.core.candidate import Candidate, uniform
+from secateur.workers.calibrate.calibration import CalibrationRequest, calibrate
+from secateur.workers.calibrate.folder import Calibration, CalibrationError
+from secateur.workers.calibrate.gradients import keep_states
+from secateur.workers.calibrate.text import TextError, draw_sequences
+from secateur.workers.measure.local_evaluator import LocalEvaluator
+from secateur.workers.measure.prefix_cache import Prefix, Prefixes
+from secateur.workers.measure.score_summary import tail_exponent
+from secateur.workers.measure.windows import some_tokens
+from secateur.workers.measure.worker import Device
+from secateur.workers.model.decoder import Decoder, oriented, weight_matrix
+from secateur.workers.model.load import ModelError, load_model
 from support import save_model, small_request, tiny_config
 
 
@@ -208,7 +208,7 @@ class TestTheModelStage:
     def test_probabilities_that_are_not_kept_give_the_same(
         self, tiny_calibration, tiny_evaluator, monkeypatch
     ):
-        monkeypatch.setattr("secateur.workers.reference._KEPT_BYTES", 0)
+        monkeypatch.setattr("secateur.workers.measure.dense_reference._KEPT_BYTES", 0)
         evaluator = LocalEvaluator(tiny_calibration)
         candidate = uniform(parse_metric("abs(W)"), evaluator.layers, 0.5)
         kl = [e.measure([candidate], "model")[0].values["kl"] for e in (evaluator, tiny_evaluator)]
@@ -406,7 +406,7 @@ def test_weights_tied_between_layers_are_not_pruned(tiny_model):
     names = {layer.name for layer in decoder.layers}
     assert not {"model.layers.0.mlp.up_proj", "model.layers.1.mlp.up_proj"} & names
     assert len(names) == 21 - 2
-    assert "model.layers.0.mlp.up_proj.weight" in decoder.passed_over
+    assert "model.layers.0.mlp.up_proj.weight" in decoder.not_prunable
 
 
 def test_16_bit_floats_are_close_to_32(tiny_calibration, tiny_evaluator):
@@ -532,7 +532,7 @@ class TestFolders:
     @pytest.mark.parametrize("changes", [{"tokens": 0}, {"sequence_length": 4}, {"holdout_tokens": -5}])
     def test_sizes_that_make_no_sense_are_refused(self, changes):
         with pytest.raises(ValueError, match="expected"):
-            Request("model", **changes)
+            CalibrationRequest("model", **changes)
 
 
 def test_what_a_killed_calibration_left_is_named(tiny_model, text_file, tmp_path):

@@ -6,12 +6,12 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file
-from secateur.workers.calibration import calibrate
-from secateur.workers.decoder import Decoder
-from secateur.workers.model import load_model
-from secateur.workers.outline import outline
-from secateur.workers.plan import Machine, Tokens, make_plan, memory_of, ways_to_fit
-from secateur.workers.rates import GPUS, RateError, measure_rates, quadratic_operations, rates_of
+from secateur.workers.calibrate.calibration import calibrate
+from secateur.workers.model.decoder import Decoder
+from secateur.workers.model.load import load_model
+from secateur.workers.plan.model_sizes import outline
+from secateur.workers.plan.plan import Machine, Tokens, make_plan, memory_of, ways_to_fit
+from secateur.workers.plan.rates import GPUS, RateError, measure_rates, quadratic_operations, rates_of
 from support import ROOT, in_process, save_model, small_request, tiny_config
 
 CONFIGS = ROOT / "docs" / "configs"

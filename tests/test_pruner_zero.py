@@ -5,13 +5,13 @@ import random
 
 import pytest
 import torch
-from exported import finding, random_metrics, scored, statistics
+from exported import random_metrics, record, scored, statistics
 from secateur.metrics_dsl.parser import parse
 from secateur.metrics_dsl.published import PUBLISHED
 from secateur.metrics_dsl.score import score
-from secateur.results.export_pruner_zero import from_tree, read_pruner_zero, to_tree, write_pruner_zero
-from secateur.results.finding import ExportError
-from secateur.workers.masks import removed
+from secateur.results.export.candidate_record import ExportError
+from secateur.results.export.pruner_zero import from_tree, read_pruner_zero, to_tree, write_pruner_zero
+from secateur.workers.measure.masks import removed
 
 # The best tree of their release, data/best_tree.json
 BEST = {
@@ -79,7 +79,7 @@ def test_their_best_tree_comes_and_goes(tmp_path):
     by_hand = leaves["W"] ** 2 * (gradient - gradient.min()) / (gradient.max() - gradient.min())
     torch.testing.assert_close(score(metric, leaves), by_hand, rtol=1e-14, atol=0)
     torch.testing.assert_close(plain(BEST, theirs(leaves)), by_hand, rtol=1e-12, atol=0)
-    write_pruner_zero(finding(metric), tmp_path / "again.json")
+    write_pruner_zero(record(metric), tmp_path / "again.json")
     assert json.loads((tmp_path / "again.json").read_text()) == BEST
     published = to_tree(PUBLISHED["pruner-zero"].expression)
     assert masks(plain(published, theirs(leaves)))[1].equal(masks(by_hand)[1])

@@ -17,20 +17,20 @@ import secateur
 import torch
 from references import linear_layers, matrix, surgeon, wanda_reference
 from safetensors.torch import load_file
-from secateur.apply import PruneRequest, prune
 from secateur.metrics_dsl.published import PUBLISHED
-from secateur.results.archive import Archive
-from secateur.results.finding import ExportError
-from secateur.results.rule import RuleError, read_rule
-from secateur.search.candidate import Candidate, Measurement, Trial, uniform
-from secateur.workers.calibration import Request, calibrate, load_decoder
-from secateur.workers.checkpoint import Checkpoint, CheckpointError
-from secateur.workers.decoder import Decoder, weight_matrix
-from secateur.workers.evaluation import EvaluationRequest, evaluate, figures
-from secateur.workers.model import load_model
-from secateur.workers.pruning import Pruner, PruningError
-from secateur.workers.repair import REPAIRS
-from secateur.workers.text import draw_sequences
+from secateur.results.archive.archive import Archive
+from secateur.results.export.candidate_record import ExportError
+from secateur.results.export.rule_source import RuleError, read_rule
+from secateur.search.core.candidate import Candidate, Measurement, Trial, uniform
+from secateur.service.prune_model import PruneRequest, prune
+from secateur.workers.calibrate.calibration import CalibrationRequest, calibrate, load_decoder
+from secateur.workers.calibrate.text import draw_sequences
+from secateur.workers.model.decoder import Decoder, weight_matrix
+from secateur.workers.model.load import load_model
+from secateur.workers.prune.checkpoint import Checkpoint, CheckpointError
+from secateur.workers.prune.evaluation import EvaluationRequest, evaluate, figures
+from secateur.workers.prune.pruning import Pruner, PruningError
+from secateur.workers.prune.repair import REPAIRS
 from support import in_process, save_model, small_request, tiny_config
 from support import secateur as secateur_process
 
@@ -234,7 +234,9 @@ class TestFolder:
             return made(self, *args, **kwargs)
 
         monkeypatch.setattr(Pruner, "prune", keep)
-        monkeypatch.setattr("secateur.apply.whole_because", lambda *_: "this test looks at the model")
+        monkeypatch.setattr(
+            "secateur.service.prune_model.whole_because", lambda *_: "this test looks at the model"
+        )
         request = request_of(models[name], text_file, sparsity=0.6, dtype=dtype, repair="obs")
         record = prune(request, tmp_path / "out")
         assert not list(tmp_path.rglob("*.bin"))
@@ -343,7 +345,7 @@ class TestBlockByBlock:
             folders = tmp_path / "read", tmp_path / "held"
             hows = [prune(request, folders[0])]
             with monkeypatch.context() as patched:
-                patched.setattr("secateur.apply.whole_because", lambda *_: "this test compares")
+                patched.setattr("secateur.service.prune_model.whole_because", lambda *_: "this test compares")
                 hows.append(prune(request, folders[1]))
             assert [x["model"].pop("weights") for x in hows] == ["read block by block", "held in memory"]
             for record in hows:
@@ -375,7 +377,7 @@ class TestBlockByBlock:
         with contextlib.redirect_stderr(io.StringIO()):
             model.to(torch.bfloat16).save_pretrained(tmp_path / "sharded", max_shard_size="20KB")
         tokenizer.save_pretrained(tmp_path / "sharded")
-        monkeypatch.setattr("secateur.workers.checkpoint._SHARD_BYTES", 0)
+        monkeypatch.setattr("secateur.workers.prune.checkpoint._SHARD_BYTES", 0)
         read, held = both_ways(tmp_path / "sharded", repair="scale")
         assert_same_model(read, held)
         index = json.loads((read / "model.safetensors.index.json").read_text())
@@ -400,7 +402,9 @@ class TestBlockByBlock:
         request = small_request(models[name], text_file)
         said = []
         calibrate(request, tmp_path / "read", said.append)
-        monkeypatch.setattr("secateur.workers.calibration.whole_because", lambda _: "this test compares")
+        monkeypatch.setattr(
+            "secateur.workers.calibrate.calibration.whole_because", lambda _: "this test compares"
+        )
         calibrate(request, tmp_path / "held", said.append)
         assert [x for x in said if "block by block" in x or "in memory" in x] == [
             "the model is read block by block", "the model is held in memory: this test compares",
@@ -459,7 +463,7 @@ class TestBlockByBlock:
 
     def test_weights_are_there_only_while_they_are_asked_for(self, models):
         decoder, _ = load_decoder(
-            Request(str(models["gpt2"]), sequence_length=64, device="cpu"), by_block=True
+            CalibrationRequest(str(models["gpt2"]), sequence_length=64, device="cpu"), by_block=True
         )
         dense = Decoder(load_model(str(models["gpt2"]))[0])
 
@@ -506,13 +510,13 @@ class TestBlockByBlock:
         size = (wide / "model.safetensors").stat().st_size
         assert size > 600e6
         code = (
-            "import re, sys\nfrom pathlib import Path\nfrom secateur.apply import PruneRequest, prune\n"
-            "from secateur.workers.calibration import Request, calibrate\n"
+            "import re, sys\nfrom pathlib import Path\n"
+            "from secateur import CalibrationRequest, PruneRequest, calibrate, prune\n"
             "def peak(model, out):\n"
             "    sizes = {'tokens': 64, 'sequence_length': 64, 'device': 'cpu'}\n"
             "    prune(PruneRequest(model, text=sys.argv[1], **sizes), out)\n"
-            "    request = Request(model, sys.argv[1], selection_tokens=64, holdout_tokens=64, **sizes)\n"
-            "    calibrate(request, f'{out}-calibration')\n"
+            "    sizes |= {'selection_tokens': 64, 'holdout_tokens': 64}\n"
+            "    calibrate(CalibrationRequest(model, sys.argv[1], **sizes), f'{out}-calibration')\n"
             "    status = Path('/proc/self/status').read_text()\n"
             "    return int(re.search(r'VmHWM:\\s+(\\d+) kB', status)[1])\n"
             "first = peak(*sys.argv[2:4])\n"  # with all that is imported
@@ -690,7 +694,7 @@ class TestMistakes:
         def full(_path):
             raise OSError(28, "No space left on device", "out")
 
-        monkeypatch.setattr("secateur.workers.checkpoint._to_disk", full)
+        monkeypatch.setattr("secateur.workers.prune.checkpoint._to_disk", full)
         done = in_process("prune", models["llama"], "--text", text_file, *SMALL, "-o", tmp_path / "out")
         assert done.returncode == 2
         assert "no space left" in done.stderr.splitlines()[-1]
@@ -699,8 +703,8 @@ class TestMistakes:
     def test_a_kill_while_writing_leaves_no_folder_of_that_name(self, models, text_file, tmp_path):
         code = (
             "import os, signal\n"
-            "from secateur import cli\nfrom secateur.workers import checkpoint\n"
-            "checkpoint._to_disk = lambda _: os.kill(os.getpid(), signal.SIGKILL)\ncli.main()"
+            "from secateur.cli.main import main\nfrom secateur.workers.prune import checkpoint\n"
+            "checkpoint._to_disk = lambda _: os.kill(os.getpid(), signal.SIGKILL)\nmain()"
         )
         arguments = ("--text", text_file, *SMALL, "-o", tmp_path / "out")
         command = [sys.executable, "-c", code, "prune", str(models["llama"]), *map(str, arguments)]
@@ -743,7 +747,7 @@ class TestEvaluation:
         assert about["tokens_of_text"] == len(ids)
         assert about["bos"] == (ids[0] == tokenizer.bos_token_id)
         windows = torch.tensor(ids[: len(ids) // 512 * 512]).reshape(-1, 512)
-        assert about["sha256"] == secateur.workers.statistics.token_hash(windows)
+        assert about["sha256"] == secateur.workers.calibrate.folder.token_hash(windows)
         assert set(found["versions"]) == {"python", "secateur", "torch", "transformers"}
         assert found["dtype"] == "float32"
 
@@ -795,7 +799,7 @@ class TestEvaluation:
         package.simple_evaluate, package.models, middle.huggingface = simple_evaluate, middle, adapter
         for module in (package, middle, adapter):
             monkeypatch.setitem(sys.modules, module.__name__, module)
-        monkeypatch.setattr("secateur.workers.evaluation.version", lambda name: f"version of {name}")
+        monkeypatch.setattr("secateur.workers.prune.evaluation.version", lambda name: f"version of {name}")
         found = evaluate(EvaluationRequest(str(models["llama"]), text="", tasks=("piqa",), device="cpu"))
         assert found["tasks"] == {"piqa": {"acc,none": 0.5, "version": 1.0, "shots": 0}}
         assert asked["tasks"] == ["piqa"]

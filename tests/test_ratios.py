@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from secateur.metrics_dsl.published import PUBLISHED
-from secateur.search import allocation
-from secateur.search.allocation import ALLOCATIONS, Dense
-from secateur.search.candidate import Layer
-from secateur.search.meta import MetaSpace
-from secateur.search.ratio_space import RATIO_SPACES
-from secateur.search.ratios import project, ratio_of, sizes, to_columns
+from secateur.search.core.candidate import Layer
+from secateur.search.spaces import allocation
+from secateur.search.spaces.allocation import ALLOCATIONS, Dense
+from secateur.search.spaces.optishear import MetaSpace
+from secateur.search.spaces.ratio_space import RATIO_SPACES
+from secateur.search.spaces.ratios import project, ratio_of, sizes, to_columns
 from support import FakeEvaluator
 
 LAYERS = FakeEvaluator.layers

@@ -7,20 +7,20 @@ import numpy as np
 import pytest
 import torch
 from references import sparsegpt_reference, wanda_reference
-from secateur.apply import PruneRequest, prune
 from secateur.metrics_dsl.parser import parse_metric
 from secateur.metrics_dsl.published import PUBLISHED
-from secateur.results.archive import Archive
-from secateur.search.candidate import Candidate, uniform
-from secateur.search.ratios import sizes
-from secateur.workers.decoder import Decoder, weight_matrix
-from secateur.workers.evaluation import figures
-from secateur.workers.local import LocalEvaluator
-from secateur.workers.masks import removed
-from secateur.workers.model import load_model
-from secateur.workers.pruning import Pruner
-from secateur.workers.repair import REPAIRS
-from secateur.workers.text import draw_sequences
+from secateur.results.archive.archive import Archive
+from secateur.search.core.candidate import Candidate, uniform
+from secateur.search.spaces.ratios import sizes
+from secateur.service.prune_model import PruneRequest, prune
+from secateur.workers.calibrate.text import draw_sequences
+from secateur.workers.measure.local_evaluator import LocalEvaluator
+from secateur.workers.measure.masks import removed
+from secateur.workers.model.decoder import Decoder, weight_matrix
+from secateur.workers.model.load import load_model
+from secateur.workers.prune.evaluation import figures
+from secateur.workers.prune.pruning import Pruner
+from secateur.workers.prune.repair import REPAIRS
 from support import in_process
 
 pytestmark = pytest.mark.model

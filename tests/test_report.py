@@ -13,12 +13,12 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 from secateur.metrics_dsl.parser import parse
-from secateur.results.archive import Archive
-from secateur.results.chart import axis, short
-from secateur.results.overview import Overview
-from secateur.results.plot import PLOTS, write_plot
-from secateur.results.report import write_report
-from secateur.search.candidate import Candidate, Measurement, Trial
+from secateur.results.archive.archive import Archive
+from secateur.results.report.plot import PLOTS, write_plot
+from secateur.results.report.report import write_report
+from secateur.results.report.svg import axis, short
+from secateur.results.summary.overview import Overview
+from secateur.search.core.candidate import Candidate, Measurement, Trial
 from support import FakeEvaluator, in_process
 
 SECTIONS = {"verdict", "front", "ratios", "course", "parts", "front-table", "published", "card"}

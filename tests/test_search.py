@@ -12,20 +12,20 @@ from secateur.metrics_dsl.order import order_form
 from secateur.metrics_dsl.parser import parse, parse_metric
 from secateur.metrics_dsl.published import PUBLISHED
 from secateur.metrics_dsl.score import score
-from secateur.search.allocation import Dense
-from secateur.search.budget import Budget
-from secateur.search.candidate import Candidate, Measurement, Trial, uniform
-from secateur.search.descent import _visits
+from secateur.search.baselines import BaselinesFirst
+from secateur.search.core.budget import Budget
+from secateur.search.core.candidate import Candidate, Measurement, Trial, uniform
+from secateur.search.core.objectives import OBJECTIVES, look_up_objectives, point
 from secateur.search.loop import PATIENCE, Funnel, run
-from secateur.search.meta import MetaSpace
-from secateur.search.objectives import OBJECTIVES, look_up_objectives, point
-from secateur.search.opening import Opening
-from secateur.search.problem import FixedRatios, Problem
-from secateur.search.ratio_space import RATIO_SPACES
-from secateur.search.searchers import SEARCHERS, build_searcher
+from secateur.search.searchers.descent import _visits
+from secateur.search.searchers.table import SEARCHERS, build_searcher
 from secateur.search.settings import DESCENDING, ONE_NUMBER_SPACES, TREE_SEARCHERS
-from secateur.search.space import MetricSpace
-from secateur.search.variables import Encoding
+from secateur.search.spaces.allocation import Dense
+from secateur.search.spaces.metric_space import MetricSpace
+from secateur.search.spaces.optishear import MetaSpace
+from secateur.search.spaces.problem import FixedRatios, Problem
+from secateur.search.spaces.ratio_space import RATIO_SPACES
+from secateur.search.spaces.variables import Encoding
 from support import FakeEvaluator
 
 LAYERS = FakeEvaluator.layers
@@ -73,7 +73,7 @@ def funnel(**changes):
 
 def search(name, seed=0, budget=60, evaluator=None, **changes):
     baselines = [complete(p.expression) for p in PUBLISHED.values()]
-    searcher = Opening(build_searcher(name, problem(), seed), baselines, tell=True)
+    searcher = BaselinesFirst(build_searcher(name, problem(), seed), baselines, tell=True)
     evaluator = evaluator or FakeEvaluator()
     return [t for batch in run(searcher, evaluator, funnel(**changes), budget) for t in batch]
 

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 from secateur.metrics_dsl.parser import parse_metric
-from secateur.search.candidate import Candidate, uniform
-from secateur.search.descent import Prices
-from secateur.search.ratios import sizes
-from secateur.workers.calibration import calibrate
-from secateur.workers.local import LocalEvaluator
-from secateur.workers.masks import below, blurred, ranks
-from secateur.workers.reference import count_windows, window_of
+from secateur.search.core.candidate import Candidate, uniform
+from secateur.search.searchers.descent import MarginalCosts
+from secateur.search.spaces.ratios import sizes
+from secateur.workers.calibrate.calibration import calibrate
+from secateur.workers.measure.local_evaluator import LocalEvaluator
+from secateur.workers.measure.masks import below, ranks, soft_mask
+from secateur.workers.measure.windows import count_windows, window_of
 from support import save_model, small_request, tiny_config
 
 WANDA = parse_metric("abs(W) * X")
@@ -21,16 +21,16 @@ class TestBlurredMasks:
     def test_become_masks_as_the_band_narrows(self, group):
         order = ranks(torch.rand(6, 50, generator=torch.Generator().manual_seed(0)), group)
         for ratio in (0.2, 0.5, 0.9):
-            soft = blurred(order, torch.tensor(ratio), group, 1e-6)
+            soft = soft_mask(order, torch.tensor(ratio), group, 1e-6)
             assert torch.equal(soft < 0.5, below(order, ratio, group))
-            wide = blurred(order, torch.tensor(ratio), group, 0.1)
+            wide = soft_mask(order, torch.tensor(ratio), group, 0.1)
             assert float(wide.mean()) == pytest.approx(1 - ratio, abs=1e-6)
 
     def test_grow_linearly_within_the_band(self):
         order = torch.arange(10)[None]
         # the edge is at place 5, four places wide, and a weight stands in the middle of its place
         expected = [0, 0, 0, 0.125, 0.375, 0.625, 0.875, 1, 1, 1]
-        assert blurred(order, torch.tensor(0.5), "row", 0.2)[0].tolist() == pytest.approx(expected)
+        assert soft_mask(order, torch.tensor(0.5), "row", 0.2)[0].tolist() == pytest.approx(expected)
 
 
 def test_windows_cover_a_part_once():
@@ -48,7 +48,7 @@ def test_prices_are_by_weight_and_move_the_dear_down():
     from support import FakeEvaluator
 
     layers = FakeEvaluator.layers
-    prices = Prices(layers)
+    prices = MarginalCosts(layers)
     assert not prices.known
     prices.learn([layer.size * (2.0 if layer.kind == "v" else 1.0) for layer in layers])
     moved = prices.move([0.5] * len(layers), 0.05, 0.5)
@@ -68,7 +68,7 @@ def falls(evaluator, group="row", metric=WANDA):
         kl.append(found.values["kl"])
         (found,) = evaluator.measure([candidate], "sensitivity", "statistics")
         assert found.failure == ""
-        prices = Prices(evaluator.layers)
+        prices = MarginalCosts(evaluator.layers)
         prices.learn(found.sensitivities)
         moved = prices.move(candidate.ratios, 0.05, 0.6)
         candidate = Candidate(candidate.metric, tuple(map(float, moved)), group)

@@ -9,16 +9,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from secateur.metrics_dsl.parser import parse_metric
 from secateur.metrics_dsl.published import PUBLISHED
-from secateur.search.candidate import uniform
-from secateur.workers.calibration import calibrate
-from secateur.workers.decoder import Decoder
-from secateur.workers.local import LocalEvaluator
-from secateur.workers.model import load_model
-from secateur.workers.observation import Observer, damped_inverse_diagonal
-from secateur.workers.pruning import Pruner
-from secateur.workers.reconstruction import gram_matrix, is_root, output_energy, relative_error
-from secateur.workers.repair import REPAIRS
-from secateur.workers.statistics import Calibration, CalibrationError
+from secateur.search.core.candidate import uniform
+from secateur.workers.calibrate.calibration import calibrate
+from secateur.workers.calibrate.folder import Calibration, CalibrationError
+from secateur.workers.calibrate.gram import gram_matrix, is_root, output_energy, relative_error
+from secateur.workers.calibrate.input_statistics import Observer, damped_inverse_diagonal
+from secateur.workers.measure.local_evaluator import LocalEvaluator
+from secateur.workers.model.decoder import Decoder
+from secateur.workers.model.load import load_model
+from secateur.workers.prune.pruning import Pruner
+from secateur.workers.prune.repair import REPAIRS
 from support import in_process, save_model, small_request, tiny_config
 
 

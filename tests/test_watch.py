@@ -15,13 +15,13 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 from secateur.metrics_dsl.parser import parse
-from secateur.results import database
-from secateur.results.archive import Archive
-from secateur.results.database import ArchiveError
-from secateur.results.table import verdict
-from secateur.results.watch import HERE, Watch
-from secateur.results.watch_view import follow, plain, record
-from secateur.search.candidate import Candidate, Measurement, Trial
+from secateur.results.archive import database
+from secateur.results.archive.archive import Archive
+from secateur.results.archive.database import ArchiveError
+from secateur.results.summary.table import verdict
+from secateur.results.terminal.watch import HERE, Watch
+from secateur.results.terminal.watch_text import follow, plain, record
+from secateur.search.core.candidate import Candidate, Measurement, Trial
 from support import in_process
 
 SETTINGS = '[search]\ncalibration = "/nowhere"\nsparsity = 0.5\nobjectives = ["kl", "size"]\nbudget = {}\n'

@@ -1,0 +1,155 @@
+"""Commands that make pruned models and look at what they are worth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .options import CONFIG, DEVICE, DTYPE, JSON, app, note, print_json
+
+_CODE = typer.Option(help="Run code that comes with the model.")
+
+
+@app.command(
+    epilog="Example: secateur prune HuggingFaceTB/SmolLM2-135M --candidate wanda --sparsity 0.6 --out pruned"
+)
+def prune(
+    model: Annotated[str, typer.Argument(help="Hub name, folder or .gguf file.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write.", show_default=False)],
+    candidate: Annotated[
+        str, typer.Option(help="A metric, a published one's name, FILE.json or RUN:KEY.")
+    ] = "wanda",
+    sparsity: Annotated[
+        float | None, typer.Option(help="Fraction of weights to remove, in [0, 1); 0.5 if nothing says it.")
+    ] = None,
+    ratios: Annotated[
+        str | None,
+        typer.Option(help="How the ratios differ: a published allocation or FILE.json; uniform if left out."),
+    ] = None,
+    group: Annotated[
+        str | None, typer.Option(help="The weights that compete, row or layer; row if nothing says it.")
+    ] = None,
+    pattern: Annotated[str | None, typer.Option(help="N:M (N removed of M), such as 2:4.")] = None,
+    text: Annotated[
+        str, typer.Option(help="self, a .txt, .jsonl(.gz) or .parquet file, or hub:NAME.")
+    ] = "self",
+    tokens: Annotated[int, typer.Option(help="Tokens of statistics.")] = 8192,
+    sequence_length: Annotated[int, typer.Option(help="Tokens a sequence.")] = 512,
+    statistics: Annotated[
+        str, typer.Option(help="one-shot (of the dense model) or sequential (behind pruned blocks).")
+    ] = "one-shot",
+    repair: Annotated[
+        str, typer.Option(help="Make up for what is removed: none, obs (SparseGPT's update), bias or scale.")
+    ] = "none",
+    seed: Annotated[int, typer.Option(help="Seed of sampling and order.")] = 0,
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="float32 or bfloat16, to compute in and to write; 32 bits and the files' own if left out."
+        ),
+    ] = None,
+    device: Annotated[str, DEVICE] = "auto",
+    trust_remote_code: Annotated[bool, _CODE] = False,
+    config: Annotated[Path | None, CONFIG] = None,
+    as_json: Annotated[bool, JSON] = False,
+) -> None:
+    """Prune a model by a rule, into a folder that transformers loads."""
+    from ..service.prune_model import PruneRequest
+    from ..service.prune_model import prune as run
+
+    request = PruneRequest(
+        model, candidate, sparsity, ratios, group, pattern, text, tokens, sequence_length, statistics,
+        repair, seed, dtype, device, trust_remote_code,
+    )  # fmt: skip
+    found = run(request, out, note)
+    if as_json:
+        print_json({"folder": str(out), **found})
+        return
+    _print_pruned(out, found)
+
+
+def _print_pruned(out: Path, found: dict[str, Any]) -> None:
+    layers = found["layers"]
+    error, of_mask = (
+        sum(layer[name] for layer in layers) / len(layers)
+        for name in ("output_error", "output_error_of_mask")
+    )
+    before = "" if found["repair"] == "none" else f"; {of_mask:.4f} without the repair {found['repair']}"
+    typer.echo(f"{out}: {found['metric']}, group {found['group']}, pattern {found['pattern']}")
+    typer.echo(
+        f"  zeros {found['sparsity']:.2%} of {found['prunable_weights']:,} weights in {len(layers)} linear "
+        f"layers; the model was {found['model']['weights']}"
+    )
+    typer.echo(f"  relative squared error of the layers' outputs, mean: {error:.4f}{before}")
+    if "biases_shifted" in found:
+        shifted = found["biases_shifted"]
+        typer.echo(
+            f"  biases shifted in {shifted} of {len(layers)} layers"
+            + ("" if shifted else ": the model's layers have none, the repair changed nothing")
+        )
+    typer.echo(
+        f"  {found['dense_bytes']:,} bytes on disk, zeros included; in theory "
+        f"{found['theoretical_packed_bytes']:,} (bitmask and kept values; no such file is written)"
+    )
+    typer.echo("  transformers and vLLM load it as a dense model: no faster without a sparse runtime")
+    typer.echo(
+        "  errors of layers do not tell what the model has become: secateur evaluate "
+        f"{out} --text FILE --against {found['model']['source']}"
+    )
+
+
+@app.command(epilog="Example: secateur evaluate pruned --text wiki.txt --against HuggingFaceTB/SmolLM2-135M")
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Folder, hub name or .gguf file.", show_default=False)],
+    text: Annotated[
+        str | None,
+        typer.Option(help="A file, hub:NAME or wikitext2; wikitext2 if neither text nor tasks are given."),
+    ] = None,
+    window: Annotated[int, typer.Option(help="Tokens a window.")] = 1024,
+    windows: Annotated[int, typer.Option(help="Windows from the text's beginning; 0 for all.")] = 0,
+    against: Annotated[str | None, typer.Option(help="The dense model, for KL.")] = None,
+    tasks: Annotated[str, typer.Option(help="Tasks of lm-eval, such as arc_easy,piqa.")] = "",
+    dtype: Annotated[str, DTYPE] = "float32",
+    device: Annotated[str, DEVICE] = "auto",
+    trust_remote_code: Annotated[bool, _CODE] = False,
+    config: Annotated[Path | None, CONFIG] = None,
+    as_json: Annotated[bool, JSON] = False,
+) -> None:
+    """Print a model's perplexity, KL to the dense model and results of tasks."""
+    from ..workers.prune.evaluation import EvaluationRequest
+    from ..workers.prune.evaluation import evaluate as run
+
+    names = tuple(name.strip() for name in tasks.split(",") if name.strip())
+    source = text if text is not None else "" if names else "wikitext2"
+    request = EvaluationRequest(
+        model, source, window, windows, against, names, dtype, device, trust_remote_code
+    )
+    found = run(request, note)
+    if as_json:
+        print_json(found)
+        return
+    _print_figures(found)
+
+
+def _print_figures(found: dict[str, Any]) -> None:
+    typer.echo(found["model"])
+    if "perplexity" in found:
+        dense = f"; dense {found['dense_perplexity']:.4f}" if "kl" in found else ""
+        typer.echo(f"  perplexity {found['perplexity']:.4f}{dense}")
+        if "kl" in found:
+            typer.echo(f"  kl {found['kl']:.6f} nats per token from {found['against']}")
+        text = found["text"]
+        bos = "once at the beginning" if text["bos"] else "not added"
+        typer.echo(f"  on {text['source']}: {text['windows']} windows of {text['window']} of its "
+                   f"{text['tokens_of_text']:,} tokens, documents {text['documents']}, BOS {bos}, sha256 "
+                   f"{text['sha256']}")  # fmt: skip
+    for task, values in found.get("tasks", {}).items():
+        figures = ", ".join(
+            f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+            for name, value in values.items()
+        )
+        typer.echo(f"  {task}: {figures}")
+    versions = ", ".join(f"{name} {value}" for name, value in found["versions"].items())
+    typer.echo(f"  {found['dtype']} on {found['device']}; {versions}")

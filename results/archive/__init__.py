@@ -1,0 +1,1 @@
+"""Every trial and measurement of a run, kept and read back."""

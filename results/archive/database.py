@@ -1,0 +1,94 @@
+"""Database files: opened for many readers and one writer at a time."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import sqlite3
+from pathlib import Path
+from typing import IO
+
+from ...metrics_dsl.errors import SecateurError
+
+_BETWEEN_MACHINES = ("nfs", "nfs4", "cifs", "smb3", "lustre", "gpfs", "beegfs", "ceph", "afs")
+
+
+class ArchiveError(SecateurError):
+    """An archive that is missing, of another version, or open in another writer."""
+
+
+class BeginningError(ArchiveError):
+    """A run that has written nothing yet."""
+
+
+def connect(path: Path, tables: str, *, write: bool) -> sqlite3.Connection:
+    """Open a database; one that is written is made with its tables if it is not there."""
+    if write:
+        new = not path.exists()
+        db = sqlite3.connect(path, timeout=30, isolation_level=None)
+        # Readers work on while a transaction is written. That takes memory that all of them share; where a
+        # file system cannot give it, or would to one machine alone, the slower journal serves.
+        is_shared = is_between_machines(path)
+        if is_shared or db.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
+            db.execute("PRAGMA journal_mode = TRUNCATE")
+        db.execute("PRAGMA synchronous = FULL")
+        if new or not db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+            db.executescript(f"BEGIN;{tables}COMMIT;")
+        return db
+    address = path.resolve().as_uri()
+    try:
+        db = sqlite3.connect(f"{address}?mode=ro", uri=True, timeout=30)
+        db.execute("SELECT count(*) FROM sqlite_master")
+    except sqlite3.OperationalError:  # a read-only folder has no place for the shared memory
+        db = sqlite3.connect(f"{address}?immutable=1", uri=True, timeout=30)
+    return db
+
+
+def is_between_machines(path: Path, mounts: Path = Path("/proc/self/mounts")) -> bool:
+    """Whether a path is on a file system that several machines may see; False where it is not known."""
+    place = path.resolve()
+    try:
+        lines = [line.split() for line in mounts.read_text().splitlines()]
+    except OSError:
+        return False
+    kinds = {Path(point.replace("\\040", " ")): kind for _, point, kind, *_ in lines}
+    kind = next((kinds[folder] for folder in (place, *place.parents) if folder in kinds), "")
+    return kind in _BETWEEN_MACHINES or kind.startswith("fuse.")
+
+
+def lock(folder: Path) -> IO[str]:
+    """Lock out other writers; the lock ends with the process, however it ends."""
+    file = (folder / "writer.lock").open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.seek(0)
+        owner = file.read().strip() or "another process"
+        file.close()
+        raise ArchiveError(
+            f"{folder} is being written by {owner}; wait for it to end or choose another --out"
+        ) from None
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}")
+    file.flush()
+    return file
+
+
+def missing(folder: Path) -> ArchiveError:
+    """Return what is wrong with a folder that holds no archive of its own."""
+    if seeds := sorted(folder.glob("seed-*/archive.sqlite")):
+        return ArchiveError(
+            f"expected one run, got {folder} with runs of {len(seeds)} seeds; name one, such as "
+            f"{seeds[0].parent}, or compare them with `secateur compare {folder}`"
+        )
+    if (folder / "run.toml").is_file():
+        return beginning(folder)
+    return ArchiveError(
+        f"expected a run folder with an archive, got {folder} without one; runs are made by `secateur search`"
+    )
+
+
+def beginning(folder: Path) -> BeginningError:
+    """Return what is wrong with a run that has written nothing yet."""
+    return BeginningError(f"the run in {folder} is just beginning; try again in a moment")

@@ -1,0 +1,163 @@
+"""Frames: the rows of an archive as plain DataFrames, with documented columns."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from array import array
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from ...metrics_dsl.errors import SecateurError
+from ...search.core.candidate import STAGES
+from ...search.core.objectives import density
+from .store import FIGURES
+
+if TYPE_CHECKING:
+    from .store import Store
+
+Where = str | Callable[[pd.DataFrame], Any] | None
+# Column -> what it holds; text that is missing is NaN, as everywhere in pandas.
+COLUMNS = {
+    "key": "stable identifier of the candidate",
+    "status": "measured, rejected (by the screen or a rung), alias (of a measured candidate) or failed",
+    "stage": "the last stage it went through: screen, layer or model",
+    "metric": "the pruning metric",
+    "group": "the weights that compete with each other",
+    "size": "nodes of the metric",
+    "sparsity": "fraction of the prunable weights removed, counted from the masks",
+    "density": "fraction that stays, to four places",
+    "ratio_min": "least ratio of a layer",
+    "ratio_max": "largest ratio of a layer",
+    "kl": "divergence from the dense model on selection tokens, nats per token",
+    "kl_holdout": "the same on holdout tokens, which no search sees",
+    "kl_holdout_error": "standard error of kl_holdout, from its disjoint sequences",
+    "kl_rung": "kl on the few tokens of the first rung; what a rung rejected has no other",
+    "layer_error": "relative squared error of the layers' outputs, mean over layers",
+    "model_error": "relative squared error of the final hidden states on selection tokens",
+    "perplexity": "on selection tokens",
+    "seconds": "time that measuring took",
+    "tokens": "tokens run through the pruned model for it",
+    "worker": "where its last stage was measured on a cluster, else missing",
+    "attempts": "most times that a stage was begun: more than 1 where it was begun again",
+    "baseline": "name of the published rule, else missing",
+    "alias_of": "key of the candidate whose masks and measurement it shares, else missing",
+    "failure": "why there is no measurement, else missing",
+}
+LAYER_COLUMNS = {
+    "key": "the candidate",
+    "layer": "full name of the linear layer",
+    "block": "number of its decoder block",
+    "type": "kind of projection, such as q_proj",
+    "ratio": "fraction of its weights that is removed",
+    "error": "relative squared error of its output; missing where layers were not measured",
+    "sensitivity": "change of kl with its ratio, nats per token; missing where it was not asked for",
+}
+UNITS = {
+    "kl": "nats per token", "kl_holdout": "nats per token", "kl_holdout_error": "nats per token",
+    "kl_rung": "nats per token", "seconds": "seconds", "tokens": "tokens", "size": "nodes",
+    "sparsity": "fraction", "density": "fraction", "ratio_min": "fraction", "ratio_max": "fraction",
+}  # fmt: skip
+_TEXT = ("key", "status", "stage", "metric", "group", "worker", "baseline", "alias_of", "failure")
+_STORED = ("key", "status", "stage", "metric", "group", "size", "seconds", "failure", "alias_of", "tokens",
+           "worker", "attempts",
+           "ratio_min", "ratio_max", *FIGURES)  # fmt: skip
+
+
+def frame(store: Store, numbers: Sequence[int] | None = None) -> pd.DataFrame:
+    """Return one row a candidate in the order told, with the columns of ``COLUMNS``.
+
+    ``attrs`` hold the run, its objectives, pattern, units and versions. With ``numbers`` only those come.
+    """
+    with store.reading():
+        among = "" if numbers is None else f" WHERE number IN ({', '.join(map(str, numbers))})"
+        wanted = ", ".join(f'"{name}"' for name in _STORED)
+        rows = store.rows(f"SELECT {wanted} FROM trials{among} ORDER BY number")
+        held = store.rows(
+            "SELECT key, \"values\", parts FROM measurements WHERE part = 'holdout' AND stage = 'model'"
+        )
+        facts = {name: store.fact(name) for name in ("objectives", "pattern", "versions", "baselines")}
+    columns: dict[str, Any] = dict(zip(_STORED, zip(*rows, strict=True), strict=True)) if rows else {}
+    columns["density"] = density(pd.Series(columns.get("sparsity", ()), dtype="float64"))
+    originals = [a or key for a, key in zip(columns.get("alias_of", ()), columns.get("key", ()), strict=True)]
+    kl = {key: json.loads(text).get("kl") for key, text, _ in held}
+    errors = {key: standard_error(array("d", parts)) for key, _, parts in held}
+    columns["kl_holdout"] = list(map(kl.get, originals))
+    columns["kl_holdout_error"] = list(map(errors.get, originals))
+    columns["baseline"] = list(map((facts.pop("baselines") or {}).get, columns.get("key", ())))
+    for name in ("failure", "alias_of", "worker"):
+        columns[name] = [text or None for text in columns.get(name, ())]
+    types = {name: "str" if name in _TEXT else "float64" for name in COLUMNS}
+    types |= {"size": "int64", "tokens": "int64", "attempts": "int64"}
+    result = pd.DataFrame({name: pd.Series(columns.get(name, ()), dtype=types[name]) for name in COLUMNS})
+    result.attrs = {name: value for name, value in facts.items() if value is not None}
+    result.attrs |= {"run": str(store.folder), "units": UNITS}
+    return result
+
+
+def chosen(rows: pd.DataFrame, where: Where, stage: str | None = None) -> pd.DataFrame:
+    """Return the rows that a condition chooses.
+
+    Args:
+        rows: A frame.
+        where: A text for ``DataFrame.query`` such as ``"sparsity > 0.5"``, a function of the frame that
+            returns a boolean for each row, or None for all.
+        stage: The last stage that rows went through, or None for any.
+
+    Raises:
+        SecateurError: For an unknown stage, or a condition that cannot be read.
+    """
+    if stage is not None:
+        if stage not in STAGES:
+            raise SecateurError(f"expected a stage among {', '.join(STAGES)}, got {stage!r}")
+        rows = rows[rows["stage"] == stage]
+    if where is None:
+        return rows
+    if callable(where):
+        return rows[where(rows)]
+    try:
+        return rows.query(where)
+    except Exception as error:  # whatever pandas makes of a text it cannot read
+        raise SecateurError(
+            f'expected a condition on columns such as "sparsity > 0.5", got {where!r}: {error}'
+        ) from None
+
+
+def layers(store: Store, keys: Sequence[str]) -> pd.DataFrame:
+    """Return one row a layer of some candidates, with the columns of ``LAYER_COLUMNS``.
+
+    Raises:
+        SecateurError: When the run does not know its layers' names, as those of earlier releases.
+    """
+    known = store.fact("layers")
+    if known is None:
+        raise SecateurError(f"{store.folder} was written by a release that did not keep the layers' names")
+    query = "SELECT key, ratios, layer_errors, sensitivities FROM by_layer WHERE key = ?"
+    parts = []
+    for key, *blobs in (row for wanted in keys for row in store.rows(query, (wanted,))):
+        ratios, errors, slopes = (np.frombuffer(blob, dtype=np.float64) for blob in blobs)
+        missing = np.full(len(ratios), np.nan)
+        parts.append(pd.DataFrame({
+            "key": pd.Series([key] * len(ratios), dtype="str"),
+            "layer": pd.Series([layer["name"] for layer in known], dtype="str"),
+            "block": [layer["block"] for layer in known],
+            "type": pd.Series([layer["kind"] for layer in known], dtype="str"),
+            "ratio": ratios,
+            "error": errors if len(errors) else missing,
+            "sensitivity": slopes if len(slopes) else missing,
+        }))  # fmt: skip
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=list(LAYER_COLUMNS))
+
+
+def holdout_parts(store: Store) -> dict[str, tuple[float, ...]]:
+    """Return the KL of each holdout sequence, nats per token, by key of what has been measured there."""
+    query = "SELECT key, parts FROM measurements WHERE part = 'holdout' AND stage = 'model' AND failure = ''"
+    return {key: tuple(array("d", parts)) for key, parts in store.rows(query)}
+
+
+def standard_error(parts: Sequence[float]) -> float | None:
+    """Return the standard error of the mean of independent figures, None for fewer than two."""
+    return statistics.stdev(parts) / len(parts) ** 0.5 if len(parts) > 1 else None

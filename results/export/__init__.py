@@ -1,0 +1,1 @@
+"""Rules and runs in the forms of other tools, out and in."""

@@ -1,0 +1,115 @@
+"""A record: one candidate of a run with all that an export says about it."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from ...metrics_dsl.errors import SecateurError
+from ...search.core.candidate import Candidate, Layer, parse_pattern
+from ..archive.keys import whole_key
+
+if TYPE_CHECKING:
+    from ..archive.archive import Archive
+
+# Columns of a frame that are figures of a candidate: what was measured, in the units of frame.COLUMNS.
+FIGURES = (
+    "sparsity", "kl", "kl_holdout", "kl_holdout_error", "kl_rung", "layer_error", "model_error", "perplexity",
+    "seconds", "tokens",
+)  # fmt: skip
+
+
+class ExportError(SecateurError):
+    """What cannot be exported or imported; the message says why and what to do instead."""
+
+
+@dataclass(frozen=True)
+class CandidateRecord:
+    """A candidate, the layers it prunes and what is known about it.
+
+    Args:
+        candidate: The rule.
+        layers: The prunable layers in model order, one a ratio.
+        pattern: ``unstructured`` or ``N:M``.
+        figures: What was measured, by the names of ``FIGURES``.
+        provenance: Run, settings, calibration hash and versions that it comes from; what JSON can hold.
+
+    Raises:
+        ExportError: When there is not one layer a ratio.
+    """
+
+    candidate: Candidate
+    layers: tuple[Layer, ...]
+    pattern: str = "unstructured"
+    figures: Mapping[str, float] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        parse_pattern(self.pattern)
+        if len(self.layers) != len(self.candidate.ratios):
+            raise ExportError(
+                f"expected one ratio a layer, got {len(self.candidate.ratios)} ratios for "
+                f"{len(self.layers)} layers"
+            )
+
+    @property
+    def removed(self) -> tuple[int, ...]:
+        """How many weights of each layer are removed: whole weights a row, a layer or M inputs."""
+        counts = parse_pattern(self.pattern)
+        found = []
+        for layer, ratio in zip(self.layers, self.candidate.ratios, strict=True):
+            if counts:
+                found.append(layer.rows * (layer.columns // counts[1]) * counts[0])
+            elif self.candidate.group == "row":
+                found.append(layer.rows * int(layer.columns * ratio))
+            else:
+                found.append(int(layer.size * ratio))
+        return tuple(found)
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction of all weights removed, of ``removed``."""
+        return sum(self.removed) / sum(layer.size for layer in self.layers)
+
+
+def layers_of(archive: Archive) -> tuple[Layer, ...]:
+    """Return the layers that a run's ratios belong to, in model order.
+
+    Raises:
+        ExportError: For a run that was made before layers were noted.
+    """
+    rows = archive.fact("layers")
+    if rows is None:
+        raise ExportError(
+            f"{archive.folder} does not hold the names of its layers, which older runs lack; "
+            f"`secateur resume {archive.folder}` adds them without measuring anything twice"
+        )
+    return tuple(Layer(**row) for row in rows)
+
+
+def find(archive: Archive, key: str) -> CandidateRecord:
+    """Return a candidate of a run by its key, the beginning of it, its published name, or ``best``.
+
+    The best has the least value of the run's first objective.
+
+    Raises:
+        ExportError: When no candidate or more than one is meant.
+    """
+    key = whole_key(archive, key)
+    row = archive.frame(f"key == {key!r}").iloc[0]
+    figures = {name: float(row[name]) for name in FIGURES if row[name] == row[name]}
+    settings = archive.folder / "run.toml"
+    provenance = {
+        "run": archive.folder.absolute().name,
+        "key": key,
+        "status": row["status"],
+        "published_as": row["baseline"] if isinstance(row["baseline"], str) else None,
+        "settings": tomllib.loads(settings.read_text())["search"] if settings.is_file() else {},
+        "calibration": archive.fact("calibration"),
+        "versions": archive.fact("versions", {}),
+    }
+    candidate = archive.candidate(key)
+    pattern = archive.fact("pattern", "unstructured")
+    return CandidateRecord(candidate, layers_of(archive), pattern, figures, provenance)

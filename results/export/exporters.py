@@ -1,0 +1,149 @@
+"""The table of exporters: what a run or one of its candidates can be written as."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from ...search.core.objectives import look_up
+from ..archive.archive import Archive
+from .candidate_json import write_json
+from .candidate_record import CandidateRecord, ExportError, find
+from .csv_table import write_csv
+from .evopress import write_evopress
+from .formula import write_latex, write_sympy
+from .llm_compressor import write_llm_compressor
+from .masks_file import write_masks
+from .optuna_study import write_optuna
+from .pruner_zero import write_pruner_zero
+from .python_file import write_python
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Exporter:
+    """One form that results can take.
+
+    Attributes:
+        name: The name on the command line.
+        suffix: How its files end; empty for a folder.
+        subject: What is written: one ``candidate``, a whole ``run``, or the ``masks`` of a candidate.
+        meaning: What it is, and for whom.
+        write: Called with a ``CandidateRecord`` or an ``Archive``, for masks also with (name, kept) of each
+            layer, and last with the path, which does not exist yet.
+    """
+
+    name: str
+    suffix: str
+    subject: Literal["candidate", "run", "masks"]
+    meaning: str
+    write: Callable[..., None]
+
+
+def _write_text(record: CandidateRecord, path: Path) -> None:
+    path.write_text(f"{record.candidate.metric}\n")
+
+
+EXPORTERS: dict[str, Exporter] = {
+    exporter.name: exporter
+    for exporter in (
+        Exporter("text", ".txt", "candidate", "the metric as one line of the metric language", _write_text),
+        Exporter("json", ".json", "candidate",
+                 "metric, group, pattern and a ratio a layer, with figures and provenance", write_json),
+        Exporter("python", ".py", "candidate",
+                 "scores and masks as a file that needs torch alone, with the same masks bit for bit",
+                 write_python),
+        Exporter("sympy", ".txt", "candidate", "the metric as text that sympy.sympify reads", write_sympy),
+        Exporter("latex", ".tex", "candidate", "the metric as a formula with indices", write_latex),
+        Exporter("pruner-zero", ".json", "candidate", "the metric as a tree of Pruner-Zero",
+                 write_pruner_zero),
+        Exporter("llm-compressor", "", "candidate",
+                 "a folder with a recipe for llm-compressor, and a modifier for metrics other than Wanda's",
+                 write_llm_compressor),
+        Exporter("evopress", "", "candidate", "a folder with the ratios as levels of EvoPress",
+                 write_evopress),
+        Exporter("masks", ".safetensors", "masks", "the masks, a bit a weight, 1 for what is kept",
+                 write_masks),
+        Exporter("csv", ".csv", "run", "the best metric of each size, in the columns of PySR", write_csv),
+        Exporter("optuna", ".log", "run", "all candidates as an Optuna study in a journal file",
+                 write_optuna),
+    )
+}  # fmt: skip
+
+
+def export(
+    run: str | Path | Archive,
+    key: str = "",
+    *,
+    to: str,
+    out: str | Path,
+    masks: Iterable[tuple[str, Tensor]] | None = None,
+) -> Path:
+    """Write a run, or one of its candidates, in another form.
+
+    Args:
+        run: A run folder, or its archive.
+        key: The candidate's key, the beginning of it, or ``best``; empty for what is of the whole run.
+        to: A name of ``EXPORTERS``.
+        out: The file or folder to write, which must not exist.
+        masks: For ``masks`` alone: each layer's name and which of its weights are kept, (rows, columns)
+            bool, as ``LocalEvaluator.masks`` computes them.
+
+    Returns:
+        The file or folder that was written.
+
+    Raises:
+        ExportError: When the form cannot represent the candidate, or ``out`` exists; nothing is written.
+        SecateurError: For an unknown exporter.
+    """
+    exporter = look_up(EXPORTERS, to, "an exporter")
+    if exporter.subject == "run" and key:
+        raise ExportError(f"{to} is of the whole run and takes no key, got {key!r}")
+    if exporter.subject != "run" and not key:
+        raise ExportError(f"{to} is of one candidate: expected its key, or best")
+    if exporter.subject == "masks" and masks is None:
+        raise ExportError("expected masks=..., which LocalEvaluator.masks computes from the model")
+    with contextlib.ExitStack() as opened:
+        archive = run if isinstance(run, Archive) else opened.enter_context(Archive(run))
+        with new_place(out) as path:
+            if exporter.subject == "run":
+                exporter.write(archive, path)
+            elif exporter.subject == "masks":
+                exporter.write(find(archive, key), masks, path)
+            else:
+                exporter.write(find(archive, key), path)
+    return Path(out)
+
+
+@contextlib.contextmanager
+def new_place(out: str | Path) -> Iterator[Path]:
+    """Give a path beside ``out`` to write to, which becomes ``out`` if all goes well, else goes away.
+
+    Raises:
+        ExportError: When ``out`` exists or is in no folder.
+    """
+    target = Path(out)
+    if target.exists() or target.is_symlink():
+        raise ExportError(f"expected a new file or folder, got {target}, which exists; choose another --out")
+    if not target.absolute().parent.is_dir():
+        raise ExportError(f"expected a place in a folder that exists, got {target}; make its folder first")
+    partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
+    try:
+        yield partial
+        if partial.is_file():  # safetensors makes files that are readable by their owner alone
+            mask = os.umask(0)
+            os.umask(mask)
+            partial.chmod(0o666 & ~mask)
+        partial.rename(target)
+    finally:
+        if partial.is_dir():
+            shutil.rmtree(partial)
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,166 @@
+"""Rules to apply: a metric's text or name, a candidate of a run, or a file that holds one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...metrics_dsl.errors import SecateurError
+from ...metrics_dsl.expression import Expression
+from ...metrics_dsl.published import read_metric
+from ...search.core.candidate import Layer
+from ..archive.archive import Archive
+from ..archive.keys import whole_key
+from .candidate_json import read_json
+
+
+class RuleError(SecateurError):
+    """A rule that cannot be read, or that belongs to another model."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A pruning rule as it was given.
+
+    Attributes:
+        source: Where it comes from: ``metric``, a file, or a run and a key.
+        metric: Gives every weight a score.
+        group: The weights that compete; None where nothing is said.
+        pattern: ``unstructured`` or ``N:M``; None where nothing is said.
+        ratios: One ratio a layer in model order; None for a metric alone.
+        names: The layers' names in the same order; None where they are not known.
+        run: The run that the rule was found in; None for others.
+    """
+
+    source: str
+    metric: Expression
+    group: str | None = None
+    pattern: str | None = None
+    ratios: tuple[float, ...] | None = None
+    names: tuple[str, ...] | None = None
+    run: Path | None = None
+
+
+def read_rule(text: str) -> Rule:
+    """Return the rule that a text names.
+
+    Args:
+        text: A metric or the name of a published one, ``FILE.json``, or ``RUN:KEY`` with the first characters
+            of a candidate's key, or ``RUN:best``.
+
+    Raises:
+        MetricError: For text that is no metric.
+        ExportError: When the file is no candidate, or the run has no such key.
+        ArchiveError: When there is no run.
+    """
+    if text.endswith(".json") or Path(text).expanduser().is_file():
+        return _from_file(Path(text).expanduser())
+    run, colon, key = text.rpartition(":")
+    if colon:  # no metric has one
+        return _from_run(run, key)
+    return Rule("metric", read_metric(text))
+
+
+def read_ratios(path: Path) -> dict[str, float]:
+    """Return ratios by layer name from a candidate's file, or from a JSON object of names and ratios.
+
+    Raises:
+        RuleError: When the file is neither.
+    """
+    content = _object(path)
+    try:
+        if "layers" in content:
+            return _ratios(content["layers"])
+        return {str(name): _number(ratio) for name, ratio in content.items()}
+    except (KeyError, TypeError, ValueError) as error:
+        raise RuleError(
+            f'expected a candidate or an object such as {{"model.layers.0.mlp.up_proj": 0.6}} in {path}, got '
+            f"another one ({_reason(error)})"
+        ) from None
+
+
+def ratios_of(names: Mapping[str, float] | Rule, layers: Sequence[Layer], source: str) -> tuple[float, ...]:
+    """Return the ratios in the order of a model's layers.
+
+    Args:
+        names: Ratios by layer name, or a rule that has ratios; without names its order is the model's.
+        layers: The model's prunable layers.
+        source: What the ratios come from, for messages.
+
+    Raises:
+        RuleError: When the layers are not the model's.
+    """
+    if isinstance(names, Rule):
+        ratios = names.ratios or ()
+        if names.names is None or len(set(names.names)) != len(ratios):
+            if len(ratios) != len(layers):
+                raise RuleError(_of_another_model(source, len(ratios), layers))
+            return ratios
+        names = dict(zip(names.names, ratios, strict=True))
+    if len(names) != len(layers):
+        raise RuleError(_of_another_model(source, len(names), layers))
+    missing = [layer.name for layer in layers if layer.name not in names]
+    if missing:
+        raise RuleError(
+            f"expected a ratio for each layer of the model, got none for {missing[0]} ({len(missing)} of "
+            f"{len(layers)}) in {source}: it belongs to another model"
+        )
+    return tuple(names[layer.name] for layer in layers)
+
+
+def _of_another_model(source: str, count: int, layers: Sequence[Layer]) -> str:
+    return (
+        f"expected ratios for the model's {len(layers)} linear layers, got {count} in {source}: it "
+        "belongs to another model"
+    )
+
+
+def _from_file(path: Path) -> Rule:
+    found = read_json(path)
+    candidate, names = found.candidate, tuple(layer.name for layer in found.layers)
+    return Rule(str(path), candidate.metric, candidate.group, found.pattern, candidate.ratios, names)
+
+
+def _from_run(run: str, key: str) -> Rule:
+    with Archive(run) as archive:
+        candidate = archive.candidate(whole_key(archive, key))
+        pattern = str(archive.fact("pattern", "unstructured"))
+        names = [layer["name"] for layer in archive.fact("layers", [])]
+    return Rule(
+        f"{run}:{candidate.key}", candidate.metric, candidate.group, pattern, candidate.ratios,
+        tuple(names) or None, Path(run),
+    )  # fmt: skip
+
+
+def _ratios(entries: Any) -> dict[str, float]:
+    found = {str(entry["name"]): _number(entry["ratio"]) for entry in entries}
+    if len(found) != len(entries):
+        raise SecateurError("two layers have one name")
+    return found
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
+        raise SecateurError(f"expected ratios in [0, 1), got {value!r}")
+    return float(value)
+
+
+def _object(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RuleError(
+            f"expected a JSON file, got {path}: {(error.strerror or 'unreadable').lower()}"
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise RuleError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise RuleError(f"expected a JSON object in {path}, got {type(content).__name__}")
+    return content
+
+
+def _reason(error: Exception) -> str:
+    return f"no {error}" if isinstance(error, KeyError) else str(error)

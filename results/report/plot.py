@@ -1,0 +1,160 @@
+"""Plots: single pictures of a run as SVG, PNG or PDF, for papers and slides."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ...metrics_dsl.errors import SecateurError
+from ...search.core.objectives import look_up
+from ..archive.archive import Archive
+from ..files import check_file, replace_file
+from ..summary.overview import Overview
+from .svg import axis, short
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+SUFFIXES = (".svg", ".png", ".pdf")
+# Of Okabe and Ito's palette, which people tell apart whatever colours they see; marks differ in shape too.
+_FOUND, _PUBLISHED, _OTHER = "#0072B2", "#D55E00", "#8A8A8A"
+
+
+def write_plot(archive: Archive, kind: str, path: str | Path) -> Path:
+    """Write one picture of a run, the same bytes every time, replacing an earlier one in one step.
+
+    Args:
+        archive: Open for reading.
+        kind: One of ``PLOTS``.
+        path: The file; its suffix says which of ``SUFFIXES`` it becomes.
+
+    Raises:
+        SecateurError: For an unknown kind or suffix, or when the run has nothing to draw yet.
+    """
+    look_up(PLOTS, kind, "a kind of plot")
+    suffix = Path(path).suffix.lower()
+    if suffix not in SUFFIXES:
+        raise SecateurError(f"expected a file that ends in {', '.join(SUFFIXES)}, got {path}")
+    check_file(path)
+    with archive.reading():
+        content = _drawn(Overview(archive), kind, suffix)
+    return replace_file(path, content)
+
+
+def _drawn(view: Overview, kind: str, suffix: str) -> bytes:
+    if view.front.empty:
+        raise SecateurError(
+            f"expected candidates with {' and '.join(view.objectives)} to plot, got none in {view.folder}"
+        )
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure  # without pyplot, which would look for a screen
+
+    # Without these two, names in the file are random and its date is now.
+    with rc_context({"svg.hashsalt": "secateur", "font.size": 9}):
+        figure = Figure(figsize=(7.2, 2.9) if kind == "ratios" else (5.2, 3.6), layout="constrained")
+        PLOTS[kind](view, figure.subplots())
+        content = io.BytesIO()
+        date = {".svg": "Date", ".pdf": "CreationDate"}.get(suffix)
+        metadata = {date: None} if date else None
+        figure.savefig(content, format=suffix[1:], dpi=200, metadata=metadata)
+    return content.getvalue()
+
+
+def _front(view: Overview, axes: Axes) -> None:
+    up, *others = view.objectives
+    rows = view.decided.assign(number=view.decided.index + 1)
+    across = others[0] if others else "number"
+    is_published = rows.index.isin(view.baselines.index)
+    is_front = rows.index.isin(view.front.index)
+    found, published = rows[~is_published & ~is_front], rows[is_published]
+    axes.plot(found[across], found[up], "o", color=_OTHER, ms=3, alpha=0.6, label="found")
+    axes.plot(published[across], published[up], "D", mfc="none", color=_PUBLISHED, ms=5, label="published")
+    front = rows[is_front].sort_values(across, kind="stable")
+    if others:
+        axes.step(front[across], np.minimum.accumulate(front[up]), where="post", color=_FOUND, lw=1)
+    else:
+        history = view.history()
+        axes.step([*history.index + 1, len(view.rows)], [*history["best"], history["best"].iloc[-1]],
+                  where="post", color=_FOUND, lw=1)  # fmt: skip
+    axes.plot(front[across], front[up], "o", color=_FOUND, ms=5, label="front" if others else "best")
+    both = front[front.index.isin(view.baselines.index)]
+    axes.plot(both[across], both[up], "D", color=_FOUND, ms=5)
+    _name_axes(axes, "number of the candidate" if across == "number" else across, up)
+    _scale(axes, rows[up], rows[across] if others else None)
+    axes.legend(frameon=False)
+
+
+def _history(view: Overview, axes: Axes) -> None:
+    volumes = view.hypervolume()
+    if view.is_interval and not volumes.empty:  # the least KL is that of the least sparsity
+        axes.step(volumes["tokens"], volumes["hypervolume"], where="post", color=_FOUND)
+        _name_axes(axes, "tokens run through pruned models", "hypervolume")
+        return
+    history, up = view.history(), view.objectives[0]
+    costs = view.costs()
+    unit = "tokens" if costs["tokens"].max() > 0 else "seconds"  # a run that screens runs no tokens
+    end = costs[unit].max()
+    axes.step([*history[unit], end], [*history["best"], history["best"].iloc[-1]], where="post",
+              color=_FOUND, label="best so far")  # fmt: skip
+    level = view.baselines[up].min()
+    if np.isfinite(level):
+        axes.axhline(level, color=_PUBLISHED, ls="--", lw=1, label="best published")
+    _name_axes(axes, "tokens run through pruned models" if unit == "tokens" else "seconds of measuring", up)
+    _scale(axes, history["best"], None)
+    axes.legend(frameon=False)
+
+
+def _ratios(view: Overview, axes: Axes) -> None:
+    best = view.best
+    assert best is not None  # the front has a row
+    ratios = view.vectors([best])[best]
+    if len(ratios) != len(view.layers):
+        raise SecateurError(
+            f"expected an archive that names its layers for a plot of ratios, got {view.folder} without"
+        )
+    kinds = list(dict.fromkeys(layer.kind for layer in view.layers))
+    blocks = sorted({layer.block for layer in view.layers})
+    grid = np.full((len(kinds), len(blocks)), np.nan)
+    for layer, ratio in zip(view.layers, ratios, strict=True):
+        grid[kinds.index(layer.kind), blocks.index(layer.block)] = ratio
+    middle = float(view.rows["sparsity"].iloc[best])
+    reach = max(float(np.nanmax(np.abs(grid - middle))), 0.02)
+    # Orange loses more than the model as a whole, violet less: apart for every kind of sight.
+    image = axes.imshow(
+        grid, cmap="PuOr_r", vmin=middle - reach, vmax=middle + reach, aspect="auto", interpolation="nearest"
+    )
+    axes.set_yticks(range(len(kinds)), kinds)
+    axes.set_xlabel("decoder block")
+    assert axes.figure is not None
+    axes.figure.colorbar(image, ax=axes, label=f"ratio; the model: {middle:.1%}", fraction=0.05, pad=0.02)
+
+
+PLOTS: dict[str, Callable[[Overview, Axes], None]] = {
+    "front": _front,
+    "history": _history,
+    "ratios": _ratios,
+}
+
+
+def _name_axes(axes: Axes, across: str, up: str) -> None:
+    units = {"kl": "KL, nats per token", "size": "size, nodes of the metric"}
+    axes.set_xlabel(units.get(across, across.replace("_", " ")))
+    axes.set_ylabel(units.get(up, up.replace("_", " ")))
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _scale(axes: Axes, up: object, across: object) -> None:
+    """Draw what spans much on a logarithmic axis, with plain numbers, as the report does."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+    for values, to, line in ((up, axes.set_yscale, axes.yaxis), (across, axes.set_xscale, axes.xaxis)):
+        scale = axis("", [] if values is None else np.asarray(values, dtype=float).tolist())
+        if scale.is_log:
+            to("log")
+            line.set_major_locator(FixedLocator(scale.ticks()))
+            line.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
+            line.set_minor_locator(NullLocator())

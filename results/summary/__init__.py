@@ -1,0 +1,1 @@
+"""A run or several summed up for people."""

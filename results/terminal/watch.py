@@ -1,0 +1,192 @@
+"""Watching: what a run looks like at a moment, from its archive, on any machine that sees the folder."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import sqlite3
+import time
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+
+from ...search.core.budget import Budget
+from ..archive.archive import Archive
+from ..archive.database import ArchiveError, BeginningError, missing
+from ..summary.overview import Overview
+
+RECENT = 300.0  # seconds that count as the last minutes
+HERE = "this machine"  # the worker of a run that uses no cluster
+State = Literal["beginning", "running", "holdout", "left", "ended"]
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a run looked like at one moment.
+
+    Attributes:
+        folder: The run folder; of several seeds the one that is being written.
+        state: Whether it has measured anything yet, searches, measures on holdout tokens, has been left by
+            the process that wrote it, or has ended.
+        silence: Seconds since something was written; None before.
+        overview: The run summed up; None before there is one.
+        workers: One row a worker: measurements, how many of them lately, seconds of measuring, repeated
+            (needed more than one attempt). None before there is an overview.
+        lately: Seconds that "lately" reaches back; 0 at the first look.
+        of_seeds: Text such as "seed 2 of 3", empty for a run of one.
+    """
+
+    folder: Path
+    state: State
+    silence: float | None = None
+    overview: Overview | None = None
+    workers: pd.DataFrame | None = None
+    lately: float = 0.0
+    of_seeds: str = ""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more will happen by itself."""
+        return self.state in ("left", "ended")
+
+    @property
+    def rate(self) -> float | None:
+        """Measurements a second lately, all workers together; None at the first look."""
+        if self.workers is None or not self.lately:
+            return None
+        return float(self.workers["lately"].sum()) / self.lately
+
+    @property
+    def best(self) -> tuple[Any, Any]:
+        """The rows with the least first objective: of what was found, and of what is published."""
+        if self.overview is None:
+            return None, None
+        decided, first = self.overview.decided, self.overview.objectives[0]
+        is_new = decided["baseline"].isna()
+        found = (rows.nsmallest(1, first) for rows in (decided[is_new], decided[~is_new]))
+        new, published = (rows.iloc[0] if len(rows) else None for rows in found)
+        return new, published
+
+
+class Watch:
+    """Looks at a run again and again, and remembers how many measurements there were.
+
+    Args:
+        folder: A run folder, or one with runs of several seeds, of which the latest is looked at.
+
+    Raises:
+        ArchiveError: When the folder holds no run.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self._seen: deque[tuple[float, Path, pd.Series]] = deque()
+        self._seeds()
+
+    def look(self) -> Look:
+        """Read the archive once; it is not kept open, and who writes it is not held up.
+
+        Raises:
+            ArchiveError: When the folder holds no run any more, or one that this release cannot read.
+        """
+        seeds = self._seeds()
+        begun = [path for path in seeds if (path / "archive.sqlite").is_file()]
+        folder = max(begun, key=lambda path: _written(path) or 0.0, default=seeds[0])
+        of_seeds = f"seed {seeds.index(folder) + 1} of {len(seeds)}" if folder != self.folder else ""
+        try:
+            with Archive(folder) as archive, archive.reading():
+                overview = Overview(archive)
+                has_ended = bool(archive.fact("has_ended"))
+                rows = archive.rows(
+                    "SELECT worker, count(*), sum(seconds), sum(attempts > 1) FROM measurements "
+                    "GROUP BY worker ORDER BY worker"
+                )
+        except BeginningError:
+            return Look(folder, "left" if _is_left(folder) else "beginning", of_seeds=of_seeds)
+        except sqlite3.OperationalError:  # locked for long, where the file system knows no better
+            return Look(folder, "running", of_seeds=of_seeds)
+        workers = pd.DataFrame(rows, columns=["worker", "measurements", "seconds", "repeated"])
+        workers["worker"] = workers["worker"].replace("", HERE)
+        counts = workers.set_index("worker")["measurements"]
+        before, lately = self._remember(folder, counts)
+        workers["lately"] = (counts - before.reindex(counts.index, fill_value=0)).to_numpy()
+        written = _written(folder)
+        return Look(
+            folder=folder,
+            state=_state(overview, has_ended and all(map(_has_ended, seeds))),
+            silence=None if written is None or not rows else max(0.0, time.time() - written),
+            overview=overview,
+            workers=workers,
+            lately=lately,
+            of_seeds=of_seeds,
+        )
+
+    def _seeds(self) -> list[Path]:
+        if (self.folder / "run.toml").is_file() or (self.folder / "archive.sqlite").is_file():
+            return [self.folder]
+        seeds = sorted(self.folder.glob("seed-*/run.toml"), key=lambda path: (len(str(path)), path))
+        if not seeds:
+            raise missing(self.folder)
+        return [path.parent for path in seeds]
+
+    def _remember(self, folder: Path, counts: pd.Series) -> tuple[pd.Series, float]:
+        """Keep counts; return those of the beginning of the last minutes, and how long ago that was."""
+        now = time.monotonic()
+        if self._seen and self._seen[0][1] != folder:
+            self._seen.clear()  # the next seed
+        self._seen.append((now, folder, counts))
+        while now - self._seen[0][0] > RECENT and len(self._seen) > 2:
+            self._seen.popleft()
+        began, _, before = self._seen[0]
+        return before, now - began
+
+
+def _state(overview: Overview, has_ended: bool) -> State:
+    if has_ended:
+        return "ended"
+    if _is_left(overview.folder):
+        return "left"
+    budget, spent = budget_of(overview)
+    return "holdout" if budget is not None and spent >= budget.amount else "running"
+
+
+def budget_of(overview: Overview) -> tuple[Budget | None, float]:
+    """Return a run's budget, None where it is not known, and what is spent in its unit."""
+    budget = Budget.parse(overview.settings["budget"]) if "budget" in overview.settings else None
+    costs = overview.costs()[budget.unit if budget else "candidates"]
+    return budget, float(costs.iloc[-1]) if len(costs) else 0.0
+
+
+def _written(folder: Path) -> float | None:
+    """Return when the archive was last written, as the file system has it."""
+    paths = [folder / "archive.sqlite", folder / "archive.sqlite-wal"]
+    try:  # a reader makes an empty second file
+        return max(s.st_mtime for p in paths if p.is_file() and (s := p.stat()).st_size)
+    except (ValueError, OSError):
+        return None
+
+
+def _is_left(folder: Path) -> bool:
+    """Whether the process that wrote a run is known to be gone; of other machines nothing is known."""
+    try:
+        found = re.fullmatch(r"process (\d+) on (.+)", (folder / "writer.lock").read_text())
+        if found is None or found[2] != socket.gethostname():
+            return False
+        os.kill(int(found[1]), 0)  # signal 0 only asks
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _has_ended(folder: Path) -> bool:
+    try:
+        with Archive(folder) as archive:
+            return bool(archive.fact("has_ended"))
+    except (ArchiveError, sqlite3.OperationalError):
+        return False

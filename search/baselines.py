@@ -1,0 +1,167 @@
+"""The opening of a run: published rules, asked first, as its baselines and as seeds of its searcher."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import numpy as np
+
+from ..metrics_dsl.errors import SecateurError
+from ..metrics_dsl.expression import Expression
+from ..metrics_dsl.published import PUBLISHED
+from .core.candidate import Candidate, Trial
+from .core.objectives import look_up_objectives
+from .core.protocols import Evaluator, Searcher
+from .loop import INDIFFERENCE, Funnel
+from .settings import SearchSettings
+from .spaces.allocation import ALLOCATIONS, Dense
+from .spaces.metric_space import MetricSpace
+from .spaces.optishear import MetaSpace
+from .spaces.problem import FixedRatios, Problem
+from .spaces.ratio_space import RATIO_SPACES, RatioSpace
+from .spaces.variables import Encoding
+
+_SPARSITIES = 3  # of an interval, at which published rules are measured
+_RAMPS_AS_SEEDS = 3  # slopes a direction
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A published rule under the name that tables show.
+
+    ``is_one`` says that it stands for itself: the slopes of a ramp are many, of which only those that the
+    funnel promotes are measured to the end.
+    """
+
+    name: str
+    metric: Expression
+    ratios: tuple[float, ...]
+    sparsity: float
+    is_one: bool = True
+
+
+def check_leaves(settings: SearchSettings, leaves: frozenset[str]) -> None:
+    """Check that a calibration has what the given metric needs.
+
+    Raises:
+        SecateurError: When it lacks a leaf.
+    """
+    missing = settings.given_metric.leaves - leaves
+    if missing and not settings.metric_space:
+        raise SecateurError(
+            f"expected a metric of the calibration's leaves, got {settings.given_metric}, which needs "
+            f"{', '.join(sorted(missing))}; calibrate with gradients"
+        )
+
+
+def build_problem(settings: SearchSettings, evaluator: Evaluator) -> tuple[Problem, list[Baseline]]:
+    """Return what the settings say to search, and the published rules to compare with."""
+    metric = settings.given_metric
+    wanda = PUBLISHED["wanda"].expression
+    dense = Dense(evaluator.layers, evaluator.summarise, wanda if settings.metric_space else metric)
+    metrics: MetricSpace | MetaSpace | Expression = metric
+    if settings.metric_space == "meta":
+        metrics = MetaSpace(settings.group)
+    elif settings.metric_space:
+        metrics = MetricSpace(evaluator.leaves, settings.group, settings.max_size)
+    ratios: RatioSpace = _fixed(settings, dense)
+    if settings.ratio_space:
+        ratios = RATIO_SPACES[settings.ratio_space](dense)
+    found = baselines(settings, dense, evaluator)
+    objectives = look_up_objectives(settings.objectives)
+    problem = Problem(metrics, ratios, objectives, settings.sparsity, settings.group, phase=settings.phase)
+    if settings.seeding and problem.variables:
+        problem = replace(problem, seeds=seeds(problem, found))
+    return problem, found
+
+
+def build_funnel(
+    settings: SearchSettings, always: list[str], rungs: tuple[int, ...] = (), sensitivity: int = 0
+) -> Funnel:
+    """Return the funnel: layer errors screen metrics, and race on few tokens everything with ratios."""
+    screen: float | None = INDIFFERENCE
+    if isinstance(settings.sparsity, tuple) or not settings.metric_space:
+        screen = None  # a layer's error says nothing of how to share a budget between layers
+    if settings.stage == "screen":
+        screen = INDIFFERENCE
+    objectives = look_up_objectives(settings.objectives)
+    return Funnel(
+        objectives, settings.batch_size, settings.promote, settings.stage, frozenset(always), screen, rungs,
+        sensitivity,
+    )  # fmt: skip
+
+
+def _fixed(settings: SearchSettings, dense: Dense) -> FixedRatios:
+    name = settings.allocation or "uniform"
+    rule = lru_cache(maxsize=64)(lambda sparsity: ALLOCATIONS[name].variants(dense, sparsity)[name])
+    return FixedRatios(dense.layers, rule)
+
+
+def baselines(settings: SearchSettings, dense: Dense, evaluator: Evaluator) -> list[Baseline]:
+    """Return the published metrics where metrics are searched, the allocations where ratios are.
+
+    Metrics are joined with the run's own allocation, allocations with the run's metric or, where metrics
+    are searched too, with Wanda. Over an interval all are measured at its ends and its middle.
+    """
+    found: list[Baseline] = []
+    interval = settings.sparsity if isinstance(settings.sparsity, tuple) else None
+    targets = np.linspace(*interval, _SPARSITIES) if interval else [settings.sparsity]
+    fixed = _fixed(settings, dense)
+    for target in map(float, targets):
+        at = f" @ {target:.4g}" if interval else ""
+        own = (
+            settings.metric
+            if settings.metric in PUBLISHED
+            else ("wanda" if not settings.metric else "metric")
+        )
+        given = f" + {settings.allocation}" if settings.allocation else ""
+        if settings.metric_space:
+            for name, published in PUBLISHED.items():
+                if published.expression.leaves <= evaluator.leaves:
+                    ratios = fixed.ratios((), target)
+                    found.append(Baseline(f"{name}{given}{at}", published.expression, ratios, target))
+        if settings.ratio_space:
+            for allocation in ALLOCATIONS.values():
+                for label, ratios in allocation.variants(dense, target).items():
+                    name = own if label == "uniform" else f"{own} + {label}"
+                    is_one = allocation.name != "atp"
+                    found.append(Baseline(f"{name}{at}", dense.metric, ratios, target, is_one))
+    return list({(b.metric, b.ratios): b for b in reversed(found)}.values())[::-1]
+
+
+def seeds(problem: Problem, published: Sequence[Baseline]) -> list[Encoding]:
+    """Return the encodings that come nearest to published rules, each once; of ramps some."""
+    chosen = [b for b in published if b.is_one]
+    for sparsity in dict.fromkeys(b.sparsity for b in published):
+        ramps = [b for b in published if not b.is_one and b.sparsity == sparsity]
+        for direction in (ramps[: len(ramps) // 2], ramps[len(ramps) // 2 :]):
+            chosen += direction[1 :: max(1, len(direction) // _RAMPS_AS_SEEDS)]
+    encodings = [problem.encoding(b.metric, b.ratios, b.sparsity) for b in chosen]
+    return list(dict.fromkeys(encoding for encoding in encodings if encoding is not None))
+
+
+class BaselinesFirst:
+    """A searcher that asks for given candidates first: the baselines of a run.
+
+    Args:
+        searcher: Takes over once the opening has been asked.
+        candidates: What to ask first.
+        tell: Whether the searcher learns of the opening's trials (seeding).
+    """
+
+    def __init__(self, searcher: Searcher, candidates: Sequence[Candidate], *, tell: bool) -> None:
+        self._searcher = searcher
+        self._waiting = list(candidates)
+        self._opening = {candidate.key for candidate in candidates}
+        self._tell = tell
+
+    def ask(self, count: int) -> list[Candidate]:
+        """Return the whole opening at first, then what the searcher proposes."""
+        asked, self._waiting = self._waiting, []
+        return asked or self._searcher.ask(count)
+
+    def tell(self, trials: Sequence[Trial]) -> None:
+        """Pass the trials on, the opening's only if it seeds the searcher."""
+        self._searcher.tell([t for t in trials if self._tell or t.candidate.key not in self._opening])

@@ -1,0 +1,1 @@
+"""The vocabulary that searchers, workers and results share."""

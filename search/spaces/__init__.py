@@ -1,0 +1,1 @@
+"""What can vary: metrics, ratios, and the numbers that stand for them."""

@@ -1,0 +1,59 @@
+"""Configuration: TOML files, and one sentence for whatever is wrong with settings."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from ..metrics_dsl.errors import SecateurError
+from ..metrics_dsl.parser import did_you_mean
+
+
+class SettingsError(SecateurError):
+    """Settings that cannot be used; the message says which, what was expected and what came."""
+
+
+def number(value: Any) -> float:
+    """Return a value as a number.
+
+    Raises:
+        SecateurError: When it is none.
+    """
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise SecateurError(f"expected a number, got {value!r}") from None
+
+
+def sentence(error: ValidationError, model: type[BaseModel]) -> str:
+    """Return what is wrong with settings in one sentence."""
+    first = error.errors()[0]
+    name = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return f"unknown setting {name!r}{did_you_mean(name, model.model_fields)}"
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "value_error":
+        return f"{name}: {message}" if name else message
+    if first["type"] == "missing":
+        return f"the setting {name!r} is missing"
+    return f"{name}: {message[0].lower()}{message[1:]}, got {first['input']!r}"
+
+
+def read_section(path: Path, section: str) -> dict[str, Any]:
+    """Return a section of a TOML file as a dictionary.
+
+    Raises:
+        SettingsError: When the file is missing, is not TOML or lacks the section.
+    """
+    try:
+        content = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise SettingsError(f"expected a TOML file, got {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path} is not valid TOML: {error}") from None
+    if not isinstance(content.get(section), dict):
+        raise SettingsError(f"expected a section [{section}] in {path}, got {sorted(content)}")
+    return dict(content[section])

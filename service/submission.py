@@ -1,0 +1,92 @@
+"""Submissions: what a search needs to run as a job of a cluster, checked and put together."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import shlex
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .. import __version__
+from ..search.settings import SearchSettings
+from ..search.toml import SettingsError, read_section
+
+# Where the search of a job finds its workers: the job's driver runs on the head of the cluster itself.
+ON_CLUSTER = ("--ray", "auto")
+# Settings of `secateur search` beside those of the run: a config may have them too.
+BESIDE = ("out", "seeds", "ray", "workers", "shards", "gpus_per_worker", "cpus_per_worker", "timeout")
+# What the package is made of, with all folders inside; the root of a clone holds more.
+FOLDERS = ("cli", "metrics_dsl", "results", "search", "service", "workers")
+SUFFIXES = (".py", ".json", ".css", ".js", ".typed")
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A search to be run as a job.
+
+    Attributes:
+        config: The TOML file whose section [search] says what to search.
+        out: The run folder, a place on the cluster.
+        options: Words that follow on the command line of the search.
+    """
+
+    config: Path
+    out: Path
+    options: tuple[str, ...] = ()
+
+    @classmethod
+    def read(cls, config: Path, out: Path | None = None, options: Sequence[str] = ()) -> Submission:
+        """Return the submission of a config file, checked before anything is sent.
+
+        Raises:
+            SettingsError: For settings that a search would refuse, or places that a job would not find.
+        """
+        section = read_section(config, "search")
+        own = {name: value for name, value in section.items() if name not in BESIDE}
+        if "calibration" not in own:
+            raise SettingsError(
+                f"expected the setting calibration in the section [search] of {config}: the folder, as the "
+                "cluster sees it"
+            )
+        places = {"calibration": own["calibration"], "--out": out if out is not None else section.get("out")}
+        if places["--out"] is None:
+            raise SettingsError(f"expected a run folder: give --out, or the setting out in {config}")
+        if own.get("model") and Path(own["model"]).exists():  # else the name of a model on the hub
+            places["model"] = own["model"]
+        for name, place in places.items():
+            if not Path(place).is_absolute():
+                raise SettingsError(
+                    f"expected an absolute path for {name}, got {place}: a job runs in a folder of its own "
+                    "on the cluster; name a place that all its nodes see"
+                )
+        SearchSettings.read(own)
+        return cls(config, Path(places["--out"]), tuple(options))
+
+    @property
+    def entrypoint(self) -> str:
+        """The shell command that the job runs in the staged folder, with the cluster's own Python."""
+        words = ("python", "-m", "secateur", "search", "--config", self.config.name, "--out", str(self.out))
+        # Without a shell in between, the signal to stop reaches the search and its exit code the cluster.
+        return f"exec {shlex.join((*words, *ON_CLUSTER, *self.options))}"
+
+    def stage(self, folder: Path) -> None:
+        """Copy what the job needs into an empty folder: the package and the config, nothing else."""
+        package = Path(__file__).parent.parent
+        inside = [path for name in FOLDERS for path in (package / name).rglob("*")]
+        for path in sorted((*package.iterdir(), *inside)):
+            if path.is_file() and path.suffix in SUFFIXES:
+                copy = folder / "secateur" / path.relative_to(package)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, copy)
+        shutil.copyfile(self.config, folder / self.config.name)
+        about = folder / f"secateur-{__version__}.dist-info"  # the copy knows its version as if installed
+        about.mkdir()
+        (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: secateur\nVersion: {__version__}\n")
+
+    def new_id(self) -> str:
+        """Return a readable name for the job that no other has."""
+        name = re.sub(r"[^A-Za-z0-9._-]+", "-", self.out.name).strip("-") or "run"
+        return f"secateur-{name}-{secrets.token_hex(3)}"

@@ -1,0 +1,1 @@
+"""What the dense model does with text, measured once."""

@@ -1,0 +1,1 @@
+"""Measuring on many workers of a Ray cluster."""

@@ -1,0 +1,50 @@
+"""Which workers of which cluster a search uses."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+
+from ...metrics_dsl.errors import SecateurError
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Which workers to use, and where.
+
+    Attributes:
+        address: ``local`` starts Ray on this machine, ``auto`` joins the cluster it is part of,
+            anything else is a cluster's address.
+        workers: How many actors; None for as many as the cluster has room for.
+        shards: Actors that share one copy of the model.
+        gpus: GPUs a worker, parts allowed; None for one where the cluster has GPUs.
+        cpus: CPUs a worker.
+        timeout: Seconds after which a call is taken for hung.
+    """
+
+    address: str = "local"
+    workers: int | None = None
+    shards: int = 1
+    gpus: float | None = None
+    cpus: float = 1.0
+    timeout: float = 1800.0
+
+    def __post_init__(self) -> None:
+        if self.address not in ("local", "auto") and not re.fullmatch(r"[^\s/:]+:\d{1,5}", self.address):
+            raise SecateurError(f"expected --ray local, auto or HOST:PORT, got {self.address!r}")
+        if self.workers is not None and self.workers < 1:
+            raise SecateurError(f"expected at least 1 worker, or auto, got {self.workers}")
+        if self.shards < 1:
+            raise SecateurError(f"expected at least 1 shard, got {self.shards}")
+        if self.workers is not None and self.workers % self.shards:
+            raise SecateurError(
+                f"expected workers in whole copies of a model of {self.shards} shards, got {self.workers}; "
+                f"choose --workers {max(1, self.workers // self.shards) * self.shards}"
+            )
+        if not (math.isfinite(self.cpus) and self.cpus > 0):
+            raise SecateurError(f"expected a finite number of CPUs above 0 a worker, got {self.cpus:g}")
+        if self.gpus is not None and not (math.isfinite(self.gpus) and self.gpus >= 0):
+            raise SecateurError(f"expected a finite number of GPUs of 0 or more a worker, got {self.gpus:g}")
+        if not self.timeout > 0:
+            raise SecateurError(f"expected a time-out above 0 seconds, got {self.timeout}")

@@ -1,0 +1,1 @@
+"""How good a candidate is: masks, errors, divergence, sensitivities."""

@@ -1,0 +1,1 @@
+"""A rule applied to a model, and the pruned model evaluated."""
