@@ -1,4 +1,21 @@
-"""secateur: search for the rules by which a large language model is pruned."""
+"""secateur: search for the rules by which a large language model is pruned.
+
+A search in Python, from a model to a pruned one:
+
+    import secateur
+
+    secateur.calibrate("model", "cal", text="wiki.txt")
+    run = secateur.run_search("cal", "runs/a", sparsity=0.6, budget=200)
+    run                       # the verdict and the front
+    run.frame()               # a DataFrame, one row a candidate
+    run.prune("pruned", text="wiki.txt")
+
+What people ask for is a function: ``calibrate``, ``run_search``, ``run_seeds``, ``resume``, ``open``,
+``open_many``, ``measure``, ``plan``, ``compare``, ``report``, ``plot``, ``snapshot``, ``export``,
+``import_rule``, ``prune``, ``evaluate``, ``submit``. ``SearchSettings`` describes every setting of a search.
+``run`` is the loop itself, for those who bring a searcher or an evaluator of their own. Every error that a
+user can mend is a ``SecateurError``.
+"""
 
 from __future__ import annotations
 
@@ -11,38 +28,97 @@ __version__ = "0.1.0"
 # has been imported. Nothing is imported before it is asked for, so that
 # `import secateur` and `secateur --help` stay fast on a machine where torch takes seconds.
 _HOMES = {
+    "ALLOCATIONS": "search.spaces.allocation",
     "Archive": "results.archive.archive",
+    "ArchiveError": "results.archive.database",
+    "Budget": "search.core.budget",
     "Calibration": "workers.calibrate.folder",
+    "CalibrationError": "workers.calibrate.folder",
+    "CalibrationRequest": "workers.calibrate.calibration",
     "Candidate": "search.core.candidate",
+    "CandidateRecord": "results.export.candidate_record",
+    "CheckpointError": "workers.prune.checkpoint",
+    "Cluster": "workers.cluster.settings",
+    "Decoder": "workers.model.decoder",
+    "Device": "workers.measure.worker",
+    "Dispatcher": "workers.cluster.dispatch",
     "EXPORTERS": "results.export.exporters",
+    "EvaluationError": "workers.prune.evaluation",
     "EvaluationRequest": "workers.prune.evaluation",
+    "Evaluator": "search.core.protocols",
+    "ExportError": "results.export.candidate_record",
     "Expression": "metrics_dsl.expression",
+    "Funnel": "search.loop",
+    "Job": "service.jobs",
+    "JobError": "service.jobs",
+    "JobServer": "service.jobs",
+    "LEAVES": "metrics_dsl.operators",
+    "Layer": "search.core.candidate",
+    "Listener": "service.search_run",
     "LocalEvaluator": "workers.measure.local_evaluator",
+    "Machine": "workers.plan.plan",
     "Measurement": "search.core.candidate",
+    "MetricError": "metrics_dsl.expression",
+    "ModelError": "workers.model.load",
+    "OBJECTIVES": "search.core.objectives",
+    "OPERATORS": "metrics_dsl.operators",
     "Objective": "search.core.objectives",
     "PUBLISHED": "metrics_dsl.published",
+    "Problem": "search.spaces.problem",
     "PruneRequest": "service.prune_model",
+    "PruningError": "workers.prune.pruning",
+    "REPAIRS": "workers.prune.repair",
+    "RateError": "workers.plan.rates",
+    "RayEvaluator": "workers.cluster.ray_evaluator",
+    "RememberingEvaluator": "results.archive.remembering",
+    "RepairError": "workers.prune.repair",
+    "RuleError": "results.export.rule_source",
+    "Run": "service.run",
+    "Runs": "service.run",
     "SEARCHERS": "search.searchers.table",
+    "ScoreError": "workers.measure.shard",
+    "SearchPlan": "service.plan_search",
     "SearchSettings": "search.settings",
+    "Searcher": "search.core.protocols",
+    "SecateurError": "metrics_dsl.errors",
+    "SettingsError": "search.toml",
+    "TextError": "workers.calibrate.text",
+    "Tokens": "workers.plan.plan",
     "Trial": "search.core.candidate",
-    "CalibrationRequest": "workers.calibrate.calibration",
-    "calibrate": "workers.calibrate.calibration",
+    "WorkerError": "workers.measure.worker",
+    "WorkerOptions": "workers.measure.worker",
     "apply_masks": "results.export.masks_file",
+    "build_searcher": "search.searchers.table",
+    "calibrate": "service.measure_rule",
     "canonical": "metrics_dsl.canonical",
-    "export": "results.export.exporters",
-    "evaluate": "workers.prune.evaluation",
+    "compare": "service.reporting",
+    "connected": "workers.cluster.connection",
+    "evaluate": "service.prune_model",
+    "export": "service.exchange",
+    "import_rule": "service.exchange",
+    "make_plan": "workers.plan.plan",
+    "measure": "service.measure_rule",
+    "measure_rates": "workers.plan.rates",
+    "open": "service.run",
+    "open_many": "service.run",
     "order_form": "metrics_dsl.order",
-    "open": "results.archive.runs",
-    "open_many": "results.archive.runs",
+    "outline": "workers.plan.model_sizes",
     "parse": "metrics_dsl.parser",
-    "parse_metric": "metrics_dsl.parser",
-    "read_masks": "results.export.masks_file",
+    "plan": "service.plan_search",
+    "plot": "service.reporting",
     "prune": "service.prune_model",
-    "resume": "service.search_run",
+    "read_masks": "results.export.masks_file",
+    "report": "service.reporting",
+    "resume": "service.run",
     "run": "search.loop",
-    "run_search": "service.search_run",
+    "run_search": "service.run",
+    "run_seeds": "service.run",
     "score": "metrics_dsl.score",
+    "snapshot": "service.reporting",
+    "submit": "service.jobs",
+    "tokens_per_step": "workers.measure.windows",
     "uniform": "search.core.candidate",
+    "weight_matrix": "workers.model.decoder",
 }
 
 _CALLED = {"open": "open_run"}  # names that would hide a builtin where they are defined

@@ -15,10 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import secateur
-from secateur.metrics_dsl.parser import parse
-from secateur.results.archive.archive import Archive
-from secateur.results.archive.snapshot import snapshot
-from secateur.search.core.candidate import Candidate, Measurement, Trial
+from secateur import Archive, Candidate, Measurement, Trial, parse, snapshot
 
 CANDIDATES, LAYERS, BATCH = 100_000, 210, 1_000
 

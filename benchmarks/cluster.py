@@ -10,12 +10,7 @@ import os
 import sys
 import time
 
-from secateur.metrics_dsl.published import PUBLISHED
-from secateur.search.core.candidate import uniform
-from secateur.workers.calibrate.folder import Calibration
-from secateur.workers.cluster.ray_evaluator import RayEvaluator
-from secateur.workers.cluster.settings import Cluster, _set_environment
-from secateur.workers.measure.worker import Device, WorkerOptions
+from secateur import PUBLISHED, Calibration, Cluster, Device, RayEvaluator, WorkerOptions, uniform
 
 STAGES = {"screen": 288, "layer": 16, "model": 12}  # candidates measured at each
 EMPTY = {1: 50, 2: 100, 8: 400, 64: 2560}  # workers: candidates of 0.1 seconds
@@ -81,8 +76,7 @@ class EmptyTeam:
 
 
 def overhead():
-    from secateur.workers.cluster.connection import connected
-    from secateur.workers.cluster.dispatch import Dispatcher
+    from secateur import Dispatcher, connected
 
     print(f"{'workers':>8}{'us a candidate':>16}{'efficiency at 0.1 s':>22}")
     with connected("local"):
@@ -102,7 +96,7 @@ def overhead():
 
 if __name__ == "__main__":
     os.environ["OMP_NUM_THREADS"] = "1"
-    _set_environment("local")
+    Cluster("local").set_environment()
     overhead()
     if len(sys.argv) > 1:
         throughput(Calibration(sys.argv[1]))

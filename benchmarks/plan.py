@@ -14,15 +14,20 @@ import time
 from collections.abc import Callable
 
 import torch
-from secateur.metrics_dsl.published import PUBLISHED
-from secateur.search.core.candidate import Candidate, uniform
-from secateur.workers.calibrate.folder import Calibration
-from secateur.workers.measure.local_evaluator import LocalEvaluator
-from secateur.workers.measure.windows import tokens_per_step
-from secateur.workers.measure.worker import Device
-from secateur.workers.plan import rates
-from secateur.workers.plan.model_sizes import outline
-from secateur.workers.plan.plan import Machine, Tokens, make_plan
+from secateur import (
+    PUBLISHED,
+    Calibration,
+    Candidate,
+    Device,
+    LocalEvaluator,
+    Machine,
+    Tokens,
+    make_plan,
+    measure_rates,
+    outline,
+    tokens_per_step,
+    uniform,
+)
 
 
 def best_of(times: int, work: Callable[[], object], clock: Callable[[], float]) -> float:
@@ -40,7 +45,7 @@ def main() -> None:
     """Plan, measure, and print the table."""
     device, dtype = [*sys.argv[2:], *("cpu", "float32")[len(sys.argv) - 2 :]]
     clock = time.process_time if device == "cpu" else time.perf_counter
-    rates.time.perf_counter = clock  # type: ignore[attr-defined]
+    time.perf_counter = clock  # rates are measured by it too
     calibration = Calibration(sys.argv[1])
     counts = {
         name: part["sequences"] * part["length"] for name, part in calibration.manifest["parts"].items()
@@ -53,7 +58,7 @@ def main() -> None:
         length=length,
         gradients=bool(calibration.manifest["gradients"]),
     )
-    found = rates.measure_rates(sizes.layers, torch.device(device), dtype, 1)
+    found = measure_rates(sizes.layers, torch.device(device), dtype, 1)
     plan = make_plan(sizes, Machine(device, 1, 1 << 40, dtype=dtype), tokens, found)
     start = time.perf_counter()
     evaluator = LocalEvaluator(calibration, device=Device(device, dtype, 1))

@@ -18,12 +18,7 @@ import time
 from collections.abc import Callable
 
 import torch
-from secateur.metrics_dsl.published import PUBLISHED
-from secateur.search.core.candidate import uniform
-from secateur.workers.calibrate.folder import Calibration
-from secateur.workers.measure.local_evaluator import LocalEvaluator
-from secateur.workers.measure.worker import Device
-from secateur.workers.model.decoder import Decoder, weight_matrix
+from secateur import PUBLISHED, Calibration, Decoder, Device, LocalEvaluator, uniform, weight_matrix
 
 
 def best_of(times: int, work: Callable[[], object]) -> float:

@@ -15,25 +15,28 @@ from .options import (
     JSON,
     SHARDS,
     TIMEOUT,
-    WORKER_OPTIONS,
     WORKERS,
-    app,
+    command,
+    next_step,
     note,
     print_json,
     read_cluster,
 )
+from .sections import JOBS, USUAL
 
 if TYPE_CHECKING:
     from ..service.jobs import Job
 
 ADDRESS = typer.Option(
-    help="The job server's http address; RAY_API_SERVER_ADDRESS, or http://127.0.0.1:8265, if left out."
+    help="The job server's http address; RAY_API_SERVER_ADDRESS, or http://127.0.0.1:8265, if left out.",
+    rich_help_panel=USUAL,
 )
 ID = typer.Argument(help="The job's id, as `secateur list` prints it.", show_default=False)
 
 
-@app.command(
-    epilog="Example: secateur submit search.toml --address http://head:8265 --out /shared/runs/a --workers 8"
+@command(
+    JOBS,
+    example="secateur submit search.toml --address http://head:8265 --out /shared/runs/a --workers 8",
 )
 def submit(
     config: Annotated[
@@ -42,11 +45,17 @@ def submit(
     ],
     out: Annotated[
         Path | None,
-        typer.Option(help="The run folder, an absolute path on the cluster; the config's if left out."),
+        typer.Option(
+            help="The run folder, an absolute path on the cluster; the config's if left out.",
+            rich_help_panel=USUAL,
+        ),
     ] = None,
     address: Annotated[str | None, ADDRESS] = None,
     name: Annotated[
-        str | None, typer.Option("--id", help="The job's id; made from the run folder's name if left out.")
+        str | None,
+        typer.Option(
+            "--id", help="The job's id; made from the run folder's name if left out.", rich_help_panel=USUAL
+        ),
     ] = None,
     workers: Annotated[str | None, WORKERS] = None,
     shards: Annotated[int | None, SHARDS] = None,
@@ -56,44 +65,61 @@ def submit(
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Run a search on a Ray cluster; submitted again with the same run folder, it goes on."""
-    given = dict(locals())
     from ..search.toml import read_section
-    from ..service.jobs import JobServer
-    from ..service.submission import Submission
+    from ..service.jobs import submit as send
 
-    chosen = {name: given[name] for name in WORKER_OPTIONS if given[name] is not None}
+    given = {
+        "workers": workers, "shards": shards, "gpus_per_worker": gpus_per_worker,
+        "cpus_per_worker": cpus_per_worker, "timeout": timeout,
+    }  # fmt: skip
+    chosen = {name: value for name, value in given.items() if value is not None}
     read_cluster("auto", read_section(config, "search") | chosen)  # mistakes are not left to the job to say
     words = [word for name, value in chosen.items() for word in (f"--{name.replace('_', '-')}", str(value))]
-    submission = Submission.read(config, out, words)
-    server = JobServer(address)
-    job = server.submit(submission, name)
+    job = send(config, out, address=address, job_id=name, options=words)
     if as_json:
         print_json(asdict(job))
         return
     typer.echo(job.id)
-    note(f"follow it with: secateur logs {job.id} --follow --address {server.address}")
+    next_step("logs", job.id, "--follow", *_at(address))
+    next_step("watch", job.run, *_at(address))
 
 
-@app.command("list", epilog="Example: secateur list --address http://head:8265")
+@command(JOBS, "list", example="secateur list --address http://head:8265")
 def list_jobs(
     address: Annotated[str | None, ADDRESS] = None,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
-    """List the searches that were submitted to a cluster, the latest first."""
+    """List the searches that were submitted to a cluster, the latest first, and how far they are."""
+    from ..results.terminal.watch import standing
     from ..service.jobs import JobServer
 
     jobs = [job for job in JobServer(address).jobs() if job.run]
+    rows = [asdict(job) | standing(job.run, job.seconds, is_over=job.has_ended) for job in jobs]
     if as_json:
-        print_json([asdict(job) for job in jobs])
+        print_json(rows)
         return
-    width = max((len(job.id) for job in jobs), default=0)
-    for job in jobs:
-        typer.echo(f"{job.id:{width}}  {_state(job)}  {job.run}")
+    lines = [
+        [
+            job.id,
+            _state(job),
+            str(row["progress"] or "-"),
+            str(row["best"] or "-"),
+            _left(row["left"]),
+            job.run,
+        ]
+        for job, row in zip(jobs, rows, strict=True)
+    ]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        typer.echo("  ".join(f"{cell:{width}}" for cell, width in zip(line, widths, strict=True)).rstrip())
     if not jobs:
         note("no searches were submitted to this cluster")
+        next_step("submit", "CONFIG.toml", *_at(address))
+        return
+    next_step("watch", jobs[0].run)
 
 
-@app.command(epilog="Example: secateur status secateur-a-3f9c2d")
+@command(JOBS, example="secateur status secateur-a-3f9c2d")
 def status(
     name: Annotated[str, ID],
     address: Annotated[str | None, ADDRESS] = None,
@@ -102,15 +128,21 @@ def status(
     """Print whether a job is pending, running, stopped, succeeded or failed, and why."""
     from ..service.jobs import JobServer
 
-    _print(JobServer(address).job(name), as_json)
+    _print(JobServer(address).job(name), address, as_json)
 
 
-@app.command(epilog="Example: secateur logs secateur-a-3f9c2d --follow")
+@command(JOBS, example="secateur logs secateur-a-3f9c2d --follow")
 def logs(
     name: Annotated[str, ID],
     address: Annotated[str | None, ADDRESS] = None,
     follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Go on until the job ends; exit code 1 unless it succeeds.")
+        bool,
+        typer.Option(
+            "--follow",
+            "-f",
+            help="Go on until the job ends; exit code 1 unless it succeeds.",
+            rich_help_panel=USUAL,
+        ),
     ] = False,
 ) -> None:
     """Print what a job has printed; --follow goes on until it ends."""
@@ -119,17 +151,21 @@ def logs(
     server = JobServer(address)
     if not follow:
         typer.echo(server.logs(name), nl=False)
+        next_step("status", name, *_at(address))
         return
     try:
         job = server.follow(name, _write)
     except KeyboardInterrupt:
-        note(f"the job goes on; end it with: secateur stop {name}")
+        note("the job goes on")
+        next_step("stop", name, *_at(address))
         raise typer.Exit(130) from None
     note(f"{job.id}  {_state(job)}")
+    if job.run and job.state == "succeeded":
+        next_step("front", job.run)
     raise typer.Exit(0 if job.state == "succeeded" else 1)
 
 
-@app.command(epilog="Example: secateur stop secateur-a-3f9c2d")
+@command(JOBS, example="secateur stop secateur-a-3f9c2d")
 def stop(
     name: Annotated[str, ID],
     address: Annotated[str | None, ADDRESS] = None,
@@ -138,16 +174,34 @@ def stop(
     """End a job in order; what it has measured stays in its run folder, and submitting it again goes on."""
     from ..service.jobs import JobServer
 
-    _print(JobServer(address).stop(name), as_json)
+    _print(JobServer(address).stop(name), address, as_json)
 
 
-def _print(job: Job, as_json: bool) -> None:
+def _print(job: Job, address: str | None, as_json: bool) -> None:
     if as_json:
         print_json(asdict(job))
         return
     typer.echo(f"{job.id}  {_state(job)}  {job.run}".rstrip())
     if job.message:
         typer.echo(job.message)
+    if job.state == "failed":
+        next_step("logs", job.id, *_at(address))
+    elif job.run and job.state == "succeeded":
+        next_step("front", job.run)
+    elif job.run and job.state == "stopped":
+        next_step("submit", "CONFIG.toml", "--out", job.run, *_at(address))
+    elif job.run:
+        next_step("watch", job.run, *_at(address))
+
+
+def _at(address: str | None) -> tuple[str, ...]:
+    return ("--address", address) if address else ()
+
+
+def _left(seconds: float | None) -> str:
+    from ..results.terminal.progress import duration
+
+    return "-" if seconds is None else f"left {duration(seconds)}"
 
 
 def _state(job: Job) -> str:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
 import signal
 import sys
+import traceback
 from typing import Annotated, NoReturn
 
 import typer
 
 # Importing the modules adds their commands; help lists them in this order.
 from .. import __version__
+from ..metrics_dsl.errors import SecateurError
 
-from . import plan, search, results, report, export, prune, jobs  # isort: skip
+from . import plan, search, results, report, prune, export, jobs  # isort: skip
 from .options import app
 
 __all__ = [
@@ -54,7 +57,11 @@ def _reason(error: Exception) -> str:
 
 
 def main() -> NoReturn:
-    """Run the command line; a user's mistake is one line on standard error and exit code 2."""
+    """Run the command line.
+
+    A user's mistake is one line on standard error and exit code 2; anything else that goes wrong is a bug,
+    shown as one, and exit code 1.
+    """
     import sqlite3
 
     from typer.exceptions import TyperException
@@ -73,7 +80,7 @@ def main() -> NoReturn:
             sys.exit(2)
         typer.echo(f"secateur: {error.format_message().rstrip('.')}; see --help", err=True)
         sys.exit(2)
-    except (ValueError, OSError, sqlite3.Error) as error:
+    except (SecateurError, OSError, sqlite3.Error) as error:
         if os.environ.get("SECATEUR_TRACEBACK"):
             raise
         typer.echo(f"secateur: {_reason(error)}", err=True)
@@ -86,7 +93,15 @@ def main() -> NoReturn:
             "SafetensorError": f"a file cannot be written or read ({_reason(error)}); choose another "
             "place or make room",
         }.get(type(error).__name__)
-        if advice is None or os.environ.get("SECATEUR_TRACEBACK"):
+        if advice is None:
+            traceback.print_exc()
+            typer.echo(
+                f"secateur: this is a bug, not a mistake of yours: please report it with the lines above and "
+                f"the command (secateur {__version__}, Python {platform.python_version()})",
+                err=True,
+            )
+            sys.exit(1)
+        if os.environ.get("SECATEUR_TRACEBACK"):
             raise
         typer.echo(f"secateur: {advice}", err=True)
         sys.exit(2)

@@ -3,46 +3,74 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import shlex
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
 
 from ..metrics_dsl.errors import SecateurError
+from .sections import CLUSTER, HOW, MACHINE, SEARCHED, USUAL, Grouped, Sectioned
 
 if TYPE_CHECKING:
     import pandas
 
+    from ..service.run import Run, Runs
+    from ..workers.cluster.settings import Cluster
+
+F = TypeVar("F", bound=Callable[..., Any])
+
 app = typer.Typer(
+    cls=Grouped,
     help="Search for the rules by which a large language model is pruned.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 DIR = typer.Argument(help="A calibration folder.", show_default=False)
 RUN = typer.Argument(help="A run folder.", show_default=False)
 JSON = typer.Option("--json", help="Print the result as JSON.")
-MODEL = typer.Option(help="Load the model from here instead of where it was calibrated.")
-DEVICE = typer.Option(help="auto, cpu, cuda or cuda:N.")
-DTYPE = typer.Option(help="float32 or bfloat16.")
-THREADS = typer.Option(help="CPU threads; 0 uses all cores.")
-SPARSITY = typer.Option(help="Fraction of weights to remove, in [0, 1); 0.5, or what the pattern says.")
-PATTERN = typer.Option(help="unstructured or N:M (N removed of M), such as 2:4.")
-RAY = typer.Option(
-    "--ray", help="Measure on Ray workers: local starts them here, auto or an address joins a cluster."
+MODEL = typer.Option(
+    help="Load the model from here instead of where it was calibrated.", rich_help_panel=MACHINE
 )
-WORKERS = typer.Option(help="Workers on Ray, a number or auto: as many as there is room for.")
-SHARDS = typer.Option(help="Workers that share one copy of the model.")
-GPUS_PER_WORKER = typer.Option(help="GPUs a worker, parts allowed; 1 where the cluster has GPUs.")
-CPUS_PER_WORKER = typer.Option(help="CPUs a worker.")
-TIMEOUT = typer.Option(help="Seconds after which a worker's call is taken for hung.")
-GROUP = typer.Option(help="The weights that compete: row or layer.")
+DEVICE = typer.Option(help="auto, cpu, cuda or cuda:N.", rich_help_panel=MACHINE)
+DTYPE = typer.Option(help="float32 or bfloat16.", rich_help_panel=MACHINE)
+THREADS = typer.Option(help="CPU threads; 0 uses all cores.", rich_help_panel=MACHINE)
+CODE = typer.Option(help="Run code that comes with the model.", rich_help_panel=MACHINE)
+SPARSITY = typer.Option(
+    help="Fraction of weights to remove, in [0, 1); 0.5, or what the pattern says.", rich_help_panel=USUAL
+)
+PATTERN = typer.Option(help="unstructured or N:M (N removed of M), such as 2:4.", rich_help_panel=SEARCHED)
+GROUP = typer.Option(help="The weights that compete: row or layer.", rich_help_panel=SEARCHED)
+SEED = typer.Option(help="Seed of sampling and order.", rich_help_panel=HOW)
+TEXT = typer.Option(help="self, a .txt, .jsonl(.gz) or .parquet file, or hub:NAME.", rich_help_panel=USUAL)
+TOKENS = typer.Option(help="Tokens of statistics.", rich_help_panel=USUAL)
+SEQUENCE_LENGTH = typer.Option(help="Tokens per sequence.", rich_help_panel=USUAL)
+RAY = typer.Option(
+    "--ray",
+    help="Measure on Ray workers: local starts them here, auto or an address joins a cluster.",
+    rich_help_panel=CLUSTER,
+)
+WORKERS = typer.Option(
+    help="Workers on Ray, a number or auto: as many as there is room for.", rich_help_panel=CLUSTER
+)
+SHARDS = typer.Option(help="Workers that share one copy of the model.", rich_help_panel=CLUSTER)
+GPUS_PER_WORKER = typer.Option(
+    help="GPUs per worker, parts allowed; 1 where the cluster has GPUs.", rich_help_panel=CLUSTER
+)
+CPUS_PER_WORKER = typer.Option(help="CPUs per worker.", rich_help_panel=CLUSTER)
+TIMEOUT = typer.Option(help="Seconds after which a worker's call is taken for hung.", rich_help_panel=CLUSTER)
+
+
+def command(group: str, name: str | None = None, *, example: str) -> Callable[[F], F]:
+    """Return what makes a function a command of a group, with an example at the end of its help."""
+    return app.command(name, cls=Sectioned, rich_help_panel=group, epilog=f"Example: {example}")
 
 
 def from_file(context: typer.Context, path: Path | None) -> Path | None:
-    """Take what the command line leaves out from a TOML file's section of the command's name."""
+    """Take what the command line leaves out from the section of a TOML file that has the command's name."""
     if path is not None:
         from ..metrics_dsl.parser import did_you_mean
         from ..search.toml import SettingsError, read_section
@@ -64,6 +92,7 @@ CONFIG = typer.Option(
     callback=from_file,
     is_eager=True,
     help="Read options from this TOML file's section.",
+    rich_help_panel=USUAL,
 )
 
 
@@ -77,7 +106,7 @@ WORKER_OPTIONS = {
 }
 
 
-def read_cluster(address: str | None, given: Mapping[str, Any]) -> Any:
+def read_cluster(address: str | None, given: Mapping[str, Any]) -> Cluster | None:
     """Return the cluster that options describe; None without an address.
 
     Args:
@@ -122,30 +151,36 @@ def note(text: str) -> None:
     typer.echo(text, err=True)
 
 
-def print_report(archive: Any, objectives: list[str] | None, as_json: bool) -> None:
+def next_step(*words: object) -> None:
+    """Name the command that follows on this one, on standard error."""
+    note(f"next: secateur {shlex.join(map(str, words))}")
+
+
+def print_run(run: Run, objectives: list[str] | None, as_json: bool) -> None:
     """Print a run's front, baselines and verdict."""
     from ..results.summary.table import report, verdict
 
-    if not as_json:
-        typer.echo(report(archive, objectives))
-        return
-    best = archive.front(objectives)
-    rows = archive.frame()
-    print_json({
-        "run": str(archive.folder), "objectives": best.attrs["objectives"],
-        "front": records(best), "baselines": records(rows[rows["baseline"].notna()]),
-        "verdict": verdict(rows, best, archive.holdout_parts()),
-    })  # fmt: skip
+    with run.archive() as archive, archive.reading():
+        if not as_json:
+            typer.echo(report(archive, objectives))
+            return
+        best = archive.front(objectives)
+        rows = archive.frame()
+        print_json({
+            "run": str(run.folder), "objectives": best.attrs["objectives"],
+            "front": records(best), "baselines": records(rows[rows["baseline"].notna()]),
+            "verdict": verdict(rows, best, archive.holdout_parts()),
+        })  # fmt: skip
 
 
-def print_comparison(runs: Any, as_json: bool) -> None:
+def print_comparison(runs: list[Path] | Runs, as_json: bool) -> None:
     """Print a comparison of runs."""
-    from ..results.summary.compare import compare, verdicts
     from ..results.summary.table import COMPARED, table
+    from ..service.reporting import compare
 
     found = compare(runs)
     if as_json:
-        print_json({"searches": records(found), "verdicts": verdicts(found)})
+        print_json({"searches": records(found), "verdicts": found.attrs["verdicts"]})
         return
     typer.echo(table(found, COMPARED))
-    typer.echo("\n" + "\n".join(verdicts(found)))
+    typer.echo("\n" + "\n".join(found.attrs["verdicts"]))

@@ -7,67 +7,102 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import CONFIG, DEVICE, DTYPE, JSON, app, note, print_json
+from .options import (
+    CODE,
+    CONFIG,
+    DEVICE,
+    DTYPE,
+    JSON,
+    SEED,
+    SEQUENCE_LENGTH,
+    TEXT,
+    TOKENS,
+    command,
+    next_step,
+    note,
+    print_json,
+)  # fmt: skip
+from .sections import LOOK, MACHINE, SEARCHED, TAKE_AWAY, USUAL
 
-_CODE = typer.Option(help="Run code that comes with the model.")
 
-
-@app.command(
-    epilog="Example: secateur prune HuggingFaceTB/SmolLM2-135M --candidate wanda --sparsity 0.6 --out pruned"
+@command(
+    TAKE_AWAY,
+    example="secateur prune HuggingFaceTB/SmolLM2-135M --candidate wanda --sparsity 0.6 --out pruned",
 )
 def prune(
     model: Annotated[str, typer.Argument(help="Hub name, folder or .gguf file.", show_default=False)],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write.", show_default=False)],
+    out: Annotated[
+        Path,
+        typer.Option("--out", "-o", help="The folder to write.", show_default=False, rich_help_panel=USUAL),
+    ],
     candidate: Annotated[
-        str, typer.Option(help="A metric, a published one's name, FILE.json or RUN:KEY.")
+        str,
+        typer.Option(help="A metric, a published one's name, FILE.json or RUN:KEY.", rich_help_panel=USUAL),
     ] = "wanda",
     sparsity: Annotated[
-        float | None, typer.Option(help="Fraction of weights to remove, in [0, 1); 0.5 if nothing says it.")
+        float | None,
+        typer.Option(
+            help="Fraction of weights to remove, in [0, 1, rich_help_panel=USUAL); 0.5 if nothing says it."
+        ),
     ] = None,
     ratios: Annotated[
         str | None,
-        typer.Option(help="How the ratios differ: a published allocation or FILE.json; uniform if left out."),
+        typer.Option(
+            help="How the ratios differ: a published allocation or FILE.json; uniform if left out.",
+            rich_help_panel=USUAL,
+        ),
     ] = None,
     group: Annotated[
-        str | None, typer.Option(help="The weights that compete, row or layer; row if nothing says it.")
+        str | None,
+        typer.Option(
+            help="The weights that compete, row or layer; row if nothing says it.", rich_help_panel=SEARCHED
+        ),
     ] = None,
-    pattern: Annotated[str | None, typer.Option(help="N:M (N removed of M), such as 2:4.")] = None,
-    text: Annotated[
-        str, typer.Option(help="self, a .txt, .jsonl(.gz) or .parquet file, or hub:NAME.")
-    ] = "self",
-    tokens: Annotated[int, typer.Option(help="Tokens of statistics.")] = 8192,
-    sequence_length: Annotated[int, typer.Option(help="Tokens a sequence.")] = 512,
+    pattern: Annotated[
+        str | None, typer.Option(help="N:M (N removed of M), such as 2:4.", rich_help_panel=SEARCHED)
+    ] = None,
+    text: Annotated[str, TEXT] = "self",
+    tokens: Annotated[int, TOKENS] = 8192,
+    sequence_length: Annotated[int, SEQUENCE_LENGTH] = 512,
     statistics: Annotated[
-        str, typer.Option(help="one-shot (of the dense model) or sequential (behind pruned blocks).")
+        str,
+        typer.Option(
+            help="one-shot (of the dense model) or sequential (behind pruned blocks).", rich_help_panel=USUAL
+        ),
     ] = "one-shot",
     repair: Annotated[
-        str, typer.Option(help="Make up for what is removed: none, obs (SparseGPT's update), bias or scale.")
+        str,
+        typer.Option(
+            help="Make up for what is removed: none, obs (SparseGPT's update), bias or scale.",
+            rich_help_panel=USUAL,
+        ),
     ] = "none",
-    seed: Annotated[int, typer.Option(help="Seed of sampling and order.")] = 0,
+    seed: Annotated[int, SEED] = 0,
     dtype: Annotated[
         str | None,
         typer.Option(
-            help="float32 or bfloat16, to compute in and to write; 32 bits and the files' own if left out."
+            help="float32 or bfloat16, to compute in and to write; 32 bits and the files' own if left out.",
+            rich_help_panel=MACHINE,
         ),
     ] = None,
     device: Annotated[str, DEVICE] = "auto",
-    trust_remote_code: Annotated[bool, _CODE] = False,
+    trust_remote_code: Annotated[bool, CODE] = False,
     config: Annotated[Path | None, CONFIG] = None,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Prune a model by a rule, into a folder that transformers loads."""
-    from ..service.prune_model import PruneRequest
     from ..service.prune_model import prune as run
 
-    request = PruneRequest(
-        model, candidate, sparsity, ratios, group, pattern, text, tokens, sequence_length, statistics,
-        repair, seed, dtype, device, trust_remote_code,
+    found = run(
+        model, out, note, candidate=candidate, sparsity=sparsity, ratios=ratios, group=group,
+        pattern=pattern, text=text, tokens=tokens, sequence_length=sequence_length, statistics=statistics,
+        repair=repair, seed=seed, dtype=dtype, device=device, trust_remote_code=trust_remote_code,
     )  # fmt: skip
-    found = run(request, out, note)
     if as_json:
         print_json({"folder": str(out), **found})
         return
     _print_pruned(out, found)
+    next_step("evaluate", out, "--text", "FILE", "--against", model)
 
 
 def _print_pruned(out: Path, found: dict[str, Any]) -> None:
@@ -94,43 +129,52 @@ def _print_pruned(out: Path, found: dict[str, Any]) -> None:
         f"{found['theoretical_packed_bytes']:,} (bitmask and kept values; no such file is written)"
     )
     typer.echo("  transformers and vLLM load it as a dense model: no faster without a sparse runtime")
-    typer.echo(
-        "  errors of layers do not tell what the model has become: secateur evaluate "
-        f"{out} --text FILE --against {found['model']['source']}"
-    )
+    typer.echo("  errors of layers do not tell what the model has become: evaluate it")
 
 
-@app.command(epilog="Example: secateur evaluate pruned --text wiki.txt --against HuggingFaceTB/SmolLM2-135M")
+@command(LOOK, example="secateur evaluate pruned --text wiki.txt --against HuggingFaceTB/SmolLM2-135M")
 def evaluate(
     model: Annotated[str, typer.Argument(help="Folder, hub name or .gguf file.", show_default=False)],
     text: Annotated[
         str | None,
-        typer.Option(help="A file, hub:NAME or wikitext2; wikitext2 if neither text nor tasks are given."),
+        typer.Option(
+            help="A file, hub:NAME or wikitext2; wikitext2 if neither text nor tasks are given.",
+            rich_help_panel=USUAL,
+        ),
     ] = None,
-    window: Annotated[int, typer.Option(help="Tokens a window.")] = 1024,
-    windows: Annotated[int, typer.Option(help="Windows from the text's beginning; 0 for all.")] = 0,
-    against: Annotated[str | None, typer.Option(help="The dense model, for KL.")] = None,
-    tasks: Annotated[str, typer.Option(help="Tasks of lm-eval, such as arc_easy,piqa.")] = "",
+    window: Annotated[int, typer.Option(help="Tokens per window.", rich_help_panel=USUAL)] = 1024,
+    windows: Annotated[
+        int, typer.Option(help="Windows from the text's beginning; 0 for all.", rich_help_panel=USUAL)
+    ] = 0,
+    against: Annotated[
+        str | None, typer.Option(help="The dense model, for KL.", rich_help_panel=USUAL)
+    ] = None,
+    tasks: Annotated[
+        str, typer.Option(help="Tasks of lm-eval, such as arc_easy,piqa.", rich_help_panel=USUAL)
+    ] = "",
     dtype: Annotated[str, DTYPE] = "float32",
     device: Annotated[str, DEVICE] = "auto",
-    trust_remote_code: Annotated[bool, _CODE] = False,
+    trust_remote_code: Annotated[bool, CODE] = False,
     config: Annotated[Path | None, CONFIG] = None,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Print a model's perplexity, KL to the dense model and results of tasks."""
-    from ..workers.prune.evaluation import EvaluationRequest
-    from ..workers.prune.evaluation import evaluate as run
+    from ..service.prune_model import evaluate as run
 
     names = tuple(name.strip() for name in tasks.split(",") if name.strip())
     source = text if text is not None else "" if names else "wikitext2"
-    request = EvaluationRequest(
-        model, source, window, windows, against, names, dtype, device, trust_remote_code
-    )
-    found = run(request, note)
+    found = run(
+        model, note, text=source, window=window, windows=windows, against=against, tasks=names, dtype=dtype,
+        device=device, trust_remote_code=trust_remote_code,
+    )  # fmt: skip
     if as_json:
         print_json(found)
         return
     _print_figures(found)
+    if against is None:
+        next_step("evaluate", model, "--text", text or "wikitext2", "--against", "DENSE_MODEL")
+    else:
+        next_step("compare", "RUN", "ANOTHER_RUN")
 
 
 def _print_figures(found: dict[str, Any]) -> None:

@@ -7,47 +7,58 @@ from typing import Annotated
 
 import typer
 
-from .options import JSON, RUN, app, print_json
+from .options import JSON, RUN, command, next_step, print_json
+from .sections import LOOK, USUAL
 
 
-@app.command(epilog="Example: secateur report runs/a -o a.html")
+@command(LOOK, example="secateur report runs/a -o a.html")
 def report(
     run: Annotated[Path, RUN],
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="The HTML file to write; an older one is replaced.")
+        Path,
+        typer.Option(
+            "--out",
+            "-o",
+            help="The HTML file to write; an older one is replaced.",
+            rich_help_panel=USUAL,
+        ),
     ] = Path("report.html"),
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Write a run's report: one HTML file that opens offline, also while the run goes on."""
-    from ..results.archive.archive import Archive
-    from ..results.report.report import write_report
+    from ..service.reporting import report as write
 
-    with Archive(run) as archive:
-        written = write_report(archive, out)
+    written = write(run, out)
     size = written.stat().st_size
     if as_json:
         print_json({"run": str(run), "report": str(written), "bytes": size})
-    else:
-        typer.echo(f"{written}: {size / 1000:.0f} kB, opens offline")
+        return
+    typer.echo(f"{written}: {size / 1000:.0f} kB, opens offline")
+    next_step("export", run, "best", "--to", "json", "-o", "best.json")
 
 
-@app.command(epilog="Example: secateur plot runs/a --kind front -o front.svg")
+@command(LOOK, example="secateur plot runs/a --kind front -o front.svg")
 def plot(
     run: Annotated[Path, RUN],
     out: Annotated[
         Path,
-        typer.Option("--out", "-o", help="The .svg, .png or .pdf file to write.", show_default=False),
+        typer.Option(
+            "--out",
+            "-o",
+            help="The .svg, .png or .pdf file to write.",
+            show_default=False,
+            rich_help_panel=USUAL,
+        ),
     ],
-    kind: Annotated[str, typer.Option(help="front, history or ratios.")] = "front",
+    kind: Annotated[str, typer.Option(help="front, history or ratios.", rich_help_panel=USUAL)] = "front",
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Draw one picture of a run for a paper or slides."""
-    from ..results.archive.archive import Archive
-    from ..results.report.plot import write_plot
+    from ..service.reporting import plot as write
 
-    with Archive(run) as archive:
-        written = write_plot(archive, kind, out)
+    written = write(run, out, kind)
     if as_json:
         print_json({"run": str(run), "kind": kind, "plot": str(written), "bytes": written.stat().st_size})
-    else:
-        typer.echo(str(written))
+        return
+    typer.echo(str(written))
+    next_step("report", run, "-o", "report.html")

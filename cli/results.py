@@ -8,29 +8,38 @@ from typing import Annotated
 
 import typer
 
-from .options import JSON, RUN, app, print_comparison, print_json, print_report
+from .options import JSON, RUN, command, next_step, print_comparison, print_json, print_run
+from .sections import LOOK, TAKE_AWAY, USUAL
 
 
-@app.command(epilog="Example: secateur front runs/a --objectives kl,size")
+@command(LOOK, example="secateur front runs/a --objectives kl,size")
 def front(
     run: Annotated[Path, RUN],
     objectives: Annotated[
-        str | None, typer.Option(help="What to minimise; the run's own if left out.")
+        str | None,
+        typer.Option(help="What to minimise; the run's own if left out.", rich_help_panel=USUAL),
     ] = None,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Print a run's front and baselines, also while it runs."""
-    from ..results.archive.archive import Archive
+    from ..service.run import open_run
 
     names = [name.strip() for name in objectives.split(",")] if objectives else None
-    with Archive(run) as archive:
-        print_report(archive, names, as_json)
+    print_run(open_run(run), names, as_json)
+    if not as_json:
+        next_step("export", run, "best", "--to", "json", "-o", "best.json")
 
 
-@app.command(epilog="Example: secateur watch runs/a")
+@command(LOOK, example="secateur watch runs/a")
 def watch(
-    run: Annotated[Path, RUN],
-    once: Annotated[bool, typer.Option("--once", help="Print how it stands and end.")] = False,
+    run: Annotated[Path, typer.Argument(help="A run folder, or a job's id.", show_default=False)],
+    once: Annotated[
+        bool, typer.Option("--once", help="Print how it stands and end.", rich_help_panel=USUAL)
+    ] = False,
+    address: Annotated[
+        str | None,
+        typer.Option(help="The job server that knows a job that waits.", rich_help_panel=USUAL),
+    ] = None,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Watch a run, from any machine that sees its folder, until it ends; off a terminal, how it stands."""
@@ -38,52 +47,68 @@ def watch(
 
     from ..results.terminal.watch import Watch
     from ..results.terminal.watch_text import follow, plain, record
+    from ..service.jobs import wait_for_run
 
     console = Console()
-    seen = Watch(run)
+    is_live = not (once or as_json) and console.is_terminal
+    folder, pending = wait_for_run(run, address, typer.echo if is_live else None)
+    if pending is not None:
+        print_json({"run": str(folder), "state": "pending", "job": pending.id}) if as_json else typer.echo(
+            f"{folder}: pending, the job {pending.id} waits for its cluster"
+        )
+        return
+    seen = Watch(folder)
     if as_json:
         print_json(record(seen.look()))
-    elif once or not console.is_terminal:
+        return
+    if not is_live:
         typer.echo(plain(seen.look()))
     else:
         with contextlib.suppress(KeyboardInterrupt):  # the run goes on
             follow(seen, console)
+    next_step("front", folder)
 
 
-@app.command(epilog="Example: secateur snapshot runs/a --out a.parquet")
+@command(TAKE_AWAY, example="secateur snapshot runs/a --out a.parquet")
 def snapshot(
     run: Annotated[Path, RUN],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The Parquet file to write.", show_default=False)],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", "-o", help="The Parquet file to write.", show_default=False, rich_help_panel=USUAL
+        ),
+    ],
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Write a run's candidates as one Parquet file, also while it runs."""
-    from ..results.archive.archive import Archive
-    from ..results.archive.snapshot import snapshot as write
+    from ..service.reporting import snapshot as write
 
-    with Archive(run) as archive:
-        path = write(archive, out)
+    path = write(run, out)
     if as_json:
         print_json({"snapshot": str(path), "bytes": path.stat().st_size})
-    else:
-        typer.echo(f"{path}: {path.stat().st_size:,} bytes")
+        return
+    typer.echo(f"{path}: {path.stat().st_size:,} bytes; pandas.read_parquet reads it")
+    next_step("report", run, "-o", "report.html")
 
 
-@app.command("compare", epilog="Example: secateur compare runs/gp runs/tpe")
+@command(LOOK, "compare", example="secateur compare runs/gp runs/tpe")
 def compare_runs(
     runs: Annotated[list[Path], typer.Argument(help="Run folders, or folders of seeds.", show_default=False)],
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Compare runs on one calibration: what they found, for what cost."""
-    from ..results.summary.compare import open_runs
+    print_comparison(runs, as_json)
+    if not as_json:
+        next_step("front", runs[0])
 
-    print_comparison(open_runs(runs), as_json)
 
-
-@app.command(epilog="Example: secateur metrics --language")
+@command(LOOK, example="secateur metrics --language")
 def metrics(
-    language: Annotated[bool, typer.Option("--language", help="Print leaves and operators instead.")] = False,
+    language: Annotated[
+        bool, typer.Option("--language", help="Print leaves and operators.", rich_help_panel=USUAL)
+    ] = False,
     allocations: Annotated[
-        bool, typer.Option("--allocations", help="Print the published allocations instead.")
+        bool, typer.Option("--allocations", help="Print the published allocations.", rich_help_panel=USUAL)
     ] = False,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
@@ -109,3 +134,4 @@ def metrics(
     widths = [max(len(row[column]) for row in rows) for column in rows[0]]
     for row in rows:
         typer.echo("  ".join(f"{v:{w}}" for v, w in zip(row.values(), widths, strict=True)).rstrip())
+    next_step("measure", "CALIBRATION", "wanda", *(("--allocation", "owl") if allocations else ()))

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..metrics_dsl.errors import SecateurError
 from .options import (
+    CODE,
     CONFIG,
     CPUS_PER_WORKER,
     DEVICE,
@@ -22,48 +23,65 @@ from .options import (
     PATTERN,
     RAY,
     RUN,
+    SEED,
+    SEQUENCE_LENGTH,
     SHARDS,
     SPARSITY,
+    TEXT,
     THREADS,
     TIMEOUT,
+    TOKENS,
     WORKERS,
-    app,
+    command,
+    next_step,
     note,
     print_comparison,
     print_json,
-    print_report,
+    print_run,
     read_cluster,
 )  # fmt: skip
+from .sections import HOW, PREPARE, SEARCH, SEARCHED, USUAL
+
+if TYPE_CHECKING:
+    from ..service.run import Run, Runs
 
 
-@app.command(epilog="Example: secateur calibrate HuggingFaceTB/SmolLM2-135M --text wiki.txt --out cal")
+@command(PREPARE, example="secateur calibrate HuggingFaceTB/SmolLM2-135M --text wiki.txt --out cal")
 def calibrate(
     model: Annotated[str, typer.Argument(help="Hub name, folder or .gguf file.", show_default=False)],
-    out: Annotated[Path, typer.Option(help="The calibration folder to write.", show_default=False)],
-    text: Annotated[
-        str, typer.Option(help="self, a .txt, .jsonl(.gz) or .parquet file, or hub:NAME.")
-    ] = "self",
-    tokens: Annotated[int, typer.Option(help="Tokens of statistics.")] = 8192,
-    selection_tokens: Annotated[int, typer.Option(help="Tokens that candidates are measured on.")] = 2048,
-    holdout_tokens: Annotated[int, typer.Option(help="Tokens for final figures only.")] = 4096,
-    sequence_length: Annotated[int, typer.Option(help="Tokens a sequence.")] = 512,
-    seed: Annotated[int, typer.Option(help="Seed of sampling and order.")] = 0,
-    gradients: Annotated[bool, typer.Option(help="Compute the leaf G (a backward pass).")] = True,
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", "-o", help="The calibration folder to write.", show_default=False, rich_help_panel=USUAL
+        ),
+    ],
+    text: Annotated[str, TEXT] = "self",
+    tokens: Annotated[int, TOKENS] = 8192,
+    selection_tokens: Annotated[
+        int, typer.Option(help="Tokens that candidates are measured on.", rich_help_panel=USUAL)
+    ] = 2048,
+    holdout_tokens: Annotated[
+        int, typer.Option(help="Tokens for final figures only.", rich_help_panel=USUAL)
+    ] = 4096,
+    sequence_length: Annotated[int, SEQUENCE_LENGTH] = 512,
+    seed: Annotated[int, SEED] = 0,
+    gradients: Annotated[
+        bool, typer.Option(help="Compute the leaf G (a backward pass).", rich_help_panel=HOW)
+    ] = True,
     dtype: Annotated[str, DTYPE] = "float32",
     device: Annotated[str, DEVICE] = "auto",
-    trust_remote_code: Annotated[bool, typer.Option(help="Run code that comes with the model.")] = False,
+    trust_remote_code: Annotated[bool, CODE] = False,
     config: Annotated[Path | None, CONFIG] = None,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Measure a dense model on text once, for all searches to come."""
-    from ..workers.calibrate.calibration import CalibrationRequest
-    from ..workers.calibrate.calibration import calibrate as run_calibration
+    from ..service.measure_rule import calibrate as run
 
-    request = CalibrationRequest(
-        model, text, tokens, selection_tokens, holdout_tokens, sequence_length, seed, gradients,
-        dtype, device, trust_remote_code,
+    calibration = run(
+        model, out, note, text=text, tokens=tokens, selection_tokens=selection_tokens,
+        holdout_tokens=holdout_tokens, sequence_length=sequence_length, seed=seed, gradients=gradients,
+        dtype=dtype, device=device, trust_remote_code=trust_remote_code,
     )  # fmt: skip
-    calibration = run_calibration(request, out, note)
     parts = calibration.manifest["parts"]
     inputs, as_tokens = calibration.inputs
     if as_json:
@@ -82,20 +100,25 @@ def calibrate(
         typer.echo(
             f"  not linear layers of their own, stay dense: {', '.join(dense[:3])} ({len(dense)} in all)"
         )
+    next_step("search", out, "--sparsity", 0.6, "--out", "runs/a")
 
 
-@app.command(epilog='Example: secateur measure cal "abs(W) * X" --sparsity 0.6 --stage model')
+@command(SEARCH, example='secateur measure cal "abs(W) * X" --sparsity 0.6 --stage model')
 def measure(
     folder: Annotated[Path, DIR],
     metric: Annotated[
         str, typer.Argument(help="A metric, or the name of a published one.", show_default=False)
     ],
     sparsity: Annotated[float | None, SPARSITY] = None,
-    stage: Annotated[str, typer.Option(help="screen, layer or model.")] = "model",
-    part: Annotated[str, typer.Option(help="Tokens of the model stage: selection or holdout.")] = "selection",
+    stage: Annotated[str, typer.Option(help="screen, layer or model.", rich_help_panel=HOW)] = "model",
+    part: Annotated[
+        str, typer.Option(help="Tokens of the model stage: selection or holdout.", rich_help_panel=HOW)
+    ] = "selection",
     pattern: Annotated[str, PATTERN] = "unstructured",
     group: Annotated[str, GROUP] = "row",
-    allocation: Annotated[str, typer.Option(help="How the ratios differ, as a paper has it.")] = "uniform",
+    allocation: Annotated[
+        str, typer.Option(help="How the ratios differ, as a paper has it.", rich_help_panel=SEARCHED)
+    ] = "uniform",
     model: Annotated[str | None, MODEL] = None,
     device: Annotated[str, DEVICE] = "auto",
     dtype: Annotated[str, DTYPE] = "float32",
@@ -104,106 +127,119 @@ def measure(
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Measure one metric."""
-    from ..metrics_dsl.published import read_metric
-    from ..search.core.candidate import STAGES, Candidate
-    from ..search.settings import SearchSettings
-    from ..search.spaces.allocation import ALLOCATIONS, Dense
+    from ..service.measure_rule import measure as run
 
-    if stage not in STAGES:
-        raise SecateurError(f"expected a stage among {', '.join(STAGES)}, got {stage!r}")
-    if part not in ("selection", "holdout"):
-        raise SecateurError(f"expected the part selection or holdout, got {part!r}")
-    if part == "holdout" and stage != "model":
-        raise SecateurError(
-            f"expected the part holdout with the stage model, got {stage!r}, which runs no tokens"
-        )
-    expression = read_metric(metric)
-    settings = SearchSettings.read(
-        {"calibration": folder, "sparsity": sparsity, "pattern": pattern, "group": group,
-         "allocation": None if allocation == "uniform" else allocation,
-         "model": model, "device": device, "dtype": dtype, "threads": threads}
+    result = run(
+        folder, metric, sparsity=sparsity, stage=stage, part=part, pattern=pattern, group=group,
+        allocation=allocation, model=model, device=device, dtype=dtype, threads=threads,
     )  # fmt: skip
-    from ..workers.calibrate.folder import Calibration
-    from ..workers.measure.local_evaluator import LocalEvaluator
-    from ..workers.measure.worker import Device
-
-    evaluator = LocalEvaluator(
-        Calibration(folder), pattern=pattern, device=Device(device, dtype, threads), model=model
-    )
-    assert isinstance(settings.sparsity, float)
-    dense = Dense(evaluator.layers, evaluator.summarise, expression)
-    (ratios,) = ALLOCATIONS[allocation].variants(dense, settings.sparsity).values()
-    candidate = Candidate(expression, ratios, group)
-    (found,) = evaluator.measure([candidate], stage, part)  # type: ignore[arg-type]
-    evaluator.close()
-    if found.failure:
-        raise SecateurError(f"the metric cannot be measured: {found.failure}")
-    result = {"metric": str(expression), "key": candidate.key, "group": group, "pattern": pattern,
-              "allocation": allocation, "stage": stage, "part": part, **found.values,
-              "seconds": found.seconds}  # fmt: skip
     if as_json:
         print_json(result)
-    else:
-        for name, value in result.items():
-            typer.echo(f"{name:12} {value:.6g}" if isinstance(value, float) else f"{name:12} {value}")
+        return
+    for name, value in result.items():
+        typer.echo(f"{name:12} {value:.6g}" if isinstance(value, float) else f"{name:12} {value}")
+    next_step("search", folder, "--sparsity", f"{result['sparsity']:.2g}", "--out", "runs/a")
 
 
-@app.command(
-    epilog="Example: secateur search cal --sparsity 0.6 --objectives kl,size --budget 200 --out runs/a"
-)
+@command(SEARCH, example="secateur search cal --sparsity 0.6 --objectives kl,size --budget 200 --out runs/a")
 def search(
     calibration: Annotated[Path, DIR],
-    out: Annotated[Path, typer.Option(help="The run folder to write.", show_default=False)],
-    searcher: Annotated[
-        str, typer.Option(help="gp, descent, nsga3, tpe, evolution, cma, random or grid.")
-    ] = "gp",
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", "-o", help="The run folder to write.", show_default=False, rich_help_panel=USUAL
+        ),
+    ],
+    sparsity: Annotated[
+        str | None,
+        typer.Option(
+            help="Fraction of weights to remove, or an interval such as 0.3:0.75.", rich_help_panel=USUAL
+        ),
+    ] = None,
     space: Annotated[
         str,
         typer.Option(
             help="Metrics: tree or meta. Ratios: curve, block, layer, feature, ramp, owl, dlp, dsa or alpha. "
-            "Both: tree+curve."
+            "Both: tree+curve.",
+            rich_help_panel=USUAL,
         ),
     ] = "tree",
+    searcher: Annotated[
+        str,
+        typer.Option(help="gp, descent, nsga3, tpe, evolution, cma, random or grid.", rich_help_panel=USUAL),
+    ] = "gp",
+    objectives: Annotated[
+        str | None,
+        typer.Option(help="What to minimise, such as kl,size; chosen if left out.", rich_help_panel=USUAL),
+    ] = None,
+    budget: Annotated[
+        str,
+        typer.Option(
+            help="Candidates (400), tokens (2Mtokens) or seconds of measuring (1800s).",
+            rich_help_panel=USUAL,
+        ),
+    ] = "200",
     metric: Annotated[
-        str | None, typer.Option(help="The metric whose ratios are searched; wanda if left out.")
+        str | None,
+        typer.Option(
+            help="The metric whose ratios are searched; wanda if left out.", rich_help_panel=SEARCHED
+        ),
     ] = None,
     allocation: Annotated[
-        str | None, typer.Option(help="The published ratios whose metric is searched; uniform if left out.")
-    ] = None,
-    sparsity: Annotated[
-        str | None, typer.Option(help="Fraction of weights to remove, or an interval such as 0.3:0.75.")
+        str | None,
+        typer.Option(
+            help="The published ratios whose metric is searched; uniform if left out.",
+            rich_help_panel=SEARCHED,
+        ),
     ] = None,
     pattern: Annotated[str, PATTERN] = "unstructured",
     group: Annotated[str, GROUP] = "row",
-    objectives: Annotated[
-        str | None, typer.Option(help="What to minimise, such as kl,size; chosen if left out.")
-    ] = None,
-    budget: Annotated[
-        str, typer.Option(help="Candidates (400), tokens (2Mtokens) or seconds of measuring (1800s).")
-    ] = "200",
-    seed: Annotated[int, typer.Option(help="Seed of the searcher.")] = 0,
-    seeds: Annotated[int, typer.Option(help="Runs with seeds from --seed on, in folders of their own.")] = 1,
+    max_size: Annotated[int, typer.Option(help="Most nodes of a metric.", rich_help_panel=SEARCHED)] = 20,
+    seed: Annotated[int, typer.Option(help="Seed of the searcher.", rich_help_panel=HOW)] = 0,
+    seeds: Annotated[
+        int,
+        typer.Option(help="Runs with seeds from --seed on, in folders of their own.", rich_help_panel=HOW),
+    ] = 1,
     batch: Annotated[
-        int | None, typer.Option(help="Candidates asked for at a time; 16, or 4 for descent, if left out.")
+        int | None,
+        typer.Option(
+            help="Candidates asked for at a time; 16, or 4 for descent, if left out.", rich_help_panel=HOW
+        ),
     ] = None,
     promote: Annotated[
-        float, typer.Option(help="Share of a batch that passes the screen, and each rung.")
+        float,
+        typer.Option(help="Share of a batch that passes the screen, and each rung.", rich_help_panel=HOW),
     ] = 0.25,
     rungs: Annotated[
         str | None,
-        typer.Option(help="Tokens to race on before all, such as 256,1024, or none; chosen if left out."),
+        typer.Option(
+            help="Tokens to race on before all, such as 256,1024, or none; chosen if left out.",
+            rich_help_panel=HOW,
+        ),
     ] = None,
     sensitivity: Annotated[
         int | None,
-        typer.Option(help="Tokens on which a batch's best tells how KL changes with each ratio; 0: none."),
+        typer.Option(
+            help="Tokens on which a batch's best tells how KL changes with each ratio; 0: none.",
+            rich_help_panel=HOW,
+        ),
     ] = None,
     phase: Annotated[
-        int, typer.Option(help="Vary metrics and ratios in turn for so many batches; 0: both.")
+        int,
+        typer.Option(
+            help="Vary metrics and ratios in turn for so many batches; 0: both.", rich_help_panel=HOW
+        ),
     ] = 0,
-    stage: Annotated[str, typer.Option(help="The stage that decides: screen, layer or model.")] = "model",
-    seeding: Annotated[bool, typer.Option(help="Start the searcher from published rules.")] = True,
-    max_size: Annotated[int, typer.Option(help="Most nodes of a metric.")] = 20,
-    reuse: Annotated[bool, typer.Option(help="Keep hidden states for candidates that begin alike.")] = True,
+    stage: Annotated[
+        str, typer.Option(help="The stage that decides: screen, layer or model.", rich_help_panel=HOW)
+    ] = "model",
+    seeding: Annotated[
+        bool, typer.Option(help="Start the searcher from published rules.", rich_help_panel=HOW)
+    ] = True,
+    reuse: Annotated[
+        bool,
+        typer.Option(help="Keep hidden states for candidates that begin alike.", rich_help_panel=HOW),
+    ] = True,
     model: Annotated[str | None, MODEL] = None,
     device: Annotated[str, DEVICE] = "auto",
     dtype: Annotated[str, DTYPE] = "float32",
@@ -219,27 +255,42 @@ def search(
 ) -> None:
     """Search pruning metrics, layerwise ratios or both on a calibrated model."""
     from ..search.settings import SearchSettings
+    from ..service.run import run_search, run_seeds
 
-    given = dict(locals())
-    settings = SearchSettings.read({name: given[name] for name in SearchSettings.model_fields})
-    cluster = read_cluster(ray, given)
-    from ..service import search_run
-
-    where = f" --ray {ray}" if ray else ""
+    settings = SearchSettings.read({
+        "calibration": calibration, "searcher": searcher, "space": space, "metric": metric,
+        "allocation": allocation, "sparsity": sparsity, "pattern": pattern, "group": group,
+        "objectives": objectives, "budget": budget, "seed": seed, "batch": batch, "promote": promote,
+        "rungs": rungs, "sensitivity": sensitivity, "phase": phase, "stage": stage, "seeding": seeding,
+        "max_size": max_size, "reuse": reuse, "model": model, "device": device, "dtype": dtype,
+        "threads": threads,
+    })  # fmt: skip
+    cluster = read_cluster(ray, {
+        "workers": workers, "shards": shards, "gpus_per_worker": gpus_per_worker,
+        "cpus_per_worker": cpus_per_worker, "timeout": timeout,
+    })  # fmt: skip
+    where = ("--ray", ray) if ray else ()
     if seeds == 1:
-        _run(lambda listener: search_run.run_search(settings, out, listener, cluster), out, as_json, where)
+        _follow(lambda listener: run_search(settings, out, listener, cluster), out, as_json, where)
     else:
-        _run(
-            lambda listener: search_run.run_seeds(settings, out, seeds, listener, cluster),
-            out,
-            as_json,
-            where,
-        )
+        _follow(lambda listener: run_seeds(settings, out, seeds, listener, cluster), out, as_json, where)
 
 
-@app.command(epilog="Example: secateur resume runs/a")
+@command(SEARCH, example="secateur resume runs/a --budget 400")
 def resume(
     run: Annotated[Path, RUN],
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            help="How long the whole run is to be, finished or not; as it was begun if left out.",
+            rich_help_panel=USUAL,
+        ),
+    ] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(help="Where the calibration folder is now, if it was moved.", rich_help_panel=USUAL),
+    ] = None,
+    model: Annotated[str | None, MODEL] = None,
     ray: Annotated[str | None, RAY] = None,
     workers: Annotated[str, WORKERS] = "auto",
     shards: Annotated[int, SHARDS] = 1,
@@ -248,43 +299,55 @@ def resume(
     timeout: Annotated[float, TIMEOUT] = 1800.0,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
-    """Continue a run that was interrupted, wherever it was measured before."""
-    cluster = read_cluster(ray, locals())
-    from ..service import search_run
+    """Continue a run that was interrupted, or one that has ended with a larger budget."""
+    from ..service.run import resume as go_on
 
-    where = f" --ray {ray}" if ray else ""
-    _run(lambda listener: search_run.resume(run, listener, cluster), run, as_json, where)
+    cluster = read_cluster(ray, {
+        "workers": workers, "shards": shards, "gpus_per_worker": gpus_per_worker,
+        "cpus_per_worker": cpus_per_worker, "timeout": timeout,
+    })  # fmt: skip
+    where = ("--ray", ray) if ray else ()
+    changes: dict[str, Any] = {"budget": budget, "calibration": calibration, "model": model}
+    _follow(lambda listener: go_on(run, listener, cluster, **changes), run, as_json, where)
 
 
 # Running ---------------------------------------------------------------------------------------
 
 
-def _run(start: Callable[[Any], Any], out: Path, as_json: bool, where: str = "") -> None:
+def _follow(
+    start: Callable[[Any], Run | Runs], out: Path, as_json: bool, where: tuple[str, ...] = ()
+) -> None:
+    """Show how a run goes, and what came of it."""
+    from ..results.archive.run_folder import RunFolder
     from ..results.terminal.progress import Progress
     from ..search.core.budget import Budget
+    from ..service.run import Run
     from ..service.search_run import Listener
 
     progress = Progress(note)
-    listener = Listener(progress.line, progress.step, progress.batch)
+    listener = Listener(progress.report, progress.step, progress.batch)
     listener.begin = lambda settings: progress.begin(Budget.parse(settings.budget))
     try:
-        archive = start(listener)
+        found = start(listener)
     except KeyboardInterrupt:
         progress.stop()
-        begun = [
-            path.parent for path in (out / "run.toml", *sorted(out.glob("seed-*/run.toml"))) if path.is_file()
-        ]
-        if begun and begun[-1] == out:
-            note(f"interrupted; what was measured is kept, continue with: secateur resume {out}{where}")
-        elif begun:
-            note(f"interrupted; what was measured is kept, resume all seeds: secateur resume {out}{where}")
-        else:
+        folder = RunFolder(out)
+        if not (folder.is_run or folder.seeds):
             note("interrupted before anything was measured")
+            raise typer.Exit(130) from None
+        how = "resume all seeds" if folder.seeds else "continue with"
+        note(
+            f"interrupted; what was measured is kept, {how}: secateur {shlex.join(('resume', str(out), *where))}"
+        )
         raise typer.Exit(130) from None
     finally:
         progress.stop()
-    if isinstance(archive, list):
-        print_comparison(archive, as_json)
+    if isinstance(found, Run):
+        print_run(found, None, as_json)
+        if not as_json:
+            next_step("report", out, "-o", f"{out.name}.html")
+            next_step("prune", "MODEL", "--candidate", f"{out}:best", "-o", "pruned")
         return
-    with archive:
-        print_report(archive, None, as_json)
+    print_comparison(found, as_json)
+    if not as_json:
+        next_step("front", found.runs[0].folder)

@@ -15,7 +15,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from .. import __version__
 from ..metrics_dsl.errors import SecateurError
 from ..metrics_dsl.parser import did_you_mean
+from ..results.archive.run_folder import RunFolder
 from .submission import Submission
 
 if TYPE_CHECKING:
@@ -213,6 +214,75 @@ class JobServer:
             if isinstance(error, RuntimeError) or kind.endswith("Error"):
                 raise JobError(f"{self.address} refused: {text[:300]}") from None
             raise
+
+
+def submit(
+    config: str | Path,
+    out: str | Path | None = None,
+    *,
+    address: str | None = None,
+    job_id: str | None = None,
+    options: Sequence[str] = (),
+) -> Job:
+    """Run a search on a Ray cluster; submitted again with the same run folder, it goes on.
+
+    Args:
+        config: A TOML file whose section [search] says what to search.
+        out: The run folder, an absolute path on the cluster; the config's if left out.
+        address: The job server's http address; as ``JobServer`` has it if left out.
+        job_id: The job's id; made from the run folder's name if left out.
+        options: Words that follow on the command line of the search.
+
+    Raises:
+        SettingsError: For settings that a search would refuse, or places that a job would not find.
+        JobError: When the cluster cannot be reached or does not take the job.
+    """
+    submission = Submission.read(Path(config), None if out is None else Path(out), options)
+    return JobServer(address).submit(submission, job_id)
+
+
+def wait_for_run(
+    run: Path, address: str | None, report: Callable[[str], None] | None
+) -> tuple[Path, Job | None]:
+    """Return a run's folder, once a job that is pending has begun it.
+
+    Args:
+        run: A run folder, or the id of a job.
+        address: The job server's address; asked where the folder does not exist.
+        report: Told once that the job is waited for; None does not wait.
+
+    Returns:
+        The run folder, and the job where it is pending and not waited for.
+
+    Raises:
+        JobError: When the job has ended without beginning the run.
+    """
+    job = None
+    while not (place := RunFolder(run)).is_run and not place.seeds:
+        try:
+            jobs = JobServer(address).jobs()
+        except JobError:
+            if address is not None:
+                raise
+            return run, None  # no cluster to ask: what is wrong with the folder is said by who reads it
+        named = [j for j in jobs if j.run and (str(run) in (j.id, j.run) or j.run == str(run.absolute()))]
+        if not named:
+            return run, None
+        job, run = named[0], Path(named[0].run)
+        if RunFolder(run).is_run or RunFolder(run).seeds:
+            break
+        if job.has_ended:
+            raise JobError(f"the job {job.id} has {_ENDED[job.state]} before it began {run}: {job.message}")
+        if report is None:
+            return run, job
+        report(f"waiting for the job {job.id}, which is {job.state}")
+        report = _silent
+        time.sleep(1.0)
+    return run, None
+
+
+def _silent(_text: str) -> None:
+    """Say nothing more."""
 
 
 _NOT_INSTALLED = (

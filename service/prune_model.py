@@ -1,4 +1,4 @@
-"""One rule applied to one model: the pieces of the four folders put together, from a request to a folder."""
+"""Pruning a model by one rule into a folder, and evaluating what came of it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..metrics_dsl.errors import SecateurError
+from ..results.archive.run_folder import RunFolder
 from ..results.export.rule_source import Rule, RuleError, ratios_of, read_ratios, read_rule
 from ..search.core.candidate import Candidate, parse_pattern
 from ..search.core.objectives import look_up
@@ -21,9 +22,12 @@ from ..workers.calibrate.folder import Calibration, token_hash
 from ..workers.calibrate.text import check_source, draw_sequences
 from ..workers.model.decoder import Decoder
 from ..workers.model.load import choose_dtype, model_reference, stored_dtype
+from ..workers.prune import evaluation
 from ..workers.prune.checkpoint import Checkpoint, check_new
+from ..workers.prune.evaluation import EvaluationRequest
 from ..workers.prune.pruning import STATISTICS, PrunedLayer, Pruner
 from ..workers.prune.repair import REPAIRS
+from .requests import request_of, takes
 
 
 @dataclass(frozen=True)
@@ -98,20 +102,26 @@ class PruneRequest:
         return self.ratios is not None and self.ratios.endswith(".json")
 
 
+@takes(PruneRequest)
 def prune(
-    request: PruneRequest, out: str | Path, tell: Callable[[str], None] = lambda _: None
+    model: str | PruneRequest,
+    out: str | Path,
+    report: Callable[[str], None] = lambda _text: None,
+    **options: Any,
 ) -> dict[str, Any]:
     """Prune a model into a folder that transformers loads; return what its ``secateur.json`` says.
 
     Args:
-        request: Which model, by which rule.
+        model: Hub name, folder or ``.gguf`` file; or all options, as ``PruneRequest``.
         out: The folder to write, which must be new or empty.
-        tell: Called with a line on each step.
+        report: Called with a sentence on each step.
+        options: What else a ``PruneRequest`` has, by name.
 
     Raises:
         SecateurError: When request, rule, model, text or folder do not fit; nothing is written.
         OSError: When the disk is full or fails; nothing is left behind.
     """
+    request = request_of(PruneRequest, model, options)
     check_new(out)
     rule = _read(request)
     own = read_ratios(Path(str(request.ratios)).expanduser()) if request.has_ratio_file else None
@@ -122,10 +132,10 @@ def prune(
         trust_remote_code=request.trust_remote_code,
     )  # fmt: skip
     count = loading.sequences()["statistics"]
-    tell(f"loading {request.model}")
+    report(f"loading {request.model}")
     why = whole_because(loading)
     decoder, tokenizer = load_decoder(loading, by_block=not why)
-    tell(how_loaded(decoder, why))
+    report(how_loaded(decoder, why))
     stored = (
         None if request.dtype else stored_dtype(request.model, trust_remote_code=request.trust_remote_code)
     )
@@ -136,7 +146,7 @@ def prune(
         ratios = ratios_of(own, decoder.layers, str(request.ratios))
     _check_run(rule, decoder)
     words = "writing" if request.text == "self" else "reading"
-    tell(f"{words} {count} sequences of {request.sequence_length} tokens")
+    report(f"{words} {count} sequences of {request.sequence_length} tokens")
     ids = draw_sequences(request.text, decoder.model, tokenizer, count, request.sequence_length, request.seed)
     pruner = Pruner(decoder, ids)
     if ratios is None:
@@ -152,13 +162,13 @@ def prune(
         def keep(block: int, layers: list[PrunedLayer]) -> list[PrunedLayer]:
             kept, done = checkpoint.add(block, layers), block + 1
             if done % max(1, blocks // 8) == 0 or done == blocks:
-                tell(f"pruned {done} of {blocks} blocks")
+                report(f"pruned {done} of {blocks} blocks")
             return kept
 
         layers = pruner.prune(
             candidate, pattern=pattern, statistics=request.statistics, repair=request.repair, keep=keep
         )
-        tell(f"writing {out}")
+        report(f"writing {out}")
         written = str(stored or choose_dtype(str(request.dtype))).removeprefix("torch.")
         biased = sum(p.shifted for p in layers)
         record = {
@@ -226,8 +236,8 @@ def _check_run(rule: Rule, decoder: Decoder) -> None:
     if rule.run is None:
         return
     try:
-        known = Calibration(SearchSettings.load(rule.run / "run.toml").calibration).layers
-    except (ValueError, OSError):  # moved away, or of another release: the number of layers has to do
+        known = Calibration(SearchSettings.load(RunFolder(rule.run).settings_file).calibration).layers
+    except (SecateurError, OSError):  # moved away, or of another release: the number of layers has to do
         return
     named = [[f"{x.name} ({x.rows}, {x.columns})" for x in layers] for layers in (known, decoder.layers)]
     for there, here in zip_longest(*named, fillvalue="no layer"):
@@ -236,3 +246,22 @@ def _check_run(rule: Rule, decoder: Decoder) -> None:
                 f"expected the model that {rule.run} was run on, or one with the same layers, got another: "
                 f"{there} there, {here} here"
             )
+
+
+@takes(EvaluationRequest)
+def evaluate(
+    model: str | EvaluationRequest, report: Callable[[str], None] = lambda _text: None, **options: Any
+) -> dict[str, Any]:
+    """Return a model's perplexity, KL to the dense model and results of tasks, with all they depend on.
+
+    Args:
+        model: Folder, hub name or ``.gguf`` file; or all options, as ``EvaluationRequest``.
+        report: Called with a sentence on each step.
+        options: What else an ``EvaluationRequest`` has, by name.
+
+    Raises:
+        EvaluationError: When it cannot be made.
+        ModelError: When a model cannot be loaded.
+        TextError: When the text cannot be read or is too short.
+    """
+    return evaluation.evaluate(request_of(EvaluationRequest, model, options), report)

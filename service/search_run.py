@@ -1,18 +1,18 @@
-"""One run from its settings to its holdout figures: the pieces of the four folders put together."""
+"""Searches from their settings to their holdout figures: the pieces of all folders put together."""
 
 from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..results.archive.archive import Archive
-from ..results.archive.database import ArchiveError
 from ..results.archive.remembering import RememberingEvaluator
+from ..results.archive.run_folder import RunFolder
 from ..results.summary.compare import incumbents
-from ..search.baselines import BaselinesFirst, build_funnel, build_problem, check_leaves
+from ..search.baselines import Baseline, BaselinesFirst, build_funnel, build_problem, check_leaves
 from ..search.core.budget import Budget
 from ..search.core.candidate import Candidate, Stage, Trial
 from ..search.core.protocols import Evaluator
@@ -20,6 +20,7 @@ from ..search.loop import run
 from ..search.searchers.table import build_searcher
 from ..search.settings import DESCENDING, SearchSettings
 from ..search.spaces.optishear import MetaSpace
+from ..search.spaces.problem import Problem
 from ..search.toml import SettingsError
 from ..workers.calibrate.folder import Calibration
 from ..workers.cluster.ray_evaluator import RayEvaluator
@@ -27,7 +28,8 @@ from ..workers.cluster.settings import Cluster
 from ..workers.measure.local_evaluator import LocalEvaluator
 from ..workers.measure.windows import SHORTEST, tokens_per_rung, tokens_per_step
 from ..workers.measure.worker import Device, WorkerOptions
-from .run_folder import check_folder, claim, save
+from .baseline_cost import BaselineCost
+from .run_claim import check_folder, claim, find_calibration, has_measured, save
 
 _FEWEST_TO_RACE = 1024  # selection tokens from which a quarter of them tells candidates apart
 
@@ -37,137 +39,77 @@ class Listener:
     """What a run reports while it goes on.
 
     Attributes:
-        line: Called with a sentence on each step.
+        report: Called with a sentence on each step.
         step: Called with (stage, done, total) within a batch.
         batch: Called with the archive and a batch's new trials.
         begin: Called with the settings when a run begins, for each of several seeds.
     """
 
-    line: Callable[[str], None] = lambda _text: None
+    report: Callable[[str], None] = lambda _text: None
     step: Callable[[Stage, int, int], None] = lambda _stage, _done, _total: None
     batch: Callable[[Archive, list[Trial]], None] = lambda _archive, _trials: None
     begin: Callable[[SearchSettings], None] = lambda _settings: None
 
 
-def run_search(
-    settings: SearchSettings,
-    out: str | Path,
-    listener: Listener | None = None,
-    cluster: Cluster | None = None,
-) -> Archive:
-    """Run a search to its end and return its archive, open for reading.
-
-    A run folder that holds the same run is continued: what it has measured is not measured again.
+def search_all(
+    runs: Mapping[Path, SearchSettings], listener: Listener, cluster: Cluster | None, *, is_resumed: bool
+) -> None:
+    """Run searches that differ in folder and seed alone; each takes over what those before it measured.
 
     Args:
-        settings: What to search.
-        out: The run folder.
-        listener: Told how the run goes.
+        runs: The settings by run folder.
+        listener: Told how they go.
         cluster: Measure on the workers of a Ray cluster; None measures in this process.
+        is_resumed: Whether settings may differ from those in the folders, as ``run_claim.CONTINUED`` says.
 
     Raises:
         SecateurError: When settings, calibration, model or run folder do not fit; nothing is written.
-        KeyboardInterrupt: When interrupted; all that was measured is in the archive.
+        KeyboardInterrupt: When interrupted; all that was measured is in the archives.
     """
-    folder = Path(out)
-    _run_all({folder: settings}, listener or Listener(), cluster)
-    return Archive(folder)
-
-
-def run_seeds(
-    settings: SearchSettings,
-    out: str | Path,
-    seeds: int,
-    listener: Listener | None = None,
-    cluster: Cluster | None = None,
-) -> list[Archive]:
-    """Run a search once for each of some seeds, the model loaded once, and return their archives.
-
-    The seeds follow on the settings' own; the run folders are ``seed-0`` and so on in ``out``.
-
-    Raises:
-        SecateurError: As ``run_search``.
-    """
-    if seeds < 1:
-        raise SettingsError(f"expected at least 1 seed, got {seeds}")
-    if (Path(out) / "run.toml").is_file():
-        raise SettingsError(f"expected a folder for runs of several seeds, got {out}, which is a run itself")
-    for path in Path(out).glob("seed-*/run.toml"):
-        if SearchSettings.load(path).model_copy(update={"seed": settings.seed}) != settings:
-            raise SettingsError(
-                f"expected runs of one configuration in {out}, got {path.parent} with another one; choose "
-                "another --out"
-            )
-    if settings.searcher == "descent" and seeds > 1:
-        listener = listener or Listener()
-        listener.line(
-            "descent takes the same way whatever its seed, until it is stuck: seeds that agree say nothing "
-            "of how certain its figures are"
-        )
-    each = range(settings.seed, settings.seed + seeds)
-    runs = {Path(out) / f"seed-{seed}": settings.model_copy(update={"seed": seed}) for seed in each}
-    _run_all(runs, listener or Listener(), cluster)
-    return [Archive(folder) for folder in runs]
-
-
-def _run_all(runs: dict[Path, SearchSettings], listener: Listener, cluster: Cluster | None) -> None:
-    """Run searches that differ in folder and seed alone; each takes over what those before it measured."""
-    settings = next(iter(runs.values()))
-    calibration = Calibration(settings.calibration)
-    parts = {name: (p["sequences"], p["length"]) for name, p in calibration.manifest["parts"].items()}
+    first, settings = next(iter(runs.items()))
+    calibration = find_calibration(settings, first) if is_resumed else Calibration(settings.calibration)
+    parts = {name: calibration.shape(name) for name in ("statistics", "selection")}
     rungs = _rungs(settings, *parts["selection"])
     sensitivity = _sensitivity(settings, math.prod(parts["statistics"]))
     check_leaves(settings, calibration.leaves)
     build_funnel(settings, [], rungs)  # checks that the stages know the objectives
-    for folder, own in runs.items():
-        check_folder(own, folder)
+    folders = {RunFolder(path): own for path, own in runs.items()}
+    if not is_resumed:
+        for folder, own in folders.items():
+            check_folder(own, folder)
     evaluator = _evaluator(settings, calibration, cluster, listener)
     before: list[Path] = []
     try:
-        for folder, own in runs.items():  # all at first: what is interrupted is resumed with all its seeds
-            save(own, folder)
-        for folder, own in runs.items():
+        rules = build_problem(settings, evaluator)
+        cost = BaselineCost(evaluator, parts["selection"], rungs, sensitivity)
+        if not any(map(has_measured, folders)):
+            listener.report(cost.check(settings, rules[1]))
+        for folder, own in folders.items():  # all at first: what is interrupted is resumed with all its seeds
+            if not has_measured(folder):
+                save(own, folder)
+        for folder, own in folders.items():
             listener.begin(own)
-            with Archive(folder, write=True) as archive, contextlib.ExitStack() as opened:
-                claim(archive, own, calibration, evaluator.accelerator, listener.line)
+            with Archive(folder.path, write=True) as archive, contextlib.ExitStack() as opened:
+                claim(archive, own, calibration, evaluator.accelerator, listener.report)
+                save(own, folder)
                 weights = sum(layer.size for layer in evaluator.layers)
-                listener.line(
+                listener.report(
                     f"searching on {calibration.folder}: {len(evaluator.layers)} layers, {weights:,} weights"
                 )
                 # A release may choose other numbers of tokens: a run goes on with those it began with.
-                rungs, sensitivity = archive.fact("race", (list(rungs), sensitivity))
-                archive.note(race=(rungs, sensitivity))
+                race = archive.fact("race", (list(rungs), sensitivity))
+                archive.note(race=race)
                 earlier = [opened.enter_context(Archive(other)) for other in before]
                 remembering = RememberingEvaluator(evaluator, archive, listener.step, earlier)
-                _search(own, remembering, archive, tuple(rungs), sensitivity, listener)
-                before.append(folder)
+                _search(own, remembering, archive, rules, (tuple(race[0]), race[1]), listener)
+                before.append(folder.path)
                 known, of_all = evaluator.reused
                 if known:
-                    listener.line(
+                    listener.report(
                         f"{known / of_all:.0%} of the blocks were not run again: their states were known"
                     )
     finally:
         evaluator.close()
-
-
-def resume(
-    folder: str | Path, listener: Listener | None = None, cluster: Cluster | None = None
-) -> Archive | list[Archive]:
-    """Continue a run from its archive, or measure what is missing of its holdout figures.
-
-    A folder of seeds is continued seed by seed; the archives of all are returned.
-
-    Raises:
-        SecateurError: When the folder holds no run or its calibration has changed.
-    """
-    path = Path(folder) / "run.toml"
-    seeds = sorted(Path(folder).glob("seed-*/run.toml"), key=lambda p: (len(str(p)), p))
-    if seeds and not path.is_file():
-        _run_all({p.parent: SearchSettings.load(p) for p in seeds}, listener or Listener(), cluster)
-        return [Archive(p.parent) for p in seeds]
-    if not path.is_file():
-        raise ArchiveError(f"expected a run folder, got {folder} without run.toml; see `secateur search`")
-    return run_search(SearchSettings.load(path), folder, listener, cluster)
 
 
 def _evaluator(
@@ -180,7 +122,7 @@ def _evaluator(
         reuse=settings.reuse,
     )
     if cluster is not None:
-        return RayEvaluator(calibration, cluster, options, listener.line)
+        return RayEvaluator(calibration, cluster, options, listener.report)
     return LocalEvaluator(calibration, **options)
 
 
@@ -188,13 +130,13 @@ def _search(
     settings: SearchSettings,
     evaluator: Evaluator,
     archive: Archive,
-    rungs: tuple[int, ...],
-    sensitivity: int,
+    rules: tuple[Problem, list[Baseline]],
+    race: tuple[tuple[int, ...], int],
     listener: Listener,
 ) -> None:
-    problem, baselines = build_problem(settings, evaluator)
+    problem, baselines = rules
     if isinstance(problem.metrics, MetaSpace):
-        listener.line(
+        listener.report(
             f"meta: {problem.metrics.names} names are {problem.metrics.distinct} different metrics; the "
             "others are left out before anything is measured"
         )
@@ -208,33 +150,37 @@ def _search(
         tell=settings.seeding,
     )
     always = [opening[b.name].key for b in baselines if b.is_one]
-    funnel = build_funnel(settings, always, rungs, sensitivity)
-    budget, spent = Budget.parse(settings.budget), 0.0
-    if budget.unit == "candidates" and budget.amount <= len(opening):
-        listener.line(_nothing_left(len(opening), budget))
-    for batch, trials in enumerate(run(searcher, evaluator, funnel, budget)):
-        archive.add(trials)
-        spent += budget.cost(trials)
+    funnel = build_funnel(settings, always, *race)
+    budget = Budget.parse(settings.budget)
+    spent, told = 0.0, 0
+    for trials in run(searcher, evaluator, funnel, budget):
+        archive.add(trials, instead_of=_cut_short(archive, settings, told))
+        spent, told = spent + budget.cost(trials), told + len(trials)
+        if budget.next_batch(spent, funnel.batch) < funnel.batch:
+            archive.note(cut={"rows": told, "budget": str(settings.budget)})
         listener.batch(archive, trials)
-        if batch == 0 and budget.unit != "candidates" and spent >= budget.amount:
-            listener.line(_nothing_left(len(opening), budget))
     if spent < budget.amount:
-        listener.line(
+        listener.report(
             f"nothing new was proposed any more: the search ended after {spent:.0f} of {budget.amount:.0f} "
             f"{budget.unit}"
         )
     query = "SELECT failure FROM measurements WHERE stage = 'sensitivity' AND failure != ''"
     if failures := archive.rows(query):
-        listener.line(f"{len(failures)} times no sensitivities were found: {failures[-1][0]}")
+        listener.report(f"{len(failures)} times no sensitivities were found: {failures[-1][0]}")
     _measure_holdout(settings, evaluator, archive, listener)
     archive.note(has_ended=True)
 
 
-def _nothing_left(published: int, budget: Budget) -> str:
-    return (
-        f"the {published} published rules take the whole budget of {budget.amount:,.0f} {budget.unit}: "
-        "nothing is left to search; give a larger --budget"
-    )
+def _cut_short(archive: Archive, settings: SearchSettings, told: int) -> int | None:
+    """Return the number of the row from which an earlier, smaller budget had cut a batch short.
+
+    A batch is promoted as a whole: where the budget grows, the one that it had cut is told again, whole,
+    so that an extended run is the run that the larger budget would have made. Nothing is measured twice.
+    """
+    cut = archive.fact("cut")
+    if cut is None or cut["rows"] != told or cut["budget"] == str(settings.budget):
+        return None
+    return told
 
 
 def _rungs(settings: SearchSettings, sequences: int, length: int) -> tuple[int, ...]:
@@ -280,5 +226,5 @@ def _measure_holdout(
     trials = [t for t in told if t.candidate.key in wanted and t.status != "failed"]
     originals = {t.alias_of or t.candidate.key for t in trials}
     chosen = [t.candidate for t in told if t.candidate.key in originals]
-    listener.line(f"measuring {len(chosen)} candidates on holdout tokens")
+    listener.report(f"measuring {len(chosen)} candidates on holdout tokens")
     evaluator.measure(chosen, "model", "holdout")

@@ -224,7 +224,7 @@ class TestRatios:
         run = tmp_path / "run"
         options = ("--space", "curve", "--sparsity", "0.3:0.75", "--objectives", "kl,density")
         done = in_process(
-            "search", tiny_calibration.folder, *options, "--searcher", "nsga3", "--budget", 60, "--out", run
+            "search", tiny_calibration.folder, *options, "--searcher", "nsga3", "--budget", 150, "--out", run
         )
         assert done.returncode == 0, done.stderr
         front = Archive(run).front()
@@ -261,7 +261,7 @@ class TestRatios:
         import shutil
 
         out = tmp_path / "seeds"
-        options = (*RATIOS, "--searcher", "random", "--budget", 40, "--seeds", 2, "--out", out)
+        options = (*RATIOS, "--searcher", "random", "--budget", 50, "--seeds", 2, "--out", out)
         whole = in_process("search", tiny_calibration.folder, *options)
         assert whole.returncode == 0, whole.stderr
         shutil.rmtree(out / "seed-1")
@@ -287,14 +287,13 @@ class TestRatios:
         assert done.returncode == 0, done.stderr
         assert SearchSettings.load(run / "run.toml").budget == 14
 
-    @pytest.mark.parametrize("budget", ["8", "500tokens"])
-    def test_a_budget_of_published_rules_alone_is_told(self, tiny_calibration, tmp_path, budget):
-        done = in_process(
-            "search", tiny_calibration.folder, "--budget", budget, "--batch", 4, "--out", tmp_path / "run"
-        )
-        assert (
-            f"the 10 published rules take the whole budget of {budget.removesuffix('tokens')}" in done.stderr
-        )
+    @pytest.mark.parametrize(("budget", "smallest"), [("8", "10"), ("500tokens", "1280tokens")])
+    def test_a_budget_of_published_rules_alone_is_told(self, tiny_calibration, tmp_path, budget, smallest):
+        options = ("search", tiny_calibration.folder, "--batch", 4, "--out", tmp_path / "run")
+        assert f"the smallest that does is --budget {smallest}," in refused(*options, "--budget", budget)
+        done = in_process(*options, "--budget", smallest)
+        assert "10 published rules are measured first" in done.stderr
+        assert "nothing of the budget is left to search with" in done.stderr
         assert "The budget ended before anything was searched" in done.stdout
 
     def test_a_search_that_finds_nothing_new_says_where_it_ended(self, tiny_calibration, tmp_path):

@@ -19,13 +19,13 @@ import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from secateur import Listener, run_search
 from secateur.metrics_dsl.parser import parse_metric
 from secateur.metrics_dsl.published import PUBLISHED
 from secateur.results.archive.archive import Archive
 from secateur.results.archive.database import ArchiveError
 from secateur.search.core.candidate import Candidate, Layer, uniform
 from secateur.search.settings import SearchSettings
-from secateur.service.search_run import Listener, run_search
 from secateur.workers.calibrate.folder import CalibrationError
 from secateur.workers.cluster.ray_evaluator import RayEvaluator
 from secateur.workers.cluster.settings import Cluster
@@ -41,9 +41,9 @@ CLUSTERS = {"one": (1, 1), "two": (2, 1), "split": (2, 2)}  # workers, shards
 @pytest.fixture(scope="module")
 def ray_session():
     """One Ray session for this file: what is `--ray local` joins it."""
-    from secateur.workers.cluster.ray_evaluator import _set_environment
+    from secateur import Cluster
 
-    _set_environment("local")
+    Cluster("local").set_environment()
     from secateur.workers.cluster.connection import connected
 
     with connected("local"):
@@ -121,7 +121,7 @@ def local_runs(tiny_calibration, tmp_path_factory):
     folders = {}
     for name in SEARCHES:
         folders[name] = tmp_path_factory.mktemp("local") / name
-        run_search(settings_of(tiny_calibration, name), folders[name]).close()
+        run_search(settings_of(tiny_calibration, name), folders[name])
     return folders
 
 
@@ -154,7 +154,7 @@ def test_workers_killed_at_random_lose_nothing(ray_session, tiny_calibration, tm
     wanted = SearchSettings.read(
         {"calibration": tiny_calibration.folder, "seed": 3, "threads": 1, "budget": 200, "batch": 16}
     )
-    run_search(wanted, tmp_path / "undisturbed").close()
+    run_search(wanted, tmp_path / "undisturbed")
     is_over, killed = threading.Event(), []
     rng = random.Random(0)
 
@@ -173,7 +173,7 @@ def test_workers_killed_at_random_lose_nothing(ray_session, tiny_calibration, tm
     killer = threading.Thread(target=kill)
     killer.start()
     try:
-        archive = run_search(wanted, tmp_path / "run", Listener(line=lines.append), Cluster("local", 2))
+        archive = run_search(wanted, tmp_path / "run", Listener(report=lines.append), Cluster("local", 2))
     finally:
         is_over.set()
         killer.join()
@@ -189,7 +189,7 @@ def test_workers_killed_at_random_lose_nothing(ray_session, tiny_calibration, tm
 NODES = """
 import sys, threading, time
 from ray.cluster_utils import Cluster as Machines
-from secateur.service.search_run import run_search, Listener
+from secateur import run_search, Listener
 from secateur.results.archive.archive import Archive
 from secateur.results.archive.database import ArchiveError
 from secateur.search.settings import SearchSettings
@@ -218,7 +218,7 @@ def kill():
 
 threading.Thread(target=kill, daemon=True).start()
 settings = SearchSettings.load(__import__("pathlib").Path(sys.argv[1]))
-run_search(settings, sys.argv[2], Listener(line=lambda text: print(text, flush=True)), Cluster("auto", 2))
+run_search(settings, sys.argv[2], Listener(report=lambda text: print(text, flush=True)), Cluster("auto", 2))
 print("ENDED", flush=True)
 ray.shutdown()
 machines.shutdown()
@@ -239,7 +239,7 @@ def test_a_lost_node_loses_nothing(tiny_calibration, tmp_path, short_place):
     wanted = SearchSettings.read(
         {"calibration": tiny_calibration.folder, "seed": 3, "threads": 1, "budget": 150, "batch": 16}
     )
-    run_search(wanted, tmp_path / "undisturbed").close()
+    run_search(wanted, tmp_path / "undisturbed")
     result = subprocess.run(
         [sys.executable, "-c", NODES, tmp_path / "undisturbed" / "run.toml", tmp_path / "run"],
         env=quick_deaths(short_place), capture_output=True, text=True, timeout=300,

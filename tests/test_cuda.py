@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from secateur import run_search
 from secateur.metrics_dsl.parser import parse_metric
 from secateur.metrics_dsl.published import PUBLISHED
 from secateur.results.archive.archive import Archive
 from secateur.search.core.candidate import Candidate, uniform
 from secateur.search.settings import SearchSettings
 from secateur.service.prune_model import PruneRequest, prune
-from secateur.service.search_run import run_search
 from secateur.workers.calibrate.calibration import calibrate
 from secateur.workers.measure.local_evaluator import LocalEvaluator
 from secateur.workers.measure.masks import below, packed, ranks, removed
@@ -119,7 +119,7 @@ def test_one_seed_gives_one_archive(tiny_calibration, tmp_path, name):
         {"calibration": tiny_calibration.folder, "seed": 5, "device": "cuda", **SEARCHES[name]}
     )
     for folder in ("one", "other"):
-        run_search(wanted, tmp_path / folder).close()
+        run_search(wanted, tmp_path / folder)
     assert facts(tmp_path / "one") == facts(tmp_path / "other")
     assert Archive(tmp_path / "one").fact("card")["accelerator"] == torch.cuda.get_device_name()
 

@@ -3,6 +3,7 @@
 import ast
 import csv
 import json
+import re
 import runpy
 import subprocess
 import sys
@@ -91,7 +92,8 @@ class TestContract:
             assert "run.toml" in done.stderr
             assert not list(tmp_path.iterdir())
         else:
-            assert (done.returncode, done.stderr) == (0, "")
+            assert done.returncode == 0
+            assert re.fullmatch(r"next: secateur .+\n", done.stderr)
             assert EXPORTERS[name].meaning in done.stdout
 
 
@@ -182,7 +184,7 @@ class TestMistakes:
             with pytest.raises(ExportError, match=reason):
                 export(run[0], "best", to="masks", out=tmp_path / "out", masks=masks)
         with pytest.raises(ExportError, match="expected masks="):
-            secateur.export(run[0], "best", to="masks", out=tmp_path / "out")
+            export(run[0], "best", to="masks", out=tmp_path / "out")
         assert not list(tmp_path.iterdir())
 
 

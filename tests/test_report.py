@@ -300,7 +300,8 @@ def test_the_command_replaces_an_older_file_and_leaves_nothing_beside_it(tmp_pat
     out.parent.mkdir()
     out.write_text("older")
     done = in_process("report", folder, "-o", out)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0
+    assert done.stderr == f"next: secateur export {folder} best --to json -o best.json\n"
     assert "kB, opens offline" in done.stdout
     assert out.read_text().startswith("<!DOCTYPE html>")
     assert list(out.parent.iterdir()) == [out]

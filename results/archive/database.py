@@ -73,22 +73,3 @@ def lock(folder: Path) -> IO[str]:
     file.write(f"process {os.getpid()} on {socket.gethostname()}")
     file.flush()
     return file
-
-
-def missing(folder: Path) -> ArchiveError:
-    """Return what is wrong with a folder that holds no archive of its own."""
-    if seeds := sorted(folder.glob("seed-*/archive.sqlite")):
-        return ArchiveError(
-            f"expected one run, got {folder} with runs of {len(seeds)} seeds; name one, such as "
-            f"{seeds[0].parent}, or compare them with `secateur compare {folder}`"
-        )
-    if (folder / "run.toml").is_file():
-        return beginning(folder)
-    return ArchiveError(
-        f"expected a run folder with an archive, got {folder} without one; runs are made by `secateur search`"
-    )
-
-
-def beginning(folder: Path) -> BeginningError:
-    """Return what is wrong with a run that has written nothing yet."""
-    return BeginningError(f"the run in {folder} is just beginning; try again in a moment")

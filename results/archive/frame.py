@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -150,6 +150,14 @@ def layers(store: Store, keys: Sequence[str]) -> pd.DataFrame:
             "sensitivity": slopes if len(slopes) else missing,
         }))  # fmt: skip
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=list(LAYER_COLUMNS))
+
+
+def joined(frames: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Return the frames of several runs as one, with a column ``run`` in front that names each row's."""
+    parts = [rows.assign(run=pd.Series(name, index=rows.index, dtype="str")) for name, rows in frames.items()]
+    result = pd.concat([rows[["run", *rows.columns[:-1]]] for rows in parts], ignore_index=True)
+    result.attrs = {**next(iter(frames.values())).attrs, "run": list(frames)}
+    return result
 
 
 def holdout_parts(store: Store) -> dict[str, tuple[float, ...]]:

@@ -18,7 +18,8 @@ from typing import IO, Any, Self
 
 from ...metrics_dsl.parser import parse
 from ...search.core.candidate import Candidate, Measurement, Part, Stage, Trial
-from .database import ArchiveError, beginning, connect, lock, missing
+from .database import ArchiveError, connect, lock
+from .run_folder import RunFolder
 
 SCHEMA = 5
 # What tables and fronts read stands in rows of some 300 bytes; the numbers of each layer, ten times as long,
@@ -64,13 +65,14 @@ class Store:
 
     def __init__(self, folder: str | Path, *, write: bool = False) -> None:
         self.folder = Path(folder)
-        self._path = self.folder / "archive.sqlite"
+        place = RunFolder(self.folder)
+        self._path = place.archive_file
         self._lock: IO[str] | None = None
         if write:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = lock(self.folder)
-        elif not self._path.is_file():
-            raise missing(self.folder)
+        elif not place.has_archive:
+            raise place.missing()
         try:
             self._db = connect(self._path, _TABLES, write=write)
             self._check_version(write)
@@ -96,8 +98,13 @@ class Store:
 
     # Writing ------------------------------------------------------------------------------------
 
-    def add(self, trials: Sequence[Trial]) -> None:
-        """Append trials in order, in one transaction; those already there stay as they are."""
+    def add(self, trials: Sequence[Trial], instead_of: int | None = None) -> None:
+        """Append trials in order, in one transaction; those already there stay as they are.
+
+        Args:
+            trials: What to append.
+            instead_of: Take back all but so many of the first trials before; what was measured stays.
+        """
         rows = [
             (
                 t.candidate.key, t.status, t.alias_of, str(t.candidate.metric), t.candidate.group,
@@ -108,6 +115,10 @@ class Store:
         ]  # fmt: skip
         layers = [(t.candidate.key, _floats(t.candidate.ratios), *_numbers(t.measurement)) for t in trials]
         with self._transaction():
+            if instead_of is not None:
+                later = "SELECT key FROM trials WHERE number > ?"
+                self._db.execute(f"DELETE FROM by_layer WHERE key IN ({later})", (instead_of,))
+                self._db.execute("DELETE FROM trials WHERE number > ?", (instead_of,))
             self._db.executemany(
                 'INSERT OR IGNORE INTO trials (key, status, alias_of, metric, "group", size, ratio_min, '
                 f"ratio_max, stage, {_MEASURED}) VALUES ({', '.join('?' * 16)})",
@@ -196,7 +207,7 @@ class Store:
     def _check_version(self, write: bool) -> None:
         version = self._db.execute("PRAGMA user_version").fetchone()[0]
         if version == 0 and not write:
-            raise beginning(self.folder)
+            raise RunFolder(self.folder).beginning()
         if version != SCHEMA:
             raise ArchiveError(
                 f"expected an archive of version {SCHEMA}, got version {version} in {self._path}; "

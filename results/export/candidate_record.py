@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ...metrics_dsl.errors import SecateurError
 from ...search.core.candidate import Candidate, Layer, parse_pattern
 from ..archive.keys import whole_key
+from ..archive.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from ..archive.archive import Archive
@@ -100,13 +100,12 @@ def find(archive: Archive, key: str) -> CandidateRecord:
     key = whole_key(archive, key)
     row = archive.frame(f"key == {key!r}").iloc[0]
     figures = {name: float(row[name]) for name in FIGURES if row[name] == row[name]}
-    settings = archive.folder / "run.toml"
     provenance = {
         "run": archive.folder.absolute().name,
         "key": key,
         "status": row["status"],
         "published_as": row["baseline"] if isinstance(row["baseline"], str) else None,
-        "settings": tomllib.loads(settings.read_text())["search"] if settings.is_file() else {},
+        "settings": RunFolder(archive.folder).settings(),
         "calibration": archive.fact("calibration"),
         "versions": archive.fact("versions", {}),
     }

@@ -45,17 +45,43 @@ def write_plot(archive: Archive, kind: str, path: str | Path) -> Path:
     return replace_file(path, content)
 
 
-def _drawn(view: Overview, kind: str, suffix: str) -> bytes:
+def draw(archive: Archive, kind: str, axes: Axes | None = None) -> Axes:
+    """Draw one picture of a run on matplotlib's axes, by default those of a new figure of pyplot.
+
+    Raises:
+        SecateurError: For an unknown kind, or when the run has nothing to draw yet.
+    """
+    look_up(PLOTS, kind, "a kind of plot")
+    view = Overview(archive)
+    _check(view)
+    if axes is None:
+        from matplotlib import pyplot
+
+        axes = pyplot.figure(figsize=_size(kind), layout="constrained").add_subplot()
+    PLOTS[kind](view, axes)
+    return axes
+
+
+def _size(kind: str) -> tuple[float, float]:
+    """Return width and height of a picture in inches."""
+    return (7.2, 2.9) if kind == "ratios" else (5.2, 3.6)
+
+
+def _check(view: Overview) -> None:
     if view.front.empty:
         raise SecateurError(
             f"expected candidates with {' and '.join(view.objectives)} to plot, got none in {view.folder}"
         )
+
+
+def _drawn(view: Overview, kind: str, suffix: str) -> bytes:
+    _check(view)
     from matplotlib import rc_context
     from matplotlib.figure import Figure  # without pyplot, which would look for a screen
 
     # Without these two, names in the file are random and its date is now.
     with rc_context({"svg.hashsalt": "secateur", "font.size": 9}):
-        figure = Figure(figsize=(7.2, 2.9) if kind == "ratios" else (5.2, 3.6), layout="constrained")
+        figure = Figure(figsize=_size(kind), layout="constrained")
         PLOTS[kind](view, figure.subplots())
         content = io.BytesIO()
         date = {".svg": "Date", ".pdf": "CreationDate"}.get(suffix)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import pandas as pd
 from ..archive.archive import Archive
 from ..archive.database import ArchiveError
 from ..archive.front import front
+from ..archive.run_folder import RunFolder
 
 SHARES = (0.25, 0.5, 0.75, 1.0)
 # Column -> what it holds.
@@ -40,9 +40,7 @@ def open_runs(folders: Sequence[str | Path]) -> list[Archive]:
     """
     found: list[Archive] = []
     for folder in map(Path, folders):
-        seeds = sorted(folder.glob("seed-*/archive.sqlite"), key=lambda path: (len(str(path)), path))
-        inside = [path.parent for path in seeds] if not (folder / "archive.sqlite").is_file() else [folder]
-        found += [Archive(path) for path in inside or [folder]]
+        found += [Archive(run.path) for run in RunFolder(folder).runs()]
     return found
 
 
@@ -53,7 +51,7 @@ def compare(runs: Sequence[Archive]) -> pd.DataFrame:
         ArchiveError: When runs were measured on different calibrations or minimise different things.
     """
     runs = list({run.folder.resolve(): run for run in runs}.values())
-    settings = {run.folder: _settings(run) for run in runs}
+    settings = {run.folder: RunFolder(run.folder).settings() for run in runs}
     for name in ("calibration", "objectives", "sparsity", "pattern"):
         # A calibration is what was measured, wherever its folder is.
         found = {str(run.fact(name, settings[run.folder].get(name))): run.folder for run in runs}
@@ -150,19 +148,9 @@ def incumbents(rows: pd.DataFrame, objective: str, shares: Sequence[float] = SHA
     return found
 
 
-def _settings(run: Archive) -> dict[str, Any]:
-    path = run.folder / "run.toml"
-    return dict(tomllib.loads(path.read_text())["search"]) if path.is_file() else {}
-
-
 def _names(groups: dict[str, list[Archive]]) -> dict[str, str]:
     """Return a name of each group: its folder's, or of seeds their parent's."""
-    folders = {
-        text: found[0].folder.absolute().parent
-        if found[0].folder.name.startswith("seed-")
-        else found[0].folder.absolute()
-        for text, found in groups.items()
-    }
+    folders = {text: RunFolder(found[0].folder).of_several for text, found in groups.items()}
     is_clear = len({folder.name for folder in folders.values()}) == len(folders)
     return {text: folder.name if is_clear else str(folder) for text, folder in folders.items()}
 

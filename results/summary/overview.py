@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import tomllib
 from array import array
 from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +17,7 @@ from ...metrics_dsl.parser import parse
 from ...search.core.candidate import STAGES, Layer
 from ..archive.archive import Archive
 from ..archive.front import DECIDED, front, hypervolume, non_dominated
+from ..archive.run_folder import RunFolder
 
 UNITS = ("candidates", "tokens", "seconds")  # in which a budget is given and a search's cost is counted
 _METRIC_SPACES = ("tree", "meta")
@@ -42,7 +41,7 @@ class Overview:
         self.objectives: list[str] = self.rows.attrs.get("objectives", ["kl", "size"])
         self.front = front(self.rows, self.objectives)
         self.holdout = archive.holdout_parts()
-        self.settings = _settings(archive.folder)
+        self.settings = RunFolder(archive.folder).settings()
         self.baselines = self.rows[self.rows["baseline"].notna()]
         is_decided = self.rows["status"].isin(DECIDED)
         self.decided = self.rows[is_decided & np.isfinite(self.rows[self.objectives]).all(axis=1)]
@@ -179,11 +178,6 @@ class Overview:
     def failures(self) -> pd.Series:
         """Return the reasons why candidates failed, with counts, the most frequent first."""
         return self.rows["failure"].dropna().value_counts()
-
-
-def _settings(folder: Path) -> dict[str, Any]:
-    path = folder / "run.toml"
-    return dict(tomllib.loads(path.read_text()).get("search", {})) if path.is_file() else {}
 
 
 def _words(expression: Expression) -> set[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -85,6 +86,18 @@ def report(archive: Archive, objectives: Sequence[str] | str | None = None) -> s
         "",
         verdict(rows, best, archive.holdout_parts()),
     ])  # fmt: skip
+
+
+def report_html(archive: Archive) -> str:
+    """Return the front and the verdict as HTML, for notebooks."""
+    best, rows = archive.front(), archive.frame()
+    shown = {name: heading for name, (heading, _) in columns_for(best.attrs["objectives"]).items()}
+    front = best[[name for name in ("key", *shown) if name in best and best[name].notna().any()]]
+    table_of_front = front.rename(columns=shown).to_html(index=False, border=0, na_rep="-")
+    sentence = html.escape(verdict(rows, best, archive.holdout_parts()))
+    return (
+        f"<p>{html.escape(str(archive.folder))}: {len(rows)} candidates</p>{table_of_front}<p>{sentence}</p>"
+    )
 
 
 def _with_ratios(rows: pd.DataFrame) -> pd.DataFrame:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -12,24 +13,35 @@ from ...search.core.budget import Budget
 from ...search.core.candidate import Stage, Trial
 from ..archive.archive import Archive
 
+SILENCE = 30.0  # seconds without a line, off a terminal
+
 
 class Progress:
     """Says how far a run is and how good its best candidate.
 
+    Off a terminal a line with the time appears at least every half minute, whatever takes long.
+
     Args:
         line: Prints a line.
+        silence: Seconds after which a line appears off a terminal.
     """
 
-    def __init__(self, line: Callable[[str], None]) -> None:
+    def __init__(self, line: Callable[[str], None], silence: float = SILENCE) -> None:
         self._line = line
+        self._silence = silence
         self._text = ""
+        self._now = "starting"
         self._status: Any = None
+        self._told = time.monotonic()
+        self._ended = threading.Event()
         self.begin(Budget(1))
         if sys.stderr.isatty():
             from rich.console import Console
 
             self._status = Console(stderr=True).status("starting")
             self._status.start()
+        else:
+            threading.Thread(target=self._keep_telling, name="progress", daemon=True).start()
 
     def begin(self, budget: Budget) -> None:
         """Begin to count for a run of some budget."""
@@ -40,18 +52,28 @@ class Progress:
         self._known = 0
         self._counts: Counter[str] = Counter()
 
-    def line(self, text: str) -> None:
+    def report(self, text: str) -> None:
         """Show a step of the run."""
+        self._now = text
         if self._status is None:
+            self._told = time.monotonic()
             self._line(text)
         else:
             self._status.update(text)
 
+    def _keep_telling(self) -> None:
+        """Print where the run is, with the time, whenever nothing has been printed for a while."""
+        while not self._ended.wait(max(0.01, self._told + self._silence - time.monotonic())):
+            if time.monotonic() - self._told >= self._silence:
+                self._told = time.monotonic()
+                self._line(f"{time.strftime('%H:%M:%S')}  {self._now}")
+
     def step(self, stage: Stage, done: int, total: int) -> None:
         """Show how far a batch is, on a terminal; called for what is measured, not for what is replayed."""
         self._is_replay = False
+        self._now = f"{self._text}  [{stage} {done}/{total}]".strip()
         if self._status is not None:
-            self._status.update(f"{self._text}  [{stage} {done}/{total}]".strip())
+            self._status.update(self._now)
 
     def batch(self, archive: Archive, trials: Sequence[Trial]) -> None:
         """Show the state of the run after a batch."""
@@ -73,7 +95,7 @@ class Progress:
             f"failed {self._counts['failed']}"
         )
         if not self._is_replay:  # what an earlier session measured was told then
-            self.line(self._text)
+            self.report(self._text)
 
     def _amount(self, done: int) -> str:
         budget = self._budget
@@ -83,6 +105,7 @@ class Progress:
 
     def stop(self) -> None:
         """Leave the terminal as it was."""
+        self._ended.set()
         if self._status is not None:
             self._status.stop()
             if self._text:

@@ -14,9 +14,11 @@ from typing import Any, Literal
 
 import pandas as pd
 
+from ...metrics_dsl.errors import SecateurError
 from ...search.core.budget import Budget
 from ..archive.archive import Archive
-from ..archive.database import ArchiveError, BeginningError, missing
+from ..archive.database import ArchiveError, BeginningError
+from ..archive.run_folder import RunFolder
 from ..summary.overview import Overview
 
 RECENT = 300.0  # seconds that count as the last minutes
@@ -94,7 +96,7 @@ class Watch:
             ArchiveError: When the folder holds no run any more, or one that this release cannot read.
         """
         seeds = self._seeds()
-        begun = [path for path in seeds if (path / "archive.sqlite").is_file()]
+        begun = [path for path in seeds if RunFolder(path).has_archive]
         folder = max(begun, key=lambda path: _written(path) or 0.0, default=seeds[0])
         of_seeds = f"seed {seeds.index(folder) + 1} of {len(seeds)}" if folder != self.folder else ""
         try:
@@ -126,12 +128,7 @@ class Watch:
         )
 
     def _seeds(self) -> list[Path]:
-        if (self.folder / "run.toml").is_file() or (self.folder / "archive.sqlite").is_file():
-            return [self.folder]
-        seeds = sorted(self.folder.glob("seed-*/run.toml"), key=lambda path: (len(str(path)), path))
-        if not seeds:
-            raise missing(self.folder)
-        return [path.parent for path in seeds]
+        return [run.path for run in RunFolder(self.folder).runs()]
 
     def _remember(self, folder: Path, counts: pd.Series) -> tuple[pd.Series, float]:
         """Keep counts; return those of the beginning of the last minutes, and how long ago that was."""
@@ -161,9 +158,42 @@ def budget_of(overview: Overview) -> tuple[Budget | None, float]:
     return budget, float(costs.iloc[-1]) if len(costs) else 0.0
 
 
+def standing(folder: str | Path, seconds: float, *, is_over: bool) -> dict[str, Any]:
+    """Return how far a run is, in a few words.
+
+    Args:
+        folder: The run folder, which need not be there or be seen from here.
+        seconds: How long it has run.
+        is_over: Whether it goes on no more.
+
+    Returns:
+        ``progress`` (spent of the budget), ``best`` (least value of the first objective) and ``left``
+        (seconds that it will still take at its pace); None for what is not known.
+    """
+    nothing = {"progress": None, "best": None, "left": None}
+    try:
+        overview = Watch(folder).look().overview
+    except (SecateurError, OSError, sqlite3.Error):
+        return nothing
+    if overview is None:
+        return nothing
+    budget, spent = budget_of(overview)
+    first = overview.objectives[0]
+    of_budget = f"/{budget.amount:.0f} {budget.unit}" if budget else " candidates"
+    least = overview.decided[first].min()
+    is_measured = least == least  # not NaN
+    left = seconds * (budget.amount - spent) / spent if budget and spent and not is_over else None
+    return {
+        "progress": f"{spent:.0f}{of_budget}",
+        "best": f"{first} {least:.4g}" if is_measured else None,
+        "left": None if left is None else max(left, 0.0),
+    }
+
+
 def _written(folder: Path) -> float | None:
     """Return when the archive was last written, as the file system has it."""
-    paths = [folder / "archive.sqlite", folder / "archive.sqlite-wal"]
+    file = RunFolder(folder).archive_file
+    paths = [file, file.with_name(f"{file.name}-wal")]
     try:  # a reader makes an empty second file
         return max(s.st_mtime for p in paths if p.is_file() and (s := p.stat()).st_size)
     except (ValueError, OSError):

@@ -45,6 +45,16 @@ class Budget:
             return cls(number * {"s": 1, "min": 60, "h": 3600}[found[3]], "seconds")
         return cls(number)
 
+    def __str__(self) -> str:
+        """Return the text that ``parse`` reads back, such as ``400``, ``50000tokens`` or ``1800s``."""
+        amount = str(int(self.amount)) if self.amount == int(self.amount) else repr(self.amount)
+        return amount + {"candidates": "", "tokens": "tokens", "seconds": "s"}[self.unit]
+
+    @property
+    def in_words(self) -> str:
+        """The amount with its unit, for people."""
+        return f"{self.amount:,.0f} {self.unit}"
+
     def cost(self, trials: Sequence[Trial]) -> float:
         """Return what trials have used up, in the budget's unit."""
         counted = [trial.measurement for trial in trials if not trial.alias_of]

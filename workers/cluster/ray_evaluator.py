@@ -7,8 +7,6 @@ figures are those of a local search: the same computation runs, whoever runs it.
 
 from __future__ import annotations
 
-import os
-import secrets
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -29,24 +27,6 @@ if TYPE_CHECKING:
 
 _SETUP = 1800.0  # seconds within which a model is loaded
 _TOGETHER: dict[Stage, int] = {"screen": 8, "layer": 2, "model": 1, "sensitivity": 1}  # candidates a call
-
-
-def _set_environment(address: str) -> None:
-    """Set what Ray reads when it is imported; what the user has set stays.
-
-    A cluster that is started here listens on the loopback address alone, and to nobody without a token.
-    """
-    wanted = {
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
-        "RAY_BACKEND_LOG_LEVEL": "fatal",  # what its C++ parts say in passing: we say what went wrong
-    }
-    if address == "local":
-        wanted["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
-        if "RAY_AUTH_MODE" not in os.environ:
-            wanted |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    for name, value in wanted.items():
-        os.environ.setdefault(name, value)
 
 
 class RayEvaluator:
@@ -71,7 +51,7 @@ class RayEvaluator:
         note: Callable[[str], None] = lambda _text: None,
     ) -> None:
         blocks = split_blocks(calibration.layers, cluster.shards)
-        _set_environment(cluster.address)
+        cluster.set_environment()
         from .actor_team import ModelTeam
         from .connection import accelerators, check_nodes, choose_workers, connected
         from .dispatch import Dispatcher

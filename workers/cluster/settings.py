@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 import re
+import secrets
 from dataclasses import dataclass
 
 from ...metrics_dsl.errors import SecateurError
@@ -48,3 +50,20 @@ class Cluster:
             raise SecateurError(f"expected a finite number of GPUs of 0 or more a worker, got {self.gpus:g}")
         if not self.timeout > 0:
             raise SecateurError(f"expected a time-out above 0 seconds, got {self.timeout}")
+
+    def set_environment(self) -> None:
+        """Set what Ray reads when it is imported; what the user has set stays.
+
+        A cluster that is started here listens on the loopback address alone, and to nobody without a token.
+        """
+        wanted = {
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+            "RAY_BACKEND_LOG_LEVEL": "fatal",  # what its C++ parts say in passing: we say what went wrong
+        }
+        if self.address == "local":
+            wanted["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+            if "RAY_AUTH_MODE" not in os.environ:
+                wanted |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        for name, value in wanted.items():
+            os.environ.setdefault(name, value)

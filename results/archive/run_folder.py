@@ -1,0 +1,110 @@
+"""Run folders: whether a folder is a run or holds runs of several seeds, and where their files are."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from .database import ArchiveError, BeginningError
+
+SETTINGS = "run.toml"
+ARCHIVE = "archive.sqlite"
+_SEEDS = "seed-*"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A folder that is a run, holds the runs of several seeds, or neither.
+
+    Args:
+        path: The folder, which need not exist.
+    """
+
+    path: Path
+
+    @property
+    def settings_file(self) -> Path:
+        """The TOML file with the run's settings, which is written before anything is measured."""
+        return self.path / SETTINGS
+
+    @property
+    def archive_file(self) -> Path:
+        """The SQLite file with everything the run has measured."""
+        return self.path / ARCHIVE
+
+    @property
+    def is_run(self) -> bool:
+        """Whether it holds a run's settings or archive."""
+        return self.settings_file.is_file() or self.archive_file.is_file()
+
+    @property
+    def has_archive(self) -> bool:
+        """Whether there is anything to read."""
+        return self.archive_file.is_file()
+
+    @property
+    def seeds(self) -> tuple[RunFolder, ...]:
+        """The runs of several seeds that it holds, in the order of seeds; none where it is a run itself."""
+        if self.is_run:
+            return ()
+        inside = (p for p in self.path.glob(_SEEDS) if RunFolder(p).is_run)
+        return tuple(RunFolder(p) for p in sorted(inside, key=lambda p: (len(p.name), p.name)))
+
+    def of_seed(self, seed: int) -> RunFolder:
+        """Return the folder of one of several seeds, whether it exists or not."""
+        return RunFolder(self.path / _SEEDS.replace("*", str(seed)))
+
+    @property
+    def of_several(self) -> Path:
+        """The folder that is named for the run: that of all seeds, where it is one of several."""
+        whole = self.path.absolute()
+        return whole.parent if whole.name.startswith(_SEEDS.removesuffix("*")) else whole
+
+    def runs(self) -> tuple[RunFolder, ...]:
+        """Return the run that it is, or those of its seeds.
+
+        Raises:
+            ArchiveError: When it holds none.
+        """
+        if not (found := (self,) if self.is_run else self.seeds):
+            raise self.missing()
+        return found
+
+    def settings(self) -> dict[str, Any]:
+        """Return what the run's file of settings says, unchecked; nothing where there is none."""
+        if not self.settings_file.is_file():
+            return {}
+        return dict(tomllib.loads(self.settings_file.read_text(encoding="utf-8"))["search"])
+
+    def missing(self) -> ArchiveError:
+        """Return what is wrong with a folder that holds no archive of its own."""
+        if self.seeds:
+            return ArchiveError(
+                f"expected one run, got {self.path} with runs of {len(self.seeds)} seeds; name one, such as "
+                f"{self.seeds[0].path}, or compare them with `secateur compare {self.path}`"
+            )
+        if self.settings_file.is_file():
+            return self.beginning()
+        return ArchiveError(
+            f"expected a run folder with an archive, got {self.path} without one; runs are made by "
+            "`secateur search`"
+        )
+
+    def beginning(self) -> BeginningError:
+        """Return what is wrong with a run that has written nothing yet."""
+        return BeginningError(f"the run in {self.path} is just beginning; try again in a moment")
+
+
+class HasFolder(Protocol):
+    """What knows its run folder: a run, or its archive."""
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+
+
+def folder_of(run: str | Path | HasFolder) -> Path:
+    """Return the folder of a run that is given as a path, or as an object that knows it."""
+    return Path(run) if isinstance(run, str | Path) else run.folder

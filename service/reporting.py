@@ -1,0 +1,71 @@
+"""Showing runs: reports, pictures, snapshots and comparisons."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..results.archive.archive import Archive
+from ..results.archive.run_folder import HasFolder, folder_of
+
+if TYPE_CHECKING:
+    import pandas
+
+
+def report(run: str | Path | HasFolder, path: str | Path) -> Path:
+    """Write a run's report: one HTML file that opens offline, also while the run goes on.
+
+    Raises:
+        SecateurError: When there is no run, or the path cannot become a file.
+    """
+    from ..results.report.report import write_report
+
+    with Archive(folder_of(run)) as archive:
+        return write_report(archive, path)
+
+
+def plot(run: str | Path | HasFolder, path: str | Path, kind: str = "front") -> Path:
+    """Write one picture of a run, ``front``, ``history`` or ``ratios``, as SVG, PNG or PDF.
+
+    Raises:
+        SecateurError: For an unknown kind or suffix, or when the run has nothing to draw yet.
+    """
+    from ..results.report.plot import write_plot
+
+    with Archive(folder_of(run)) as archive:
+        return write_plot(archive, kind, path)
+
+
+def snapshot(run: str | Path | HasFolder, path: str | Path) -> Path:
+    """Write a run's candidates as one Parquet file, also while it runs.
+
+    Raises:
+        SecateurError: When there is no run, or the path is a folder.
+    """
+    from ..results.archive.snapshot import snapshot as write
+
+    with Archive(folder_of(run)) as archive:
+        return write(archive, path)
+
+
+def compare(runs: Sequence[str | Path | HasFolder]) -> pandas.DataFrame:
+    """Compare runs on one calibration: one row a configuration, the best first.
+
+    A folder of seeds stands for all of its runs. ``attrs["verdicts"]`` has a sentence on each.
+
+    Raises:
+        ArchiveError: When one is no run, or they were measured on different calibrations or minimise
+            different things.
+    """
+    from ..results.summary.compare import compare as rows_of
+    from ..results.summary.compare import open_runs, verdicts
+
+    opened = open_runs([folder_of(run) for run in runs])
+    try:
+        found = rows_of(opened)
+    finally:
+        for archive in opened:
+            archive.close()
+    found.attrs["verdicts"] = verdicts(found)
+    return found

@@ -1,0 +1,161 @@
+"""Claiming a run folder: that it is this very run's, its saved settings, and what a run notes of itself."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Callable
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from ..results.archive.archive import Archive
+from ..results.archive.database import ArchiveError
+from ..results.archive.run_folder import RunFolder
+from ..search.settings import SearchSettings
+from ..search.toml import SettingsError
+from ..workers.calibrate.folder import Calibration
+
+# What may change when a run is continued: how long it goes on, and where things are.
+CONTINUED = ("budget", "calibration", "model")
+
+
+def check_folder(settings: SearchSettings, run: RunFolder) -> None:
+    """Refuse a folder that holds something else than this very run, or that is being written.
+
+    Raises:
+        SettingsError: For another run, other files, or a folder that cannot be written.
+        ArchiveError: When another process is writing it.
+    """
+    folder = run.path
+    if run.has_archive:
+        Archive(folder, write=True).close()
+    if run.settings_file.is_file():
+        mine = settings.model_dump(mode="json")
+        other = SearchSettings.load(run.settings_file).model_dump(mode="json")
+        changed = {n: f"{n} = {other[n]!r} there, {mine[n]!r} here" for n in mine if mine[n] != other[n]}
+        if changed and has_measured(run):
+            how = "".join(f" --{name} {mine[name]}" for name in changed) if {*changed} <= {*CONTINUED} else ""
+            raise SettingsError(
+                f"{folder} holds a run with another configuration ({'; '.join(changed.values())}); choose "
+                f"another --out, or continue that run with `secateur resume {folder}{how}`"
+            )
+    place = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    if not os.access(place, os.W_OK):
+        raise SettingsError(f"expected a folder that can be written for --out, got {folder}")
+    has_others = folder.exists() and any(p.name != "run.partial" for p in folder.iterdir())
+    if has_others and not run.settings_file.is_file():
+        raise SettingsError(f"expected a new or empty run folder, got {folder} with other files in it")
+
+
+def has_measured(run: RunFolder) -> bool:
+    """Whether a folder's archive holds any measurement."""
+    if not run.has_archive:
+        return False
+    with Archive(run.path) as archive:
+        return bool(archive.rows("SELECT 1 FROM measurements LIMIT 1"))
+
+
+def save(settings: SearchSettings, run: RunFolder) -> None:
+    """Write the settings, of a new run before anything else: a folder that has them can be resumed."""
+    path = run.settings_file
+    if path.is_file() and SearchSettings.load(path) == settings:
+        return
+    run.path.mkdir(parents=True, exist_ok=True)
+    if not has_measured(run):  # what a run left that measured nothing, under other settings
+        for file in run.path.glob(f"{run.archive_file.name}*"):
+            file.unlink()
+    partial = path.with_suffix(".partial")
+    partial.write_text(settings.to_toml(), encoding="utf-8")
+    partial.replace(path)
+
+
+def claim(
+    archive: Archive,
+    settings: SearchSettings,
+    calibration: Calibration,
+    accelerator: str,
+    report: Callable[[str], None],
+) -> None:
+    """Bind the archive to settings and calibration.
+
+    Raises:
+        ArchiveError: When it was measured on another calibration, known by its hashes.
+    """
+    facts = {name: calibration.manifest[name] for name in ("parts", "gradients", "layers")}
+    facts["weights"] = calibration.manifest["model"]["weights"]
+    identity = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    if archive.fact("calibration", identity) != identity:
+        raise ArchiveError(
+            f"{archive.folder} was measured on another calibration than {calibration.folder}; its "
+            "figures cannot be continued: give --calibration with the folder that it was measured on, or "
+            "choose another --out"
+        )
+    names = ("secateur", "torch", "transformers", "numpy", "deap", "pymoo", "optuna", "moocore")
+    versions = {name: version(name) for name in names}
+    began = archive.fact("versions", versions)
+    changed = [
+        f"{name} {began[name]}, now {versions[name]}"
+        for name in versions
+        if began.get(name) != versions[name]
+    ]
+    if changed:
+        report(f"the run was begun with other versions and may take another course: {'; '.join(changed)}")
+    archive.note(
+        layers=[asdict(layer) for layer in calibration.layers],
+        card=_card(calibration, accelerator),
+        calibration=identity,
+        objectives=list(settings.objectives),
+        pattern=settings.pattern,
+        versions=began,
+        has_ended=False,
+    )
+
+
+def continued(run: RunFolder, **changes: Any) -> SearchSettings:
+    """Return the settings of a run with what is changed of ``CONTINUED``; what is None stays.
+
+    Raises:
+        SettingsError: For a change that cannot be made, such as a budget of another unit.
+        ArchiveError: When the folder holds no settings.
+    """
+    if not run.settings_file.is_file():
+        raise ArchiveError(
+            f"expected a run folder, got {run.path} without {run.settings_file.name}; see `secateur search`"
+        )
+    there = SearchSettings.load(run.settings_file)
+    chosen = {name: value for name, value in changes.items() if value is not None}
+    return SearchSettings.read({**there.model_dump(), **chosen}) if chosen else there
+
+
+def find_calibration(settings: SearchSettings, run: Path) -> Calibration:
+    """Return the calibration of a run, or say which option names the place it was moved to.
+
+    Raises:
+        CalibrationError: When it is not a calibration folder.
+        SettingsError: When it is not where the run has it.
+    """
+    if not settings.calibration.exists():
+        raise SettingsError(
+            f"expected the calibration of {run} in {settings.calibration}, which does not exist; if it was "
+            "moved, give its place with --calibration DIR"
+        )
+    return Calibration(settings.calibration)
+
+
+def _card(calibration: Calibration, accelerator: str) -> dict[str, Any]:
+    """Return what a reader of figures has to know of where they come from."""
+    manifest = calibration.manifest
+    return {
+        "model": manifest["model"]["source"],
+        "weights": manifest["model"]["weights"],
+        "text": manifest["text"],
+        "parts": manifest["parts"],
+        "calibrated_with": manifest["versions"],
+        "python": platform.python_version(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} CPU cores",
+        "accelerator": accelerator,
+    }
