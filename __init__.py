@@ -29,6 +29,7 @@ __version__ = "0.1.0"
 # `import secateur` and `secateur --help` stay fast on a machine where torch takes seconds.
 _HOMES = {
     "ALLOCATIONS": "search.spaces.allocation",
+    "Abilities": "search.searchers.abilities",
     "Archive": "results.archive.archive",
     "ArchiveError": "results.archive.database",
     "Budget": "search.core.budget",
@@ -80,6 +81,7 @@ _HOMES = {
     "SearchPlan": "service.plan_search",
     "SearchSettings": "search.settings",
     "Searcher": "search.core.protocols",
+    "SearcherRow": "search.searchers.table",
     "SecateurError": "metrics_dsl.errors",
     "SettingsError": "search.toml",
     "TextError": "workers.calibrate.text",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import typer
 
 from ..metrics_dsl.errors import SecateurError
+from ..search.core import defaults
 from .sections import CLUSTER, HOW, MACHINE, SEARCHED, USUAL, Grouped, Sectioned
 
 if TYPE_CHECKING:
@@ -40,7 +41,8 @@ DTYPE = typer.Option(help="float32 or bfloat16.", rich_help_panel=MACHINE)
 THREADS = typer.Option(help="CPU threads; 0 uses all cores.", rich_help_panel=MACHINE)
 CODE = typer.Option(help="Run code that comes with the model.", rich_help_panel=MACHINE)
 SPARSITY = typer.Option(
-    help="Fraction of weights to remove, in [0, 1); 0.5, or what the pattern says.", rich_help_panel=USUAL
+    help=f"Fraction of weights to remove, in [0, 1); {defaults.SPARSITY:g}, or what the pattern says.",
+    rich_help_panel=USUAL,
 )
 PATTERN = typer.Option(help="unstructured or N:M (N removed of M), such as 2:4.", rich_help_panel=SEARCHED)
 GROUP = typer.Option(help="The weights that compete: row or layer.", rich_help_panel=SEARCHED)

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from ..search.core import defaults
 from .options import DTYPE, JSON, SEQUENCE_LENGTH, THREADS, TOKENS, command, next_step, print_json
 from .sections import HOW, MACHINE, PREPARE, USUAL
 
@@ -30,20 +31,22 @@ def plan(
             help="Memory of each, such as 40GiB; what its kind has if left out.", rich_help_panel=MACHINE
         ),
     ] = None,
-    budget: Annotated[int, typer.Option(help="Candidates of the search.", rich_help_panel=USUAL)] = 200,
-    tokens: Annotated[int, TOKENS] = 8192,
+    budget: Annotated[
+        int, typer.Option(help="Candidates of the search.", rich_help_panel=USUAL)
+    ] = defaults.BUDGET,
+    tokens: Annotated[int, TOKENS] = defaults.TOKENS,
     selection_tokens: Annotated[
         int, typer.Option(help="Tokens that candidates are measured on.", rich_help_panel=USUAL)
-    ] = 2048,
+    ] = defaults.SELECTION_TOKENS,
     holdout_tokens: Annotated[
         int, typer.Option(help="Tokens for final figures only.", rich_help_panel=USUAL)
-    ] = 4096,
-    sequence_length: Annotated[int, SEQUENCE_LENGTH] = 512,
+    ] = defaults.HOLDOUT_TOKENS,
+    sequence_length: Annotated[int, SEQUENCE_LENGTH] = defaults.SEQUENCE_LENGTH,
     gradients: Annotated[
         bool, typer.Option(help="Compute the leaf G (a backward pass).", rich_help_panel=HOW)
     ] = True,
     dtype: Annotated[str, DTYPE] = "float32",
-    threads: Annotated[int, THREADS] = 0,
+    threads: Annotated[int, THREADS] = defaults.THREADS,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Say what a search would need of memory and time, from the model's configuration alone."""

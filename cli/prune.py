@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..search.core import defaults
 from .options import (
     CODE,
     CONFIG,
@@ -42,7 +43,8 @@ def prune(
     sparsity: Annotated[
         float | None,
         typer.Option(
-            help="Fraction of weights to remove, in [0, 1, rich_help_panel=USUAL); 0.5 if nothing says it."
+            help=f"Fraction of weights to remove, in [0, 1); {defaults.SPARSITY:g} if nothing says it.",
+            rich_help_panel=USUAL,
         ),
     ] = None,
     ratios: Annotated[
@@ -62,8 +64,8 @@ def prune(
         str | None, typer.Option(help="N:M (N removed of M), such as 2:4.", rich_help_panel=SEARCHED)
     ] = None,
     text: Annotated[str, TEXT] = "self",
-    tokens: Annotated[int, TOKENS] = 8192,
-    sequence_length: Annotated[int, SEQUENCE_LENGTH] = 512,
+    tokens: Annotated[int, TOKENS] = defaults.TOKENS,
+    sequence_length: Annotated[int, SEQUENCE_LENGTH] = defaults.SEQUENCE_LENGTH,
     statistics: Annotated[
         str,
         typer.Option(
@@ -77,7 +79,7 @@ def prune(
             rich_help_panel=USUAL,
         ),
     ] = "none",
-    seed: Annotated[int, SEED] = 0,
+    seed: Annotated[int, SEED] = defaults.SEED,
     dtype: Annotated[
         str | None,
         typer.Option(
@@ -142,7 +144,7 @@ def evaluate(
             rich_help_panel=USUAL,
         ),
     ] = None,
-    window: Annotated[int, typer.Option(help="Tokens per window.", rich_help_panel=USUAL)] = 1024,
+    window: Annotated[int, typer.Option(help="Tokens per window.", rich_help_panel=USUAL)] = defaults.WINDOW,
     windows: Annotated[
         int, typer.Option(help="Windows from the text's beginning; 0 for all.", rich_help_panel=USUAL)
     ] = 0,

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..search.core import defaults
+from ..search.searchers.table import AUTO, batches_help, searchers_help
 from .options import (
     CODE,
     CONFIG,
@@ -56,15 +58,15 @@ def calibrate(
         ),
     ],
     text: Annotated[str, TEXT] = "self",
-    tokens: Annotated[int, TOKENS] = 8192,
+    tokens: Annotated[int, TOKENS] = defaults.TOKENS,
     selection_tokens: Annotated[
         int, typer.Option(help="Tokens that candidates are measured on.", rich_help_panel=USUAL)
-    ] = 2048,
+    ] = defaults.SELECTION_TOKENS,
     holdout_tokens: Annotated[
         int, typer.Option(help="Tokens for final figures only.", rich_help_panel=USUAL)
-    ] = 4096,
-    sequence_length: Annotated[int, SEQUENCE_LENGTH] = 512,
-    seed: Annotated[int, SEED] = 0,
+    ] = defaults.HOLDOUT_TOKENS,
+    sequence_length: Annotated[int, SEQUENCE_LENGTH] = defaults.SEQUENCE_LENGTH,
+    seed: Annotated[int, SEED] = defaults.SEED,
     gradients: Annotated[
         bool, typer.Option(help="Compute the leaf G (a backward pass).", rich_help_panel=HOW)
     ] = True,
@@ -122,7 +124,7 @@ def measure(
     model: Annotated[str | None, MODEL] = None,
     device: Annotated[str, DEVICE] = "auto",
     dtype: Annotated[str, DTYPE] = "float32",
-    threads: Annotated[int, THREADS] = 0,
+    threads: Annotated[int, THREADS] = defaults.THREADS,
     config: Annotated[Path | None, CONFIG] = None,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
@@ -164,10 +166,7 @@ def search(
             rich_help_panel=USUAL,
         ),
     ] = "tree",
-    searcher: Annotated[
-        str,
-        typer.Option(help="gp, descent, nsga3, tpe, evolution, cma, random or grid.", rich_help_panel=USUAL),
-    ] = "gp",
+    searcher: Annotated[str, typer.Option(help=searchers_help(), rich_help_panel=USUAL)] = AUTO,
     objectives: Annotated[
         str | None,
         typer.Option(help="What to minimise, such as kl,size; chosen if left out.", rich_help_panel=USUAL),
@@ -178,7 +177,7 @@ def search(
             help="Candidates (400), tokens (2Mtokens) or seconds of measuring (1800s).",
             rich_help_panel=USUAL,
         ),
-    ] = "200",
+    ] = str(defaults.BUDGET),
     metric: Annotated[
         str | None,
         typer.Option(
@@ -194,22 +193,19 @@ def search(
     ] = None,
     pattern: Annotated[str, PATTERN] = "unstructured",
     group: Annotated[str, GROUP] = "row",
-    max_size: Annotated[int, typer.Option(help="Most nodes of a metric.", rich_help_panel=SEARCHED)] = 20,
-    seed: Annotated[int, typer.Option(help="Seed of the searcher.", rich_help_panel=HOW)] = 0,
+    max_size: Annotated[
+        int, typer.Option(help="Most nodes of a metric.", rich_help_panel=SEARCHED)
+    ] = defaults.MAX_SIZE,
+    seed: Annotated[int, typer.Option(help="Seed of the searcher.", rich_help_panel=HOW)] = defaults.SEED,
     seeds: Annotated[
         int,
         typer.Option(help="Runs with seeds from --seed on, in folders of their own.", rich_help_panel=HOW),
     ] = 1,
-    batch: Annotated[
-        int | None,
-        typer.Option(
-            help="Candidates asked for at a time; 16, or 4 for descent, if left out.", rich_help_panel=HOW
-        ),
-    ] = None,
+    batch: Annotated[int | None, typer.Option(help=batches_help(), rich_help_panel=HOW)] = None,
     promote: Annotated[
         float,
         typer.Option(help="Share of a batch that passes the screen, and each rung.", rich_help_panel=HOW),
-    ] = 0.25,
+    ] = defaults.PROMOTE,
     rungs: Annotated[
         str | None,
         typer.Option(
@@ -243,13 +239,13 @@ def search(
     model: Annotated[str | None, MODEL] = None,
     device: Annotated[str, DEVICE] = "auto",
     dtype: Annotated[str, DTYPE] = "float32",
-    threads: Annotated[int, THREADS] = 0,
+    threads: Annotated[int, THREADS] = defaults.THREADS,
     ray: Annotated[str | None, RAY] = None,
     workers: Annotated[str, WORKERS] = "auto",
-    shards: Annotated[int, SHARDS] = 1,
+    shards: Annotated[int, SHARDS] = defaults.SHARDS,
     gpus_per_worker: Annotated[float | None, GPUS_PER_WORKER] = None,
-    cpus_per_worker: Annotated[float, CPUS_PER_WORKER] = 1.0,
-    timeout: Annotated[float, TIMEOUT] = 1800.0,
+    cpus_per_worker: Annotated[float, CPUS_PER_WORKER] = defaults.CPUS_PER_WORKER,
+    timeout: Annotated[float, TIMEOUT] = defaults.TIMEOUT,
     config: Annotated[Path | None, CONFIG] = None,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
@@ -293,10 +289,10 @@ def resume(
     model: Annotated[str | None, MODEL] = None,
     ray: Annotated[str | None, RAY] = None,
     workers: Annotated[str, WORKERS] = "auto",
-    shards: Annotated[int, SHARDS] = 1,
+    shards: Annotated[int, SHARDS] = defaults.SHARDS,
     gpus_per_worker: Annotated[float | None, GPUS_PER_WORKER] = None,
-    cpus_per_worker: Annotated[float, CPUS_PER_WORKER] = 1.0,
-    timeout: Annotated[float, TIMEOUT] = 1800.0,
+    cpus_per_worker: Annotated[float, CPUS_PER_WORKER] = defaults.CPUS_PER_WORKER,
+    timeout: Annotated[float, TIMEOUT] = defaults.TIMEOUT,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Continue a run that was interrupted, or one that has ended with a larger budget."""
@@ -336,9 +332,8 @@ def _follow(
             note("interrupted before anything was measured")
             raise typer.Exit(130) from None
         how = "resume all seeds" if folder.seeds else "continue with"
-        note(
-            f"interrupted; what was measured is kept, {how}: secateur {shlex.join(('resume', str(out), *where))}"
-        )
+        words = shlex.join(("resume", str(out), *where))
+        note(f"interrupted; what was measured is kept, {how}: secateur {words}")
         raise typer.Exit(130) from None
     finally:
         progress.stop()

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..metrics_dsl.errors import SecateurError
 from ..metrics_dsl.published import read_metric
+from ..search.core import defaults
 from ..search.core.candidate import STAGES, Candidate
 from ..search.core.objectives import look_up
 from ..search.settings import SearchSettings
@@ -57,7 +58,7 @@ def measure(
     model: str | None = None,
     device: str = "auto",
     dtype: str = "float32",
-    threads: int = 0,
+    threads: int = defaults.THREADS,
 ) -> dict[str, Any]:
     """Measure one metric and return what was found, by name.
 

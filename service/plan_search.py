@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..metrics_dsl.errors import SecateurError
+from ..search.core import defaults
 from ..workers.calibrate.calibration import CalibrationRequest
 from ..workers.model.load import accelerator, choose_device, choose_dtype
 from ..workers.plan.model_sizes import Outline, outline
@@ -117,14 +118,14 @@ def plan(
     gpus: int = 1,
     gpu: str = "h100",
     gpu_memory: str | None = None,
-    budget: int = 200,
-    tokens: int = 8192,
-    selection_tokens: int = 2048,
-    holdout_tokens: int = 4096,
-    sequence_length: int = 512,
+    budget: int = defaults.BUDGET,
+    tokens: int = defaults.TOKENS,
+    selection_tokens: int = defaults.SELECTION_TOKENS,
+    holdout_tokens: int = defaults.HOLDOUT_TOKENS,
+    sequence_length: int = defaults.SEQUENCE_LENGTH,
     gradients: bool = True,
     dtype: str = "float32",
-    threads: int = 0,
+    threads: int = defaults.THREADS,
 ) -> SearchPlan:
     """Say what a search would need of memory and time, from the model's configuration alone.
 
