@@ -83,8 +83,7 @@ def search_all(
     try:
         rules = build_problem(settings, evaluator)
         cost = BaselineCost(evaluator, parts["selection"], rungs, sensitivity)
-        if not any(map(has_measured, folders)):
-            listener.report(cost.check(settings, rules[1]))
+        opening = "" if any(map(has_measured, folders)) else cost.check(settings, rules[1])
         for folder, own in folders.items():  # all at first: what is interrupted is resumed with all its seeds
             if not has_measured(folder):
                 save(own, folder)
@@ -97,8 +96,8 @@ def search_all(
                 listener.report(
                     f"searching on {calibration.folder}: {len(evaluator.layers)} layers, {weights:,} weights"
                 )
-                if own.chosen:
-                    listener.report(own.chosen)
+                for sentence in filter(None, (own.chosen, opening)):
+                    listener.report(sentence)
                 # A release may choose other numbers of tokens: a run goes on with those it began with.
                 race = archive.fact("race", (list(rungs), sensitivity))
                 archive.note(race=race)

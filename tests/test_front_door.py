@@ -131,24 +131,24 @@ class TestARun:
 
 class TestGoingOn:
     @pytest.mark.parametrize(
-        "settings",
+        ("budgets", "settings"),
         [
-            {"searcher": "gp", "objectives": "kl,size"},
-            {"searcher": "tpe", "space": "curve", "objectives": "kl"},
-            {"searcher": "descent", "space": "layer", "objectives": "kl", "batch": 4},
+            ((40, 80), {"searcher": "gp", "objectives": "kl,size"}),
+            ((62, 90), {"searcher": "tpe", "space": "curve", "objectives": "kl"}),
+            ((62, 90), {"searcher": "descent", "space": "layer", "objectives": "kl", "batch": 4}),
         ],
-        ids=lambda s: s["searcher"],
+        ids=["gp", "tpe", "descent"],
     )
     def test_a_finished_run_with_a_larger_budget_is_the_run_of_that_budget(
-        self, tiny_calibration, tmp_path, settings
+        self, tiny_calibration, tmp_path, budgets, settings
     ):
         # The first budget ends in the middle of a batch, which the larger one tells again, whole.
-        short = search(tiny_calibration, tmp_path / "run", budget=40, **settings)
+        short = search(tiny_calibration, tmp_path / "run", budget=budgets[0], **settings)
         first = short.frame()["key"].tolist()
-        longer = short.resume(budget=80)
-        whole = search(tiny_calibration, tmp_path / "whole", budget=80, **settings)
+        longer = short.resume(budget=budgets[1])
+        whole = search(tiny_calibration, tmp_path / "whole", budget=budgets[1], **settings)
         assert facts(longer.folder) == facts(whole.folder)
-        whole_batches = len(first) - len(first) % 2 - 8
+        whole_batches = len(first) - 8
         assert longer.frame()["key"].tolist()[:whole_batches] == first[:whole_batches]
         assert longer.settings == whole.settings
         assert len(longer.frame()) > len(first)

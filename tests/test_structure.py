@@ -60,7 +60,7 @@ HOMES = {
     },
     "transformers": {"workers/model/load.py"},
     "moocore": {"results/archive/front.py", "results/summary/compare.py", "search/core/selection.py"},
-    "matplotlib": {"results/report/plot.py"},
+    "matplotlib": {"results/report/plot.py", "service/run.py"},
     "pymoo": {"search/searchers/nsga3.py"},
     "optuna": {"search/searchers/tpe.py", "results/export/optuna_study.py"},
     "ray": {
