@@ -115,9 +115,10 @@ def import_file(
     from ..results.export.candidate_json import to_json, write_json
     from ..results.export.candidate_record import CandidateRecord, ExportError
     from ..results.export.evopress import read_levels, to_ratios
-    from ..results.export.exporters import new_place
+    from ..results.export.exporters import EXPORT
     from ..results.export.pruner_zero import read_pruner_zero
     from ..search.core.candidate import Candidate, uniform
+    from ..search.core.files import whole
     from ..search.spaces.ratios import sizes, to_columns
 
     if not file.exists():
@@ -153,7 +154,7 @@ def import_file(
             ratios = to_columns(ratios, layers_there, float(weights @ ratios / weights.sum()))
         candidate = Candidate(chosen, ratios, group)
     record = CandidateRecord(candidate, layers_there, provenance={"imported_from": file.name})
-    with new_place(out) as path:
+    with whole(out, EXPORT) as path:
         write_json(record, path)
     if as_json:
         print_json(to_json(record))

@@ -14,9 +14,12 @@ from typing import Any
 
 from ..results.archive.archive import Archive
 from ..results.archive.database import ArchiveError
+from ..search.core.files import Output, is_partial, whole
 from ..search.settings import SearchSettings
 from ..search.toml import SettingsError
 from ..workers.calibrate.folder import Calibration
+
+_SETTINGS = Output("a place for a run's settings", replaces=lambda head: b"[search]" in head)
 
 
 def check_folder(settings: SearchSettings, folder: Path) -> None:
@@ -41,7 +44,7 @@ def check_folder(settings: SearchSettings, folder: Path) -> None:
     place = next(p for p in (folder, *folder.absolute().parents) if p.exists())
     if not os.access(place, os.W_OK):
         raise SettingsError(f"expected a folder that can be written for --out, got {folder}")
-    if not path.is_file() and folder.exists() and any(p.name != "run.partial" for p in folder.iterdir()):
+    if not path.is_file() and folder.exists() and not all(map(is_partial, folder.iterdir())):
         raise SettingsError(f"expected a new or empty run folder, got {folder} with other files in it")
 
 
@@ -107,9 +110,7 @@ def save(settings: SearchSettings, folder: Path) -> None:
     """Write the settings before anything else: a folder that has them can be resumed."""
     path = folder / "run.toml"
     if not path.is_file() or SearchSettings.load(path) != settings:  # a run that measured nothing is nobody's
-        folder.mkdir(parents=True, exist_ok=True)
         for file in folder.glob("archive.sqlite*"):
             file.unlink()
-        partial = path.with_suffix(".partial")
-        partial.write_text(settings.to_toml())
-        partial.replace(path)
+        with whole(path, _SETTINGS, folder) as place:
+            place.write_text(settings.to_toml())

@@ -29,11 +29,11 @@ ALLOWED = {
     **{f"workers/{name}": [*CORE, "workers/model", "workers/calibrate", "workers/measure"]
        for name in ("cluster", "prune", "plan")},
     "results": [*CORE],
-    "results/archive": [*CORE, "results/files"],
-    **{f"results/{name}": [*CORE, "results/files", "results/archive"]
+    "results/archive": [*CORE],
+    **{f"results/{name}": [*CORE, "results/archive"]
        for name in ("export", "summary")},
-    "results/terminal": [*CORE, "results/files", "results/archive", "results/summary"],
-    "results/report": [*CORE, "results/files", "results/archive", "results/summary", "results/export"],
+    "results/terminal": [*CORE, "results/archive", "results/summary"],
+    "results/report": [*CORE, "results/archive", "results/summary", "results/export"],
     "service": ["metrics_dsl", "search", "workers", "results"],
     "cli": ["metrics_dsl", "search", "workers", "results", "service"],
 }  # fmt: skip

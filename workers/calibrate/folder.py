@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -90,15 +89,6 @@ def write_manifest(folder: Path, manifest: dict[str, Any], layers: list[Layer], 
     rows = [{**asdict(layer), **asdict(entry)} for layer, entry in zip(layers, entries, strict=True)]
     text = json.dumps({"format": FORMAT, **manifest, "layers": rows}, indent=1)
     (folder / _MANIFEST).write_text(text + "\n")
-
-
-def make_readable(folder: Path) -> None:
-    """Give files the rights of any new file: safetensors makes its own readable by their owner alone."""
-    mask = os.umask(0)
-    os.umask(mask)
-    for path in folder.rglob("*"):
-        if path.is_file():
-            path.chmod(0o666 & ~mask)
 
 
 class Calibration:
