@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ...metrics_dsl.errors import SecateurError
 from ...search.core.candidate import Candidate, Layer, parse_pattern
+from ...search.core.reading import read_toml
 from ..archive.keys import whole_key
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def find(archive: Archive, key: str) -> CandidateRecord:
         "key": key,
         "status": row["status"],
         "published_as": row["baseline"] if isinstance(row["baseline"], str) else None,
-        "settings": tomllib.loads(settings.read_text())["search"] if settings.is_file() else {},
+        "settings": read_toml(settings, "search", ExportError) if settings.is_file() else {},
         "calibration": archive.fact("calibration"),
         "versions": archive.fact("versions", {}),
     }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ...search.core.reading import read_toml
 from ..archive.archive import Archive
 from ..archive.database import ArchiveError
 from ..archive.front import front
@@ -152,7 +152,7 @@ def incumbents(rows: pd.DataFrame, objective: str, shares: Sequence[float] = SHA
 
 def _settings(run: Archive) -> dict[str, Any]:
     path = run.folder / "run.toml"
-    return dict(tomllib.loads(path.read_text())["search"]) if path.is_file() else {}
+    return read_toml(path, "search", ArchiveError) if path.is_file() else {}
 
 
 def _names(groups: dict[str, list[Archive]]) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from array import array
 from collections import Counter
 from collections.abc import Sequence
@@ -17,7 +16,9 @@ from ...metrics_dsl.expression import Expression
 from ...metrics_dsl.operators import LEAVES, OPERATORS
 from ...metrics_dsl.parser import parse
 from ...search.core.candidate import STAGES, Layer
+from ...search.core.reading import read_toml
 from ..archive.archive import Archive
+from ..archive.database import ArchiveError
 from ..archive.front import DECIDED, front, hypervolume, non_dominated
 
 UNITS = ("candidates", "tokens", "seconds")  # in which a budget is given and a search's cost is counted
@@ -183,7 +184,7 @@ class Overview:
 
 def _settings(folder: Path) -> dict[str, Any]:
     path = folder / "run.toml"
-    return dict(tomllib.loads(path.read_text()).get("search", {})) if path.is_file() else {}
+    return read_toml(path, "search", ArchiveError) if path.is_file() else {}
 
 
 def _words(expression: Expression) -> set[str]:

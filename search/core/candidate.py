@@ -13,6 +13,7 @@ from typing import Literal
 from ...metrics_dsl.errors import SecateurError
 from ...metrics_dsl.expression import Expression, check_metric
 from ...metrics_dsl.order import GROUPS, order_form
+from .reading import Given
 
 # The first three decide; "sensitivity" says how a measured candidate would change with its ratios.
 Stage = Literal["screen", "layer", "model", "sensitivity"]
@@ -35,6 +36,21 @@ class Layer:
     kind: str
     rows: int
     columns: int
+
+    @classmethod
+    def read(cls, given: Given) -> Layer:
+        """Return the layer that a file describes, with whatever else it says of it.
+
+        Raises:
+            SecateurError: When something is missing or of another type.
+        """
+        return cls(
+            given.field("name").text(),
+            given.field("block").count(),
+            given.field("kind").text(),
+            given.field("rows").count(1),
+            given.field("columns").count(1),
+        )
 
     @property
     def size(self) -> int:

@@ -44,24 +44,22 @@ class Given:
         """Return the members of an object."""
         if not isinstance(self.value, dict):
             raise self.refused(expected)
-        start = f"{self.place}." if self.place else ""
-        return {n: Given(v, self.source, self.error, f"{start}{n}") for n, v in self.value.items()}
+        return {name: self._part(value, f".{name}") for name, value in self.value.items()}
 
     def entries(self, expected: str = "a list") -> list[Given]:
         """Return the entries of a list."""
         if not isinstance(self.value, list):
             raise self.refused(expected)
-        return [Given(v, self.source, self.error, f"{self.place}[{i}]") for i, v in enumerate(self.value)]
+        return [self._part(value, f"[{i}]") for i, value in enumerate(self.value)]
 
     def field(self, name: str, *default: Any) -> Given:
         """Return a member of an object; where it lacks one, the default if one is given."""
-        members = self.members()
-        if name in members:
-            return members[name]
-        if not default:
+        if not isinstance(self.value, dict):
+            raise self.refused("an object")
+        if name not in self.value and not default:
             where = f" at {self.place}" if self.place else ""
             raise self.error(f"{name!r} is missing{where} in {self.source}")
-        return Given(default[0], self.source, self.error, f"{self.place}.{name}" if self.place else name)
+        return self._part(self.value.get(name, *default), f".{name}")
 
     def text(self, expected: str = "a text") -> str:
         """Return a text."""
@@ -81,6 +79,10 @@ class Given:
             raise self.refused(f"a whole number of at least {least}")
         return self.value
 
+    def ratio(self) -> float:
+        """Return a number in [0, 1)."""
+        return self.number("ratios in [0, 1)", 0, 1)
+
     def number(self, expected: str = "a number", least: float = -math.inf, below: float = math.inf) -> float:
         """Return a finite number within bounds."""
         is_number = isinstance(self.value, int | float) and not isinstance(self.value, bool)
@@ -91,6 +93,9 @@ class Given:
         if not (math.isfinite(found) and least <= found < below):
             raise self.refused(expected)
         return found
+
+    def _part(self, value: Any, step: str) -> Given:
+        return Given(value, self.source, self.error, f"{self.place}{step}".removeprefix("."))
 
 
 def read_text(path: Path, expected: str, error: type[SecateurError] = SecateurError) -> str:
@@ -146,13 +151,13 @@ def read_json(path: Path, expected: str = "a JSON file", error: type[SecateurErr
 def parse_json(text: str, source: str, error: type[SecateurError] = SecateurError) -> Given:
     """Return what a text in JSON holds.
 
-    Strictly: no NaN, no name twice in an object, no half of a character, nothing nested 100 deep.
+    No name stands twice in an object, no text has half of a character, and nothing is nested 100 deep.
 
     Raises:
         SecateurError: As ``error``, when it is no such text.
     """
     try:
-        value = json.loads(text, object_pairs_hook=_object, parse_constant=_no_number)
+        value = json.loads(text, object_pairs_hook=_object)
         if _HALF_CHARACTER.search(text):
             json.dumps(value, ensure_ascii=False).encode()
         _check_depth(value)
@@ -162,7 +167,7 @@ def parse_json(text: str, source: str, error: type[SecateurError] = SecateurErro
         what = "a text has half of a character, which cannot be written"
     except RecursionError:
         what = _TOO_DEEP
-    except ValueError as problem:  # also of a number with thousands of digits
+    except ValueError as problem:  # a name twice, or a number with thousands of digits
         what = str(problem).partition(";")[0]
     else:
         return Given(value, source, error)
@@ -216,10 +221,6 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         ((twice, _),) = Counter(name for name, _ in pairs).most_common(1)
         raise ValueError(f"the name {twice!r} stands twice in one object")
     return found
-
-
-def _no_number(name: str) -> None:
-    raise ValueError(f"{name} is no number in JSON")
 
 
 def _shown(value: Any) -> str:
