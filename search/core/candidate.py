@@ -157,6 +157,24 @@ def parse_pattern(pattern: str) -> tuple[int, int] | None:
     return int(found[1]), int(found[2])
 
 
+def group_size(rows: int, columns: int, group: str) -> int:
+    """Return how many weights of a layer (rows, columns) compete: those of a row, or all of them."""
+    return columns if group == "row" else rows * columns
+
+
+def removed_of(size: int, ratio: float) -> int:
+    """Return how many of the ``size`` weights that compete go: floor(size * ratio), in 64-bit floats."""
+    return int(size * ratio)
+
+
+def count_removed(layer: Layer, ratio: float, group: str, pattern: str = "unstructured") -> int:
+    """Return how many weights of a layer go; a pattern ``N:M`` decides without the ratio."""
+    if counts := parse_pattern(pattern):
+        return layer.rows * (layer.columns // counts[1]) * counts[0]
+    size = group_size(layer.rows, layer.columns, group)
+    return layer.size // size * removed_of(size, ratio)
+
+
 def uniform(metric: Expression, layers: Sequence[Layer], sparsity: float, group: str = "row") -> Candidate:
     """Return the candidate that removes the same fraction of weights from every layer."""
     return Candidate(metric, (float(sparsity),) * len(layers), group)
