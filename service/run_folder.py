@@ -8,13 +8,13 @@ import os
 import platform
 from collections.abc import Callable
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from ..results.archive.archive import Archive
 from ..results.archive.database import ArchiveError
 from ..search.core.files import Output, is_partial, whole
+from ..search.core.versions import library_versions
 from ..search.settings import SearchSettings
 from ..search.toml import SettingsError
 from ..workers.calibrate.folder import Calibration
@@ -71,13 +71,14 @@ def claim(
             f"{archive.folder} was measured on another calibration than {calibration.folder}; its "
             "figures cannot be continued: choose another --out"
         )
-    names = ("secateur", "torch", "transformers", "numpy", "deap", "pymoo", "optuna", "moocore")
-    versions = {name: version(name) for name in names}
+    versions = library_versions(
+        "secateur", "torch", "transformers", "numpy", "deap", "pymoo", "optuna", "moocore"
+    )
     began = archive.fact("versions", versions)
     changed = [
-        f"{name} {began[name]}, now {versions[name]}"
-        for name in versions
-        if began.get(name) != versions[name]
+        f"{name} {began.get(name, 'missing')}, now {versions.get(name, 'missing')}"
+        for name in began | versions
+        if began.get(name) != versions.get(name)
     ]
     if changed:
         line(f"the run was begun with other versions and may take another course: {'; '.join(changed)}")

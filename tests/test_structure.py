@@ -11,6 +11,7 @@ import pytest
 import secateur
 from secateur.metrics_dsl.parser import parse_metric
 from secateur.metrics_dsl.published import PUBLISHED
+from secateur.search.core.versions import library_versions
 from support import ROOT
 
 TOP = ("cli", "metrics_dsl", "results", "search", "service", "workers")
@@ -239,3 +240,9 @@ def test_no_file_has_marks_of_a_merge():
         ["git", "grep", "-lE", "^(<<<<<<<|>>>>>>>) "], cwd=ROOT, capture_output=True, text=True
     )
     assert found.stdout == ""
+
+
+def test_a_library_that_is_not_installed_has_no_version():
+    found = library_versions("python", "no-such-library", "torch")
+    assert list(found) == ["python", "torch"]
+    assert found["python"].startswith("3.")

@@ -7,11 +7,9 @@ model once and no text at all. Calibration itself goes block by block and needs 
 from __future__ import annotations
 
 import hashlib
-import platform
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from torch import Tensor
 
 from ...metrics_dsl.errors import SecateurError
 from ...search.core.files import Output, left_behind, whole
+from ...search.core.versions import library_versions
 from ..model.block_calls import Batch, check_arguments
 from ..model.decoder import Decoder
 from ..model.load import (
@@ -217,10 +216,7 @@ def _describe(
             name: {"sequences": len(ids), "length": ids.shape[1], "sha256": token_hash(ids)}
             for name, ids in parts.items()
         },
-        "versions": {
-            "secateur": version("secateur"), "python": platform.python_version(),
-            **{name: version(name) for name in ("torch", "transformers")},
-        },
+        "versions": library_versions("secateur", "python", "torch", "transformers"),
     }  # fmt: skip
 
 
