@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import re
 import signal
 import sys
 import traceback
@@ -44,9 +43,10 @@ def _main(
 def _reason(error: Exception) -> str:
     import sqlite3
 
+    from ..search.core.files import named
+
     if isinstance(error, OSError) and error.filename and error.strerror:
-        # What is written under another name until it is whole is known by the name it is to have.
-        place = re.sub(r"\.([^/\\]+)\.[0-9a-f]+\.partial", r"\1", str(error.filename))
+        place = named(str(error.filename))
         return f"cannot use {place}: {error.strerror.lower()}; choose another place or make room"
     if isinstance(error, OSError) and error.strerror:
         return f"the disk cannot be used: {error.strerror.lower()}; choose another place or make room"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -23,7 +22,7 @@ from .core.objectives import look_up, look_up_objectives
 from .searchers.table import AUTO, SEARCHERS, SearcherRow
 from .spaces.allocation import ALLOCATIONS
 from .spaces.varied import METRIC_SPACES, SPACES
-from .toml import SettingsError, number, sentence
+from .toml import SettingsError, number, read_section, sentence
 
 
 class SearchSettings(BaseModel):
@@ -230,11 +229,12 @@ class SearchSettings(BaseModel):
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Return the settings saved in a run folder's ``run.toml``."""
-        try:
-            return cls.read(tomllib.loads(path.read_text())["search"])
-        except (KeyError, tomllib.TOMLDecodeError) as error:
-            raise SettingsError(f"{path} cannot be read as settings of a run: {error}") from None
+        """Return the settings saved in a run folder's ``run.toml``.
+
+        Raises:
+            SettingsError: When the file is missing or holds no such settings.
+        """
+        return cls.read(read_section(path, "search"))
 
     def to_toml(self) -> str:
         """Return the text of a TOML file with all settings."""

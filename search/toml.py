@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from pydantic import BaseModel, ValidationError
 
 from ..metrics_dsl.errors import SecateurError
 from ..metrics_dsl.parser import did_you_mean
+from .core.reading import read_toml
 
 
 class SettingsError(SecateurError):
@@ -48,12 +48,4 @@ def read_section(path: Path, section: str) -> dict[str, Any]:
     Raises:
         SettingsError: When the file is missing, is not TOML or lacks the section.
     """
-    try:
-        content = tomllib.loads(path.read_text())
-    except OSError as error:
-        raise SettingsError(f"expected a TOML file, got {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path} is not valid TOML: {error}") from None
-    if not isinstance(content.get(section), dict):
-        raise SettingsError(f"expected a section [{section}] in {path}, got {sorted(content)}")
-    return dict(content[section])
+    return read_toml(path, section, SettingsError)

@@ -14,10 +14,11 @@ from ..results.archive.run_folder import HasFolder, RunFolder, folder_of
 from ..results.export.candidate_json import write_json
 from ..results.export.candidate_record import CandidateRecord, ExportError, find, layers_of
 from ..results.export.evopress import read_levels, to_ratios
+from ..results.export.exporters import EXPORT
 from ..results.export.exporters import export as write
-from ..results.export.exporters import new_place
 from ..results.export.pruner_zero import read_pruner_zero
 from ..search.core.candidate import Candidate, Layer, uniform
+from ..search.core.files import whole
 from ..search.settings import SearchSettings
 from ..search.spaces.ratios import sizes, to_columns
 
@@ -136,7 +137,7 @@ def import_rule(
             ratios = to_columns(ratios, layers_there, float(weights @ ratios / weights.sum()))
         candidate = Candidate(chosen, ratios, group)
     record = CandidateRecord(candidate, layers_there, provenance={"imported_from": file.name})
-    with new_place(out) as path:
+    with whole(out, EXPORT) as path:
         write_json(record, path)
     return record
 

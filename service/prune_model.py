@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from ..results.export.rule_source import Rule, RuleError, ratios_of, read_ratios
 from ..search.core import defaults
 from ..search.core.candidate import Candidate, parse_pattern
 from ..search.core.objectives import look_up
+from ..search.core.versions import library_versions
 from ..search.settings import SearchSettings
 from ..search.spaces.allocation import ALLOCATIONS, Dense
 from ..workers.calibrate.calibration import CalibrationRequest, how_loaded, load_decoder, whole_because
@@ -185,8 +184,7 @@ def prune(
             },
             "model": {"source": model_reference(request.model), "dtype": written,
                       "weights": decoder.weights.how, "stays_dense": decoder.not_prunable},
-            "versions": {"python": platform.python_version(),
-                         **{name: version(name) for name in ("secateur", "torch", "transformers")}},
+            "versions": library_versions("python", "secateur", "torch", "transformers"),
             "layers": [
                 {"name": p.layer.name, "block": p.layer.block, "kind": p.layer.kind, "rows": p.layer.rows,
                  "columns": p.layer.columns, "ratio": p.ratio, "zeros": p.zeros,

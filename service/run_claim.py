@@ -8,17 +8,19 @@ import os
 import platform
 from collections.abc import Callable
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from ..results.archive.archive import Archive
 from ..results.archive.database import ArchiveError
 from ..results.archive.run_folder import RunFolder
+from ..search.core.files import Output, is_partial, whole
+from ..search.core.versions import library_versions
 from ..search.settings import SearchSettings
 from ..search.toml import SettingsError
 from ..workers.calibrate.folder import Calibration
 
+_SETTINGS = Output("a place for a run's settings", replaces=lambda head: b"[search]" in head)
 # What may change when a run is continued: how long it goes on, and where things are.
 CONTINUED = ("budget", "calibration", "model")
 
@@ -46,7 +48,7 @@ def check_folder(settings: SearchSettings, run: RunFolder) -> None:
     place = next(p for p in (folder, *folder.absolute().parents) if p.exists())
     if not os.access(place, os.W_OK):
         raise SettingsError(f"expected a folder that can be written for --out, got {folder}")
-    has_others = folder.exists() and any(p.name != "run.partial" for p in folder.iterdir())
+    has_others = folder.exists() and not all(map(is_partial, folder.iterdir()))
     if has_others and not run.settings_file.is_file():
         raise SettingsError(f"expected a new or empty run folder, got {folder} with other files in it")
 
@@ -64,13 +66,11 @@ def save(settings: SearchSettings, run: RunFolder) -> None:
     path = run.settings_file
     if path.is_file() and SearchSettings.load(path) == settings:
         return
-    run.path.mkdir(parents=True, exist_ok=True)
     if not has_measured(run):  # what a run left that measured nothing, under other settings
         for file in run.path.glob(f"{run.archive_file.name}*"):
             file.unlink()
-    partial = path.with_suffix(".partial")
-    partial.write_text(settings.to_toml(), encoding="utf-8")
-    partial.replace(path)
+    with whole(path, _SETTINGS, run.path) as place:
+        place.write_text(settings.to_toml(), encoding="utf-8")
 
 
 def claim(
@@ -94,13 +94,14 @@ def claim(
             "figures cannot be continued: give --calibration with the folder that it was measured on, or "
             "choose another --out"
         )
-    names = ("secateur", "torch", "transformers", "numpy", "deap", "pymoo", "optuna", "moocore")
-    versions = {name: version(name) for name in names}
+    versions = library_versions(
+        "secateur", "torch", "transformers", "numpy", "deap", "pymoo", "optuna", "moocore"
+    )
     began = archive.fact("versions", versions)
     changed = [
-        f"{name} {began[name]}, now {versions[name]}"
-        for name in versions
-        if began.get(name) != versions[name]
+        f"{name} {began.get(name, 'missing')}, now {versions.get(name, 'missing')}"
+        for name in began | versions
+        if began.get(name) != versions.get(name)
     ]
     if changed:
         report(f"the run was begun with other versions and may take another course: {'; '.join(changed)}")

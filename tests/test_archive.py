@@ -311,7 +311,7 @@ class TestQueries:
             snapshot(Archive(folder), tmp_path)
         link = tmp_path / "link.parquet"
         link.symlink_to(path)
-        path.write_bytes(b"old")
+        path.write_bytes(b"PAR1 of an older one")
         snapshot(Archive(folder), link)
         assert link.is_symlink()
         assert len(pd.read_parquet(path)) == len(rows)

@@ -1,10 +1,14 @@
 """Masks against a plain reference: a stable sort of each group."""
 
+import math
+
 import pytest
 import torch
+from exported import record
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from secateur.search.core.candidate import parse_pattern
+from secateur.results.export.python_file import mask_function
+from secateur.search.core.candidate import Layer, count_removed, parse_pattern
 from secateur.workers.measure.masks import _kth_smallest, below, ranks, removed
 
 
@@ -40,6 +44,43 @@ def test_masks_equal_a_stable_sort(seed, rows, columns, ratio, group, levels):
     assert torch.equal(mask, by_sorting(scores, ratio, group))
     if group == "row":
         assert (mask.sum(1) == int(columns * ratio)).all()
+
+
+GROUPS_AND_PATTERNS = (("row", "unstructured"), ("layer", "unstructured"), ("row", "2:4"), ("layer", "3:7"))
+EXPORTED = {}  # the function of an exported file, which states the rule by itself
+for group_, pattern_ in GROUPS_AND_PATTERNS:
+    module = {}
+    exec(mask_function(record("abs(W)", group=group_, pattern=pattern_)), {"torch": torch}, module)  # noqa: S102
+    EXPORTED[group_, pattern_] = module["mask"]
+
+
+def by_counting(rows, columns, ratio, group, pattern):
+    """Whole numbers that are not above the share of what competes, in each group."""
+    if counts := parse_pattern(pattern):
+        return sum(counts[0] for _ in range(rows) for _ in range(counts[1], columns + 1, counts[1]))
+    size = columns if group == "row" else rows * columns
+    each = sum(number <= size * ratio for number in range(1, size + 1))
+    return each * (rows if group == "row" else 1)
+
+
+@settings(deadline=None)
+@given(
+    st.integers(1, 9), st.integers(1, 40), st.integers(0, 40), st.floats(0, 0.999), st.integers(-2, 2),
+    st.sampled_from(GROUPS_AND_PATTERNS),
+)  # fmt: skip
+def test_what_is_counted_is_what_every_mask_removes(rows, columns, part, ratio, away, kind):
+    """At ratios of whole weights too, and at the numbers next to them."""
+    near = part / columns
+    for _ in range(abs(away)):
+        near = math.nextafter(near, away)
+    for at in (ratio, *([near] if 0 <= near < 1 else [])):
+        count = count_removed(Layer("a", 0, "a", rows, columns), at, *kind)
+        assert count == by_counting(rows, columns, at, *kind)
+        scores = torch.randn(rows, columns, generator=torch.Generator().manual_seed(part))
+        assert count == int(removed(scores, at, *kind).sum())
+        assert count == int(EXPORTED[kind](scores, at).sum())
+        if kind[1] == "unstructured":
+            assert count == int(below(ranks(scores, kind[0]), at, kind[0]).sum())
 
 
 @settings(deadline=None)

@@ -694,7 +694,7 @@ class TestMistakes:
         def full(_path):
             raise OSError(28, "No space left on device", "out")
 
-        monkeypatch.setattr("secateur.workers.prune.checkpoint._to_disk", full)
+        monkeypatch.setattr("secateur.search.core.files.to_disk", full)
         done = in_process("prune", models["llama"], "--text", text_file, *SMALL, "-o", tmp_path / "out")
         assert done.returncode == 2
         assert "no space left" in done.stderr.splitlines()[-1]
@@ -703,8 +703,8 @@ class TestMistakes:
     def test_a_kill_while_writing_leaves_no_folder_of_that_name(self, models, text_file, tmp_path):
         code = (
             "import os, signal\n"
-            "from secateur.cli.main import main\nfrom secateur.workers.prune import checkpoint\n"
-            "checkpoint._to_disk = lambda _: os.kill(os.getpid(), signal.SIGKILL)\nmain()"
+            "from secateur.cli.main import main\nfrom secateur.search.core import files\n"
+            "files.to_disk = lambda _: os.kill(os.getpid(), signal.SIGKILL)\nmain()"
         )
         arguments = ("--text", text_file, *SMALL, "-o", tmp_path / "out")
         command = [sys.executable, "-c", code, "prune", str(models["llama"]), *map(str, arguments)]

@@ -298,12 +298,16 @@ def test_the_command_replaces_an_older_file_and_leaves_nothing_beside_it(tmp_pat
     folder = make_run(tmp_path / "run", "metric")
     out = tmp_path / "out" / "report.html"
     out.parent.mkdir()
-    out.write_text("older")
+    with Archive(folder) as archive:
+        write_report(archive, out)
+    older = out.read_text().replace("hub/some-model", "an older model")
+    out.write_text(older)
     done = in_process("report", folder, "-o", out)
     assert done.returncode == 0
     assert done.stderr == f"next: secateur export {folder} best --to json -o best.json\n"
     assert "kB, opens offline" in done.stdout
     assert out.read_text().startswith("<!DOCTYPE html>")
+    assert "an older model" not in out.read_text()
     assert list(out.parent.iterdir()) == [out]
     again = in_process("report", folder, "-o", out, "--json")
     assert json.loads(again.stdout)["bytes"] == out.stat().st_size

@@ -11,6 +11,7 @@ import pytest
 import secateur
 from secateur.metrics_dsl.parser import parse_metric
 from secateur.metrics_dsl.published import PUBLISHED
+from secateur.search.core.versions import library_versions
 from support import ROOT
 
 TOP = ("cli", "metrics_dsl", "results", "search", "service", "workers")
@@ -29,11 +30,11 @@ ALLOWED = {
     **{f"workers/{name}": [*CORE, "workers/model", "workers/calibrate", "workers/measure"]
        for name in ("cluster", "prune", "plan")},
     "results": [*CORE],
-    "results/archive": [*CORE, "results/files"],
-    **{f"results/{name}": [*CORE, "results/files", "results/archive"]
+    "results/archive": [*CORE],
+    **{f"results/{name}": [*CORE, "results/archive"]
        for name in ("export", "summary")},
-    "results/terminal": [*CORE, "results/files", "results/archive", "results/summary"],
-    "results/report": [*CORE, "results/files", "results/archive", "results/summary", "results/export"],
+    "results/terminal": [*CORE, "results/archive", "results/summary"],
+    "results/report": [*CORE, "results/archive", "results/summary", "results/export"],
     "service": ["metrics_dsl", "search", "workers", "results"],
     "cli": ["metrics_dsl", "search", "workers", "results", "service"],
 }  # fmt: skip
@@ -240,3 +241,9 @@ def test_no_file_has_marks_of_a_merge():
         ["git", "grep", "-lE", "^(<<<<<<<|>>>>>>>) "], cwd=ROOT, capture_output=True, text=True
     )
     assert found.stdout == ""
+
+
+def test_a_library_that_is_not_installed_has_no_version():
+    found = library_versions("python", "no-such-library", "torch")
+    assert list(found) == ["python", "torch"]
+    assert found["python"].startswith("3.")

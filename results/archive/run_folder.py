@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from ...search.core.reading import read_toml
 from .database import ArchiveError, BeginningError
 
 SETTINGS = "run.toml"
@@ -76,7 +76,7 @@ class RunFolder:
         """Return what the run's file of settings says, unchecked; nothing where there is none."""
         if not self.settings_file.is_file():
             return {}
-        return dict(tomllib.loads(self.settings_file.read_text(encoding="utf-8"))["search"])
+        return read_toml(self.settings_file, "search", ArchiveError)
 
     def missing(self) -> ArchiveError:
         """Return what is wrong with a folder that holds no archive of its own."""

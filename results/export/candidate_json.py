@@ -7,17 +7,19 @@ meaning.
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ...metrics_dsl.errors import SecateurError
 from ...metrics_dsl.parser import parse_metric
+from ...search.core import reading
 from ...search.core.candidate import Candidate, Layer
 from .candidate_record import CandidateRecord, ExportError
 
 FORMAT = "secateur.candidate"
 VERSION = 1
 SCHEMA = Path(__file__).with_name("candidate.schema.json")
-_LAYER = {"name": str, "block": int, "kind": str, "rows": int, "columns": int}
 
 
 def to_json(record: CandidateRecord) -> dict[str, Any]:
@@ -31,7 +33,7 @@ def to_json(record: CandidateRecord) -> dict[str, Any]:
         "pattern": record.pattern,
         "sparsity": record.sparsity,
         "layers": [
-            {**{name: getattr(layer, name) for name in _LAYER}, "ratio": ratio}
+            {**asdict(layer), "ratio": ratio}
             for layer, ratio in zip(record.layers, candidate.ratios, strict=True)
         ],
         "figures": dict(record.figures),
@@ -50,27 +52,23 @@ def read_json(path: Path) -> CandidateRecord:
     Raises:
         ExportError: When the file is not of this format or of a later version.
     """
-    try:
-        content = json.loads(path.read_text())
-    except OSError as error:
-        reason = (error.strerror or "unreadable").lower()
-        raise ExportError(f"expected a candidate's JSON file, got {path}: {reason}") from None
-    except (ValueError, RecursionError) as error:
-        raise ExportError(f"{path} cannot be read as JSON: {error}") from None
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    given = reading.read_json(path, "a candidate's JSON file", ExportError)
+    content = given.value if isinstance(given.value, dict) else {}
+    if content.get("format") != FORMAT:
         raise ExportError(f"expected a file of the format {FORMAT}, got {path} without it")
     if content.get("version") != VERSION:
         raise ExportError(
             f"expected version {VERSION} of {FORMAT}, got {content.get('version')!r} in {path}; read it with "
             "the release that wrote it"
         )
+    rows = given.field("layers").entries()
+    layers = tuple(map(Layer.read, rows))
+    ratios = tuple(row.field("ratio").ratio() for row in rows)
+    metric, group, pattern = (given.field(name).text() for name in ("metric", "group", "pattern"))
+    figures = {name: value.number() for name, value in given.field("figures", {}).members().items()}
+    given.field("provenance", {}).members()
     try:
-        layers = tuple(Layer(**{name: kind(row[name]) for name, kind in _LAYER.items()})
-                       for row in content["layers"])  # fmt: skip
-        ratios = tuple(float(row["ratio"]) for row in content["layers"])
-        candidate = Candidate(parse_metric(content["metric"]), ratios, content["group"])
-        figures = {name: float(value) for name, value in content.get("figures", {}).items()}
-        return CandidateRecord(candidate, layers, content["pattern"], figures, content.get("provenance", {}))
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        reason = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
-        raise ExportError(f"{path} is no complete candidate: {reason}") from None
+        candidate = Candidate(parse_metric(metric), ratios, group)
+        return CandidateRecord(candidate, layers, pattern, figures, content.get("provenance", {}))
+    except SecateurError as error:
+        raise ExportError(f"{path} is no complete candidate: {error}") from None

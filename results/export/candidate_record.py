@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ...metrics_dsl.errors import SecateurError
-from ...search.core.candidate import Candidate, Layer, parse_pattern
+from ...search.core.candidate import Candidate, Layer, count_removed, parse_pattern
 from ..archive.keys import whole_key
 from ..archive.run_folder import RunFolder
 
@@ -57,16 +57,10 @@ class CandidateRecord:
     @property
     def removed(self) -> tuple[int, ...]:
         """How many weights of each layer are removed: whole weights a row, a layer or M inputs."""
-        counts = parse_pattern(self.pattern)
-        found = []
-        for layer, ratio in zip(self.layers, self.candidate.ratios, strict=True):
-            if counts:
-                found.append(layer.rows * (layer.columns // counts[1]) * counts[0])
-            elif self.candidate.group == "row":
-                found.append(layer.rows * int(layer.columns * ratio))
-            else:
-                found.append(int(layer.size * ratio))
-        return tuple(found)
+        return tuple(
+            count_removed(layer, ratio, self.candidate.group, self.pattern)
+            for layer, ratio in zip(self.layers, self.candidate.ratios, strict=True)
+        )
 
     @property
     def sparsity(self) -> float:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...search.core.candidate import Layer
+from ...search.core.reading import read_json, read_text
 from .candidate_record import CandidateRecord, ExportError
 
 WEIGHTS_DIFF = 1_000_000  # EvoPress's default
@@ -123,26 +124,22 @@ def read_levels(path: Path, sparsity: float | None = None, weights_diff: float |
         ExportError: When the file is not of that form, or nobody says the sparsity.
     """
     file = path / "levels.txt" if path.is_dir() else path
-    try:
-        lines = [line for line in file.read_text().splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise ExportError(f"{file} cannot be read as text: {error}") from None
+    lines = [line for line in read_text(file, "levels of EvoPress", ExportError).splitlines() if line.strip()]
     levels: dict[str, int] = {}
     for number, line in enumerate(lines, 1):
-        if not (match := re.fullmatch(r"\s*([\w.]+)\s*:\s*([+-]?\d+)\s*", line)):
+        if not (match := re.fullmatch(r"\s*([\w.]+)\s*:\s*([+-]?\d{1,15})\s*", line)):
             raise ExportError(f"expected lines `name: level`, got {line[:60]!r} in line {number} of {file}")
         levels[match[1]] = int(match[2])
-    beside = file.with_name("levels.json")
-    try:
-        known = dict(json.loads(beside.read_text())) if beside.is_file() else {}
-    except (OSError, ValueError, TypeError) as error:
-        raise ExportError(f"expected a JSON object in {beside}, got something else: {error}") from None
-    sparsity = known.get("sparsity") if sparsity is None else sparsity
+    metric = ""
+    if (beside := file.with_name("levels.json")).exists():
+        known = read_json(beside, "what the levels mean as JSON", ExportError)
+        sparsity = known.field("sparsity").ratio() if sparsity is None else sparsity
+        weights_diff = weights_diff or known.field("weights_diff", WEIGHTS_DIFF).number()
+        metric = known.field("metric", "").text()
     if not levels or sparsity is None:
         lacks = "levels" if not levels else "the ratio of level 0: give it with --sparsity"
         raise ExportError(f"{file} does not hold {lacks}")
-    step = float(weights_diff or known.get("weights_diff", WEIGHTS_DIFF))
-    return Levels(levels, float(sparsity), step, metric=str(known.get("metric", "")))
+    return Levels(levels, sparsity, float(weights_diff or WEIGHTS_DIFF), metric=metric)
 
 
 def to_ratios(levels: Levels, layers: Sequence[Layer]) -> tuple[float, ...]:

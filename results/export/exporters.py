@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import secrets
-import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from ...search.core.files import Output, whole
 from ...search.core.objectives import look_up
 from ..archive.archive import Archive
 from .candidate_json import write_json
@@ -26,6 +24,9 @@ from .python_file import write_python
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+EXPORT = Output(makes_parents=False, error=ExportError)
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def export(
         raise ExportError("expected masks=..., which LocalEvaluator.masks computes from the model")
     with contextlib.ExitStack() as opened:
         archive = run if isinstance(run, Archive) else opened.enter_context(Archive(run))
-        with new_place(out) as path:
+        with whole(out, EXPORT) as path:
             if exporter.subject == "run":
                 exporter.write(archive, path)
             elif exporter.subject == "masks":
@@ -121,29 +122,3 @@ def export(
             else:
                 exporter.write(find(archive, key), path)
     return Path(out)
-
-
-@contextlib.contextmanager
-def new_place(out: str | Path) -> Iterator[Path]:
-    """Give a path beside ``out`` to write to, which becomes ``out`` if all goes well, else goes away.
-
-    Raises:
-        ExportError: When ``out`` exists or is in no folder.
-    """
-    target = Path(out)
-    if target.exists() or target.is_symlink():
-        raise ExportError(f"expected a new file or folder, got {target}, which exists; choose another --out")
-    if not target.absolute().parent.is_dir():
-        raise ExportError(f"expected a place in a folder that exists, got {target}; make its folder first")
-    partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
-    try:
-        yield partial
-        if partial.is_file():  # safetensors makes files that are readable by their owner alone
-            mask = os.umask(0)
-            os.umask(mask)
-            partial.chmod(0o666 & ~mask)
-        partial.rename(target)
-    finally:
-        if partial.is_dir():
-            shutil.rmtree(partial)
-        partial.unlink(missing_ok=True)

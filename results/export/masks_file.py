@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ...search.core.reading import check_file, parse_json
 from .candidate_record import CandidateRecord, ExportError
 
 if TYPE_CHECKING:
@@ -70,19 +71,24 @@ def read_masks(path: str | Path) -> dict[str, Tensor]:
     import torch
     from safetensors import SafetensorError, safe_open
 
+    check_file(Path(path), "a file of masks", ExportError)
     try:
         with safe_open(path, framework="np") as file:
-            metadata = json.loads((file.metadata() or {}).get("secateur", "{}"))
-            if (metadata.get("format"), metadata.get("version")) != (FORMAT, VERSION):
+            given = parse_json(
+                (file.metadata() or {}).get("secateur", "{}"), f"metadata of {path}", ExportError
+            )
+            if [given.field(name, None).value for name in ("format", "version")] != [FORMAT, VERSION]:
                 raise ExportError(f"expected a file of {FORMAT}, version {VERSION}, got {path} without it")
-            columns: dict[str, int] = metadata["columns"]
-            return {
-                name: torch.from_numpy(
-                    np.unpackbits(file.get_tensor(name), axis=1, count=count, bitorder="little").astype(bool)
-                )
-                for name, count in columns.items()
-            }
-    except (SafetensorError, OSError, KeyError) as error:
+            found = {}
+            for name, columns in given.field("columns").members().items():
+                packed, count = file.get_tensor(name), columns.count(1)
+                if packed.dtype != np.uint8 or packed.ndim != 2 or packed.shape[1] != -(-count // 8):
+                    what = f"{packed.dtype} {packed.shape}"
+                    raise ExportError(f"expected bits of {count} columns for {name}, got {what} in {path}")
+                bits = np.unpackbits(packed, axis=1, count=count, bitorder="little")
+                found[name] = torch.from_numpy(bits.astype(bool))
+            return found
+    except (SafetensorError, OSError) as error:
         raise ExportError(f"{path} cannot be read as masks: {error}") from None
 
 

@@ -26,6 +26,7 @@ from typing import Any
 from ...metrics_dsl.expression import Expression, MetricError, check_metric, constant
 from ...metrics_dsl.operators import FULL
 from ...metrics_dsl.order import order_form
+from ...search.core.reading import read_json
 from .candidate_record import CandidateRecord, ExportError
 
 SEQUENCES, TOKENS, GRADIENT_FACTOR = 128, 2048, 100.0  # of their protocol
@@ -51,11 +52,7 @@ def read_pruner_zero(path: Path) -> Expression:
     Raises:
         ExportError: When the file is no such tree, or the tree scores no weights.
     """
-    try:
-        tree = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise ExportError(f"{path} cannot be read as JSON: {error}") from None
-    return from_tree(tree)
+    return from_tree(read_json(path, "a tree of Pruner-Zero as JSON", ExportError).value)
 
 
 def from_tree(tree: Any) -> Expression:

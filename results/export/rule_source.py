@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ...metrics_dsl.errors import SecateurError
 from ...metrics_dsl.expression import Expression
 from ...metrics_dsl.published import read_metric
 from ...search.core.candidate import Layer
+from ...search.core.reading import read_json as read_object
 from ..archive.archive import Archive
 from ..archive.keys import whole_key
 from .candidate_json import read_json
@@ -70,16 +69,15 @@ def read_ratios(path: Path) -> dict[str, float]:
     Raises:
         RuleError: When the file is neither.
     """
-    content = _object(path)
-    try:
-        if "layers" in content:
-            return _ratios(content["layers"])
-        return {str(name): _number(ratio) for name, ratio in content.items()}
-    except (KeyError, TypeError, ValueError) as error:
-        raise RuleError(
-            f'expected a candidate or an object such as {{"model.layers.0.mlp.up_proj": 0.6}} in {path}, got '
-            f"another one ({_reason(error)})"
-        ) from None
+    wanted = 'a candidate or an object such as {"model.layers.0.mlp.up_proj": 0.6}'
+    content = read_object(path, error=RuleError).members(wanted)
+    if "layers" not in content:
+        return {name: ratio.ratio() for name, ratio in content.items()}
+    rows = content["layers"].entries()
+    found = {row.field("name").text(): row.field("ratio").ratio() for row in rows}
+    if len(found) != len(rows):
+        raise RuleError(f"expected a ratio for each layer in {path}, got two for one of them")
+    return found
 
 
 def ratios_of(names: Mapping[str, float] | Rule, layers: Sequence[Layer], source: str) -> tuple[float, ...]:
@@ -133,34 +131,3 @@ def _from_run(run: str, key: str) -> Rule:
         f"{run}:{candidate.key}", candidate.metric, candidate.group, pattern, candidate.ratios,
         tuple(names) or None, Path(run),
     )  # fmt: skip
-
-
-def _ratios(entries: Any) -> dict[str, float]:
-    found = {str(entry["name"]): _number(entry["ratio"]) for entry in entries}
-    if len(found) != len(entries):
-        raise SecateurError("two layers have one name")
-    return found
-
-
-def _number(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
-        raise SecateurError(f"expected ratios in [0, 1), got {value!r}")
-    return float(value)
-
-
-def _object(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RuleError(
-            f"expected a JSON file, got {path}: {(error.strerror or 'unreadable').lower()}"
-        ) from None
-    except (ValueError, RecursionError) as error:
-        raise RuleError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise RuleError(f"expected a JSON object in {path}, got {type(content).__name__}")
-    return content
-
-
-def _reason(error: Exception) -> str:
-    return f"no {error}" if isinstance(error, KeyError) else str(error)

@@ -10,16 +10,22 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ...metrics_dsl.errors import SecateurError
+from ...search.core.files import Output, whole
 from ...search.core.objectives import look_up
 from ..archive.archive import Archive
-from ..files import check_file, replace_file
 from ..summary.overview import Overview
 from .svg import axis, short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-SUFFIXES = (".svg", ".png", ".pdf")
+PICTURES = {  # by suffix
+    ".svg": Output("a file to write, new or an SVG picture", replaces=lambda head: b"<svg" in head),
+    ".png": Output(
+        "a file to write, new or a PNG picture", replaces=lambda head: head.startswith(b"\x89PNG")
+    ),
+    ".pdf": Output("a file to write, new or a PDF file", replaces=lambda head: head.startswith(b"%PDF-")),
+}
 # Of Okabe and Ito's palette, which people tell apart whatever colours they see; marks differ in shape too.
 _FOUND, _PUBLISHED, _OTHER = "#0072B2", "#D55E00", "#8A8A8A"
 
@@ -30,19 +36,21 @@ def write_plot(archive: Archive, kind: str, path: str | Path) -> Path:
     Args:
         archive: Open for reading.
         kind: One of ``PLOTS``.
-        path: The file; its suffix says which of ``SUFFIXES`` it becomes.
+        path: The file; its suffix says which of ``PICTURES`` it becomes.
 
     Raises:
-        SecateurError: For an unknown kind or suffix, or when the run has nothing to draw yet.
+        SecateurError: For an unknown kind or suffix, a path that cannot become a file or holds another,
+            or when the run has nothing to draw yet.
     """
     look_up(PLOTS, kind, "a kind of plot")
     suffix = Path(path).suffix.lower()
-    if suffix not in SUFFIXES:
-        raise SecateurError(f"expected a file that ends in {', '.join(SUFFIXES)}, got {path}")
-    check_file(path)
-    with archive.reading():
-        content = _drawn(Overview(archive), kind, suffix)
-    return replace_file(path, content)
+    if suffix not in PICTURES:
+        raise SecateurError(f"expected a file that ends in {', '.join(PICTURES)}, got {path}")
+    with whole(path, PICTURES[suffix], archive.folder) as place:
+        with archive.reading():
+            content = _drawn(Overview(archive), kind, suffix)
+        place.write_bytes(content)
+    return Path(path).resolve()
 
 
 def draw(archive: Archive, kind: str, axes: Axes | None = None) -> Axes:

@@ -11,8 +11,8 @@ from typing import Any
 import pandas as pd
 
 from ...search.core.budget import Budget
+from ...search.core.files import Output, whole
 from ..archive.archive import Archive
-from ..files import check_file, replace_file
 from ..summary.overview import Overview
 from ..summary.table import verdict
 from .charts import Pictures
@@ -21,18 +21,23 @@ from .page_data import PageData, commands
 from .tables import candidates, compared, figures, funnel, pairs, ratios_text, shown, use
 
 _BEST = 20  # rules in the table of a run with one objective
+_REPORT = Output(
+    "a file to write, new or an earlier report",
+    replaces=lambda head: b'<meta name="generator" content="secateur">' in head,
+)
 
 
 def write_report(archive: Archive, path: str | Path) -> Path:
     """Write the report of a run, also of one that is being written, replacing an earlier one in one step.
 
     Raises:
-        SecateurError: When the path cannot become a file.
+        SecateurError: When the path cannot become a file or holds something else.
     """
-    check_file(path)
-    with archive.reading():
-        text = report_html(Overview(archive))
-    return replace_file(path, text.encode())
+    with whole(path, _REPORT, archive.folder) as place:
+        with archive.reading():
+            text = report_html(Overview(archive))
+        place.write_bytes(text.encode())
+    return Path(path).resolve()
 
 
 def report_html(view: Overview) -> str:

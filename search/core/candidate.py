@@ -13,6 +13,7 @@ from typing import Literal
 from ...metrics_dsl.errors import SecateurError
 from ...metrics_dsl.expression import Expression, check_metric
 from ...metrics_dsl.order import GROUPS, order_form
+from .reading import Given
 
 # The first three decide; "sensitivity" says how a measured candidate would change with its ratios.
 Stage = Literal["screen", "layer", "model", "sensitivity"]
@@ -35,6 +36,21 @@ class Layer:
     kind: str
     rows: int
     columns: int
+
+    @classmethod
+    def read(cls, given: Given) -> Layer:
+        """Return the layer that a file describes, with whatever else it says of it.
+
+        Raises:
+            SecateurError: When something is missing or of another type.
+        """
+        return cls(
+            given.field("name").text(),
+            given.field("block").count(),
+            given.field("kind").text(),
+            given.field("rows").count(1),
+            given.field("columns").count(1),
+        )
 
     @property
     def size(self) -> int:
@@ -139,6 +155,24 @@ def parse_pattern(pattern: str) -> tuple[int, int] | None:
             f"expected the pattern unstructured or N:M with 0 < N < M such as 2:4, got {pattern!r}"
         )
     return int(found[1]), int(found[2])
+
+
+def group_size(rows: int, columns: int, group: str) -> int:
+    """Return how many weights of a layer (rows, columns) compete: those of a row, or all of them."""
+    return columns if group == "row" else rows * columns
+
+
+def removed_of(size: int, ratio: float) -> int:
+    """Return how many of the ``size`` weights that compete go: floor(size * ratio), in 64-bit floats."""
+    return int(size * ratio)
+
+
+def count_removed(layer: Layer, ratio: float, group: str, pattern: str = "unstructured") -> int:
+    """Return how many weights of a layer go; a pattern ``N:M`` decides without the ratio."""
+    if counts := parse_pattern(pattern):
+        return layer.rows * (layer.columns // counts[1]) * counts[0]
+    size = group_size(layer.rows, layer.columns, group)
+    return layer.size // size * removed_of(size, ratio)
 
 
 def uniform(metric: Expression, layers: Sequence[Layer], sparsity: float, group: str = "row") -> Candidate:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ...metrics_dsl.errors import SecateurError
-from ..core.candidate import Layer
+from ..core.candidate import Layer, removed_of
 
 HIGHEST = 0.95  # a searched ratio leaves every layer a twentieth of its weights
 _Floats = NDArray[np.float64]
@@ -64,7 +64,7 @@ def project(
 def ratio_of(count: int, columns: int) -> float:
     """Return the ratio that removes just ``count`` of ``columns`` weights a row: floats round down."""
     ratio = count / columns
-    return ratio if int(columns * ratio) == count else math.nextafter(ratio, 1.0)
+    return ratio if removed_of(columns, ratio) == count else math.nextafter(ratio, 1.0)
 
 
 _Counts = NDArray[np.int64]

@@ -6,15 +6,10 @@ model once and no text at all. Calibration itself goes block by block and needs 
 
 from __future__ import annotations
 
-import glob
 import hashlib
-import platform
-import secrets
-import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +19,8 @@ from torch import Tensor
 
 from ...metrics_dsl.errors import SecateurError
 from ...search.core import defaults
+from ...search.core.files import Output, left_behind, whole
+from ...search.core.versions import library_versions
 from ..model.block_calls import Batch, check_arguments
 from ..model.decoder import Decoder
 from ..model.load import (
@@ -53,6 +50,7 @@ from .input_statistics import Observer, observed_outputs
 from .text import draw_sequences
 
 _TOKENS_A_CALL = 2048
+_FOLDER = Output("a new folder", error=CalibrationError)
 
 
 @dataclass(frozen=True)
@@ -116,21 +114,13 @@ def calibrate(
         CalibrationError: When the folder exists or statistics are not finite.
         OSError: When the disk is full or fails.
     """
-    target = Path(out)
-    if target.exists():
-        raise CalibrationError(f"expected a new folder, got {target}, which exists; choose another --out")
-    decoder, tokenizer = load_decoder(request, by_block=not whole_because(request))
-    target.parent.mkdir(parents=True, exist_ok=True)
-    for left in target.parent.glob(f".{glob.escape(target.name)}.*.partial"):
+    for left in left_behind(out):
         tell(f"{left} was left by a calibration that was killed and can be removed, unless one is running")
-    partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
-    partial.mkdir()
-    try:
-        _calibrate(request, decoder, tokenizer, partial, tell)
-        partial.rename(target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return Calibration(target)
+    with whole(out, _FOLDER) as folder:
+        decoder, tokenizer = load_decoder(request, by_block=not whole_because(request))
+        folder.mkdir()
+        _calibrate(request, decoder, tokenizer, folder, tell)
+    return Calibration(out)
 
 
 def whole_because(request: CalibrationRequest) -> str:
@@ -227,10 +217,7 @@ def _describe(
             name: {"sequences": len(ids), "length": ids.shape[1], "sha256": token_hash(ids)}
             for name, ids in parts.items()
         },
-        "versions": {
-            "secateur": version("secateur"), "python": platform.python_version(),
-            **{name: version(name) for name in ("torch", "transformers")},
-        },
+        "versions": library_versions("secateur", "python", "torch", "transformers"),
     }  # fmt: skip
 
 

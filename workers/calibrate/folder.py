@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from torch import Tensor
 from ...metrics_dsl.errors import SecateurError
 from ...metrics_dsl.operators import LEAVES
 from ...search.core.candidate import Layer
+from ...search.core.reading import Given, read_json
 
 FORMAT = 3
 _READABLE = (2, FORMAT)  # 2 has gradients in the files of statistics
@@ -84,21 +84,34 @@ class Entry:
     tokens: int | None = None
     weights: str = ""
 
+    @classmethod
+    def read(cls, given: Given) -> Entry:
+        """Return what a manifest's row says."""
+        tokens = given.field("tokens", None)
+        return cls(
+            given.field("gram").count(),
+            None if tokens.value is None else tokens.count(1),
+            given.field("weights", "").text(),
+        )
+
+
+def _check(given: Given) -> None:
+    """Check what a manifest says besides layers, as far as something depends on it."""
+    given.field("gradients").flag()
+    model = given.field("model")
+    for name in ("source", "weights"):
+        model.field(name).text()
+    model.field("trust_remote_code", False).flag()
+    for part in PARTS:
+        for name in ("sequences", "length"):
+            given.field("parts").field(part).field(name).count(1)
+
 
 def write_manifest(folder: Path, manifest: dict[str, Any], layers: list[Layer], entries: list[Entry]) -> None:
     """Write the manifest, which makes the folder complete."""
     rows = [{**asdict(layer), **asdict(entry)} for layer, entry in zip(layers, entries, strict=True)]
     text = json.dumps({"format": FORMAT, **manifest, "layers": rows}, indent=1)
     (folder / _MANIFEST).write_text(text + "\n")
-
-
-def make_readable(folder: Path) -> None:
-    """Give files the rights of any new file: safetensors makes its own readable by their owner alone."""
-    mask = os.umask(0)
-    os.umask(mask)
-    for path in folder.rglob("*"):
-        if path.is_file():
-            path.chmod(0o666 & ~mask)
 
 
 class Calibration:
@@ -123,19 +136,17 @@ class Calibration:
                 "make one with `secateur calibrate MODEL --out DIR`"
             )
         try:
-            self.manifest: dict[str, Any] = json.loads(path.read_text())
-            rows = [dict(row) for row in self.manifest["layers"]]
-            own = [field.name for field in fields(Entry)]
-            self.entries = [Entry(**{n: row.pop(n) for n in own if n in row}) for row in rows]
-            self.layers = [Layer(**row) for row in rows]
-            version = self.manifest["format"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise CalibrationError(f"{path} cannot be read ({error}); calibrate again") from None
-        if version not in _READABLE:
-            raise CalibrationError(
-                f"expected calibration format {' or '.join(map(str, _READABLE))}, got {version} in {path}; "
-                "calibrate again"
-            )
+            given = read_json(path, "a manifest as JSON", CalibrationError)
+            if (version := given.field("format").count()) not in _READABLE:
+                known = " or ".join(map(str, _READABLE))
+                raise CalibrationError(f"expected calibration format {known}, got {version} in {path}")
+            _check(given)
+            rows = given.field("layers").entries()
+            self.layers = list(map(Layer.read, rows))
+            self.entries = list(map(Entry.read, rows))
+        except CalibrationError as error:
+            raise CalibrationError(f"{error}; calibrate again") from None
+        self.manifest: dict[str, Any] = given.value
         self.check_complete()
 
     def check_complete(self) -> None:

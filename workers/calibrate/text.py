@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import json
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ...metrics_dsl.errors import SecateurError
+from ...search.core.reading import parse_json
 
 _SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".parquet")
 _CHARACTERS_PER_TOKEN = 100  # reading stops once there is this much text for each token wanted
@@ -124,7 +124,7 @@ def _documents(source: str, characters: int | None) -> Iterator[str]:
 
 def _plain(path: Path, characters: int | None) -> Iterator[str]:
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding="utf-8-sig") as file:
             yield file.read(characters)
     except UnicodeDecodeError as error:
         raise TextError(f"expected text in UTF-8, got other bytes in {path} ({error.reason})") from None
@@ -132,17 +132,18 @@ def _plain(path: Path, characters: int | None) -> Iterator[str]:
 
 def _json_lines(path: Path) -> Iterator[str]:
     opener = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rt", encoding="utf-8") as lines:
+    with opener(path, "rt", encoding="utf-8-sig") as lines:
         try:
             for number, line in enumerate(lines, 1):
                 if line.strip():
                     try:
-                        yield str(json.loads(line)["text"])
-                    except (ValueError, KeyError, TypeError):
+                        text = parse_json(line, str(path), TextError).field("text").text()
+                    except TextError:
                         raise TextError(
                             f'expected a JSON object with "text" on each line, got another in line '
                             f"{number} of {path}"
                         ) from None
+                    yield text
         except (UnicodeDecodeError, gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise TextError(f"{path} cannot be read as JSON lines: {error}") from None
 

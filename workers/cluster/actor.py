@@ -10,7 +10,6 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,6 +23,7 @@ from ...metrics_dsl.expression import MetricError
 from ...metrics_dsl.parser import parse
 from ...search.core.candidate import Candidate, Measurement, Reduction, Stage
 from ...search.core.protocols import Summaries
+from ...search.core.versions import library_versions
 from ..calibrate.folder import Calibration
 from ..measure.messages import (
     BackwardState,
@@ -53,8 +53,7 @@ def look_around(folder: str, model: str) -> tuple[str, bool, dict[str, str]]:
     """
     path = Path(folder) / "manifest.json"
     digest = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
-    versions = {name: version(name) for name in ("secateur", "torch", "transformers", "numpy")}
-    return digest, Path(model).exists(), versions
+    return digest, Path(model).exists(), library_versions("secateur", "torch", "transformers", "numpy")
 
 
 class Actor:

@@ -208,5 +208,5 @@ def check_nodes(calibration: Calibration, model: str, cpus: float, gpus: float, 
                 f"expected the model {model} on every node, got none on {address}; put it where all nodes "
                 "see it under the same path"
             )
-        if other := [f"{name} {versions[name]}" for name in mine if versions[name] != mine[name]]:
+        if other := [f"{name} {theirs}" for name, theirs in versions.items() if theirs != mine.get(name)]:
             note(f"the node {address} has {', '.join(other)}: its figures may differ in the last digits")

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ...metrics_dsl.errors import SecateurError
-from ...search.core.candidate import parse_pattern
+from ...search.core.candidate import group_size, parse_pattern, removed_of
 
 _GATHER = sum(1 << 9 * i for i in range(8)) - (1 << 64)  # as a signed number of 64 bits
 
@@ -16,9 +16,9 @@ _GATHER = sum(1 << 9 * i for i in range(8)) - (1 << 64)  # as a signed number of
 def removed(scores: Tensor, ratio: float, group: str, pattern: str = "unstructured") -> Tensor:
     """Return which weights to remove, (rows, columns) bool: those with the smallest scores.
 
-    Exactly floor(columns * ratio) weights a row are removed for the group ``row``, floor(size * ratio)
-    in all for the group ``layer``, and N of every M consecutive columns for a pattern ``N:M`` (columns
-    that do not fill a last group of M stay). Of equal scores the one that comes first is removed.
+    As many as ``count_removed`` says: of each row for the group ``row``, of all for the group ``layer``, and
+    N of every M consecutive columns for a pattern ``N:M`` (columns that do not fill a last group of M stay).
+    Of equal scores the one that comes first is removed.
 
     Args:
         scores: (rows, columns), finite.
@@ -35,12 +35,10 @@ def removed(scores: Tensor, ratio: float, group: str, pattern: str = "unstructur
         result = torch.zeros_like(scores, dtype=torch.bool)
         result[:, :whole] = _smallest_of_few(groups, n).reshape(rows, whole)
         return result
-    if group == "layer":
-        count = int(rows * columns * ratio)
-        return _smallest(scores.reshape(1, -1), count).reshape(rows, columns)
-    if group == "row":
-        return _smallest(scores, int(columns * ratio))
-    raise SecateurError(f"expected the group row or layer, got {group!r}: not measured yet")
+    if group not in ("row", "layer"):
+        raise SecateurError(f"expected the group row or layer, got {group!r}: not measured yet")
+    size = group_size(rows, columns, group)
+    return _smallest(scores.reshape(-1, size), removed_of(size, ratio)).reshape(rows, columns)
 
 
 def ranks(scores: Tensor, group: str) -> Tensor:
@@ -75,7 +73,7 @@ def ranks(scores: Tensor, group: str) -> Tensor:
 def below(ranks: Tensor, ratio: float, group: str) -> Tensor:
     """Return which weights to remove from their places in the order, (rows, columns) bool."""
     rows, columns = ranks.shape
-    return ranks < int(rows * columns * ratio if group == "layer" else columns * ratio)
+    return ranks < removed_of(group_size(rows, columns, group), ratio)
 
 
 def packed(mask: Tensor) -> memoryview:
@@ -101,7 +99,7 @@ def soft_mask(ranks: Tensor, ratio: Tensor, group: str, band: float) -> Tensor:
         band: Half of the edge's width, as a share of the group.
     """
     rows, columns = ranks.shape
-    size = rows * columns if group == "layer" else columns
+    size = group_size(rows, columns, group)
     return ((ranks + (0.5 + band * size - size * ratio)) / (2 * band * size)).clamp(0, 1)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from ...metrics_dsl.errors import SecateurError
+from ...search.core.reading import read_json
 
 
 class ModelError(SecateurError):
@@ -133,7 +133,8 @@ def _weight_files(place: str) -> list[Path]:
     index = _cached(place, "model.safetensors.index.json")
     if index is None:
         return []
-    names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    given = read_json(index, "an index of weights as JSON", ModelError).field("weight_map")
+    names = sorted({name.text() for name in given.members().values()})
     paths = {name: _cached(place, name) for name in names}
     if missing := [name for name, path in paths.items() if path is None]:
         raise ModelError(

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
-import shutil
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,7 @@ from torch import Tensor
 
 from ...metrics_dsl.errors import SecateurError
 from ...search.core.candidate import parse_pattern
-from ..calibrate.folder import make_readable
+from ...search.core.files import Output, check_place, whole
 from ..model.decoder import Decoder, oriented, weight_matrix, weight_of
 from ..model.load import save_dense_copy
 from ..model.weights import WeightFiles
@@ -36,18 +34,17 @@ class CheckpointError(SecateurError):
     """A folder that cannot be written, or that does not hold what was meant."""
 
 
+_FOLDER = Output("a new or empty folder", over_empty=True, is_lasting=True, error=CheckpointError)
+
+
 def check_new(out: str | Path) -> Path:
     """Return the path of a folder that can be written.
 
     Raises:
         CheckpointError: When it exists and is not empty, or there is no right to make it.
     """
-    target = Path(out).expanduser().absolute()
-    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-        raise CheckpointError(
-            f"expected a new or empty folder, got {target}, which exists; choose another --out"
-        )
-    place = next(p for p in target.absolute().parents if p.exists())
+    target = check_place(Path(out).expanduser(), _FOLDER)
+    place = next(p for p in target.parents if p.exists())
     if not (place.is_dir() and os.access(place, os.W_OK)):
         raise CheckpointError(f"expected a folder that can be written for --out, got {target}")
     return target
@@ -73,7 +70,7 @@ class Checkpoint:
         self, out: str | Path, decoder: Decoder, pattern: str, dtype: torch.dtype | None = None
     ) -> None:
         self._target = check_new(out)
-        self._partial = self._target.with_name(f".{self._target.name}.{secrets.token_hex(4)}.partial")
+        self._opened = ExitStack()
         self._decoder = decoder
         self._counts = parse_pattern(pattern)
         self._dtype = dtype
@@ -84,16 +81,14 @@ class Checkpoint:
         self._read_back = 0
 
     def __enter__(self) -> Checkpoint:
-        self._made = [place for place in self._target.parents if not place.exists()]
-        self._partial.mkdir(parents=True)
+        self._partial = self._opened.enter_context(whole(self._target, _FOLDER))
+        self._partial.mkdir()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        shutil.rmtree(self._partial, ignore_errors=True)
-        if not self._target.exists():
-            for place in self._made:
-                with suppress(OSError):  # someone else put something there
-                    place.rmdir()
+    def __exit__(self, *raised: Any) -> None:
+        if raised[0] is None:  # left without ``finish`` is as if something had gone wrong
+            raised = GeneratorExit, GeneratorExit(), None
+        self._opened.__exit__(*raised)
 
     def add(self, block: int, layers: Sequence[PrunedLayer]) -> list[PrunedLayer]:
         """Bring a pruned block, whose weights are in memory, to the type that is written.
@@ -154,14 +149,10 @@ class Checkpoint:
             for path in partial.glob("*.safetensors"):
                 self._check(path, weights)
         tokenizer.save_pretrained(partial)
-        whole = {**record, **_sizes(partial, self._decoder, layers), "read_back": self._read_back}
-        (partial / RECORD).write_text(json.dumps(whole, indent=1) + "\n")
-        make_readable(partial)
-        for path in (*partial.rglob("*"), partial):
-            _to_disk(path)
-        partial.rename(self._target)
-        _to_disk(self._target.parent)
-        return whole
+        said = {**record, **_sizes(partial, self._decoder, layers), "read_back": self._read_back}
+        (partial / RECORD).write_text(json.dumps(said, indent=1) + "\n")
+        self._opened.close()
+        return said
 
     def _save_rest(self, model: Any) -> None:
         """Write what lies outside the blocks with what waits; give the shards their names."""
@@ -236,12 +227,3 @@ def _sizes(folder: Path, decoder: Decoder, layers: Sequence[PrunedLayer]) -> dic
         "zeros": zeros, "prunable_weights": weights, "sparsity": zeros / weights, "dense_bytes": dense,
         "theoretical_packed_bytes": dense - saved,
     }  # fmt: skip
-
-
-def _to_disk(path: Path) -> None:
-    """Wait until the disk has what was written to a file or a folder."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import platform
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -14,6 +12,7 @@ from torch import Tensor
 
 from ...metrics_dsl.errors import SecateurError
 from ...search.core import defaults
+from ...search.core.versions import library_versions
 from ..calibrate.folder import token_hash
 from ..calibrate.text import TextError, read_text
 from ..model.load import ModelError, choose_device, choose_dtype, load_model, model_reference
@@ -101,10 +100,10 @@ def evaluate(request: EvaluationRequest, tell: Callable[[str], None] = lambda _:
     if harness is not None:
         tell(f"tasks {', '.join(request.tasks)}")
         result["tasks"] = _run_tasks(harness, request, model, tokenizer)
-    names = ("secateur", "torch", "transformers", *(("lm_eval",) if harness is not None else ()))
+    names = ("python", "secateur", "torch", "transformers", *(("lm_eval",) if harness is not None else ()))
     result |= {
         "dtype": request.dtype, "device": str(next(model.parameters()).device),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in names}},
+        "versions": library_versions(*names),
     }  # fmt: skip
     return result
 

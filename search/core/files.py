@@ -1,0 +1,158 @@
+"""Files and folders written whole or not at all, and never over what is not ours."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import shutil
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...metrics_dsl.errors import SecateurError
+
+_HEAD = 4096  # bytes at the beginning of a file, which say of what kind it is
+_PARTIAL = re.compile(r"\.([^/\\]+)\.[0-9a-f]{8}\.partial")
+
+
+@dataclass(frozen=True)
+class Output:
+    """What is to be written, and what may be in its place before.
+
+    Attributes:
+        expected: What the place has to be, as it is said of one that will not do.
+        replaces: Whether a file that begins so is an earlier one, which gives way; none does if left out.
+        over_empty: Whether it may take the place of an empty folder.
+        makes_parents: Whether the folders above it are made.
+        is_lasting: Whether the disk has all of it before it has its name.
+        error: What is raised when the place will not do.
+    """
+
+    expected: str = "a new file or folder"
+    replaces: Callable[[bytes], bool] | None = None
+    over_empty: bool = False
+    makes_parents: bool = True
+    is_lasting: bool = False
+    error: type[SecateurError] = SecateurError
+
+
+@contextmanager
+def whole(path: str | Path, output: Output, run: Path | None = None) -> Iterator[Path]:
+    """Give a path beside another to write a file or folder to, which gets its name if all goes well.
+
+    Else nothing is left, whatever was there before stays, and folders that were made for it go. What is
+    written has the rights of any new file, which some libraries do not give. Of a link that may give way what
+    it leads to is replaced, and the link stays.
+
+    Args:
+        path: Where it is to be.
+        output: What it is.
+        run: The run folder that is written about, whose links may be someone else's: none leads out of it.
+
+    Raises:
+        SecateurError: When the place will not do, as ``output.error``; nothing has been written then.
+        OSError: When the disk is full or fails.
+    """
+    target = check_place(path, output, run)
+    made = [place for place in target.parents if not place.exists()]
+    if made and not output.makes_parents:
+        raise output.error(f"expected a place in a folder that exists, got {path}; make its folder first")
+    partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial.touch(exist_ok=False)  # fails now, before there is work to lose, where it would then
+        rights = stat.S_IMODE(partial.stat().st_mode)
+        partial.unlink()
+        yield partial
+        for place in (*partial.rglob("*"), partial):
+            if place.is_file() and stat.S_IMODE(place.stat().st_mode) != rights:
+                place.chmod(rights)
+            if output.is_lasting:
+                to_disk(place)
+        check_place(path, output, run)  # writing takes its time, and others write too
+        partial.replace(target)
+    except BaseException:
+        _remove(partial)
+        for place in made:
+            with suppress(OSError):  # someone else put something there
+                place.rmdir()
+        raise
+    if output.is_lasting:
+        to_disk(target.parent)
+
+
+def check_place(path: str | Path, output: Output, run: Path | None = None) -> Path:
+    """Return where an output goes, links followed, before work is spent on it.
+
+    Raises:
+        SecateurError: When the place will not do, as ``output.error``.
+    """
+    target = Path(path).absolute()
+    no = f"expected {output.expected}, got"
+    if run is not None and (link := _way_out(target, run)):
+        raise output.error(f"{no} {path}, but {link} leads out of the run folder; remove that link")
+    if output.replaces or output.over_empty:
+        target = Path(os.path.realpath(target))
+    if not os.path.lexists(target):
+        return target
+    if output.over_empty and target.is_dir() and not any(target.iterdir()):
+        return target
+    if not output.replaces:
+        raise output.error(f"{no} {path}, which exists; choose another --out")
+    if target.is_dir():
+        raise output.error(f"{no} the folder {path}; name a file in it")
+    if not target.is_file():
+        raise output.error(f"{no} {path}, which is none; name another")
+    with target.open("rb") as file:
+        head = file.read(_HEAD)
+    if head and not output.replaces(head):
+        raise output.error(f"{no} {path}, which holds something else; name another")
+    return target
+
+
+def left_behind(path: str | Path) -> list[Path]:
+    """Return what writers that were killed, or that still write, have beside a path."""
+    place = Path(path).absolute()
+    if not place.parent.is_dir():
+        return []
+    return sorted(other for other in place.parent.iterdir() if named(other.name) == place.name != other.name)
+
+
+def named(text: str) -> str:
+    """Return a path or a name in which what is still being written has the name that it is to have."""
+    return _PARTIAL.sub(r"\1", text)
+
+
+def is_partial(path: Path) -> bool:
+    """Whether a path is of what is still being written, or was when its writer was killed."""
+    return _PARTIAL.fullmatch(path.name) is not None
+
+
+def to_disk(path: Path) -> None:
+    """Wait until the disk has what was written to a file or a folder."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _way_out(path: Path, folder: Path) -> Path | None:
+    """Return the link that lies in a folder, is on the way to a path, and leads out of the folder."""
+    inside = os.path.realpath(folder)
+    for place in (path, *path.parents):
+        ends = map(Path, map(os.path.realpath, (place.parent, place)))
+        if [end.is_relative_to(inside) for end in ends] == [True, False]:
+            return place
+    return None
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)

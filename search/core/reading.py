@@ -1,0 +1,236 @@
+"""JSON and TOML that somebody gave us: read with limits, and what is wrong is a sentence that says where."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import stat
+import tomllib
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...metrics_dsl.errors import SecateurError
+
+_MOST_BYTES = 1 << 26  # 64 MB; a model of 100,000 layers has 20 MB to say
+_DEEPEST = 100  # a tree of Pruner-Zero has a level a node on its way down
+_HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """A value that a file holds, with where it stands, for messages.
+
+    Attributes:
+        value: As JSON has it.
+        source: The file.
+        error: What is raised when the value is another than wanted.
+        place: Its place in the file, such as ``layers[3].ratio``; empty for the whole.
+    """
+
+    value: Any
+    source: str
+    error: type[SecateurError]
+    place: str = ""
+
+    def refused(self, expected: str) -> SecateurError:
+        """Return the error that says what was expected and what came."""
+        where = f" at {self.place}" if self.place else ""
+        return self.error(f"expected {expected}, got {_shown(self.value)}{where} in {self.source}")
+
+    def members(self, expected: str = "an object") -> dict[str, Given]:
+        """Return the members of an object."""
+        if not isinstance(self.value, dict):
+            raise self.refused(expected)
+        return {name: self._part(value, f".{name}") for name, value in self.value.items()}
+
+    def entries(self, expected: str = "a list") -> list[Given]:
+        """Return the entries of a list."""
+        if not isinstance(self.value, list):
+            raise self.refused(expected)
+        return [self._part(value, f"[{i}]") for i, value in enumerate(self.value)]
+
+    def field(self, name: str, *default: Any) -> Given:
+        """Return a member of an object; where it lacks one, the default if one is given."""
+        if not isinstance(self.value, dict):
+            raise self.refused("an object")
+        if name not in self.value and not default:
+            where = f" at {self.place}" if self.place else ""
+            raise self.error(f"{name!r} is missing{where} in {self.source}")
+        return self._part(self.value.get(name, *default), f".{name}")
+
+    def text(self, expected: str = "a text") -> str:
+        """Return a text."""
+        if not isinstance(self.value, str):
+            raise self.refused(expected)
+        return self.value
+
+    def flag(self) -> bool:
+        """Return true or false."""
+        if not isinstance(self.value, bool):
+            raise self.refused("true or false")
+        return self.value
+
+    def count(self, least: int = 0) -> int:
+        """Return a whole number."""
+        if isinstance(self.value, bool) or not isinstance(self.value, int) or self.value < least:
+            raise self.refused(f"a whole number of at least {least}")
+        return self.value
+
+    def ratio(self) -> float:
+        """Return a number in [0, 1)."""
+        return self.number("ratios in [0, 1)", 0, 1)
+
+    def number(self, expected: str = "a number", least: float = -math.inf, below: float = math.inf) -> float:
+        """Return a finite number within bounds."""
+        is_number = isinstance(self.value, int | float) and not isinstance(self.value, bool)
+        try:
+            found = float(self.value) if is_number else math.nan
+        except OverflowError:
+            found = math.nan
+        if not (math.isfinite(found) and least <= found < below):
+            raise self.refused(expected)
+        return found
+
+    def _part(self, value: Any, step: str) -> Given:
+        return Given(value, self.source, self.error, f"{self.place}{step}".removeprefix("."))
+
+
+def read_text(path: Path, expected: str, error: type[SecateurError] = SecateurError) -> str:
+    """Return the text of a file in UTF-8, without a byte order mark.
+
+    Args:
+        path: The file.
+        expected: What it should be, such as "a TOML file".
+        error: What is raised.
+
+    Raises:
+        SecateurError: As ``error``, when it is missing, no file, too large, or not in UTF-8.
+    """
+    check_file(path, expected, error)
+    try:
+        with path.open("rb") as file:
+            content = file.read(_MOST_BYTES + 1)
+    except OSError as problem:
+        raise error(f"expected {expected}, got {path}: {_reason(problem)}") from None
+    if len(content) > _MOST_BYTES:
+        raise error(f"expected {expected} of at most {_MOST_BYTES >> 20} MB, got {path} with more")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as problem:
+        line = content.count(b"\n", 0, problem.start) + 1
+        raise error(f"expected {expected} in UTF-8, got {path} with other bytes in line {line}") from None
+
+
+def check_file(path: Path, expected: str, error: type[SecateurError] = SecateurError) -> None:
+    """Check that there is a file: a pipe would keep who opens it waiting.
+
+    Raises:
+        SecateurError: As ``error``.
+    """
+    try:
+        mode = path.stat().st_mode
+    except OSError as problem:
+        raise error(f"expected {expected}, got {path}: {_reason(problem)}") from None
+    if not stat.S_ISREG(mode):
+        what = f"the folder {path}" if stat.S_ISDIR(mode) else f"{path}, which is no file"
+        raise error(f"expected {expected}, got {what}")
+
+
+def read_json(path: Path, expected: str = "a JSON file", error: type[SecateurError] = SecateurError) -> Given:
+    """Return what a JSON file holds.
+
+    Raises:
+        SecateurError: As ``error``, as ``read_text`` and ``parse_json`` do.
+    """
+    return parse_json(read_text(path, expected, error), str(path), error)
+
+
+def parse_json(text: str, source: str, error: type[SecateurError] = SecateurError) -> Given:
+    """Return what a text in JSON holds.
+
+    No name stands twice in an object, no text has half of a character, and nothing is nested 100 deep.
+
+    Raises:
+        SecateurError: As ``error``, when it is no such text.
+    """
+    try:
+        value = json.loads(text, object_pairs_hook=_object)
+        if _HALF_CHARACTER.search(text):
+            json.dumps(value, ensure_ascii=False).encode()
+        _check_depth(value)
+    except json.JSONDecodeError as problem:
+        what = f"{problem.msg[0].lower()}{problem.msg[1:]} in line {problem.lineno}, column {problem.colno}"
+    except UnicodeEncodeError:
+        what = "a text has half of a character, which cannot be written"
+    except RecursionError:
+        what = _TOO_DEEP
+    except ValueError as problem:  # a name twice, or a number with thousands of digits
+        what = str(problem).partition(";")[0]
+    else:
+        return Given(value, source, error)
+    raise error(f"{source} cannot be read as JSON: {what}")
+
+
+def read_toml(path: Path, section: str, error: type[SecateurError] = SecateurError) -> dict[str, Any]:
+    """Return a section of a TOML file as a dictionary.
+
+    Raises:
+        SecateurError: As ``error``, when the file is missing, is not TOML or lacks the section.
+    """
+    text = read_text(path, "a TOML file", error)
+    try:
+        content = tomllib.loads(text)
+        _check_depth(content)
+    except RecursionError:
+        raise error(f"{path} is not valid TOML: {_TOO_DEEP}") from None
+    except ValueError as problem:
+        raise error(f"{path} is not valid TOML: {str(problem).partition(';')[0]}") from None
+    if not isinstance(content.get(section), dict):
+        raise error(f"expected a section [{section}] in {path}, got {sorted(content)}")
+    return dict(content[section])
+
+
+_TOO_DEEP = f"values are nested more than {_DEEPEST} deep"
+
+
+def _check_depth(value: Any) -> None:
+    """Check that values are not nested too deeply for what walks through them.
+
+    Raises:
+        RecursionError: When they are.
+    """
+    level = [value]
+    for _ in range(_DEEPEST + 1):
+        level = [
+            child
+            for parent in level
+            if isinstance(parent, dict | list)
+            for child in (parent.values() if isinstance(parent, dict) else parent)
+        ]
+        if not level:
+            return
+    raise RecursionError
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        ((twice, _),) = Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"the name {twice!r} stands twice in one object")
+    return found
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return "an object"
+    if isinstance(value, list):
+        return f"a list of {len(value)}"
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _reason(problem: OSError) -> str:
+    return (problem.strerror or "unreadable").lower()
