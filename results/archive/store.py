@@ -18,6 +18,7 @@ from typing import IO, Any, Self
 
 from ...metrics_dsl.parser import parse
 from ...search.core.candidate import Candidate, Measurement, Part, Stage, Trial
+from .counts import Counts
 from .database import ArchiveError, beginning, connect, lock, missing
 
 SCHEMA = 5
@@ -158,6 +159,12 @@ class Store:
             )
             for metric, ratios, group, status, alias_of, stage, *rest in rows
         ]
+
+    def counts(self) -> Counts:
+        """Return what became of the candidates told so far."""
+        return Counts.of(
+            self.rows("SELECT stage, status, alias_of != '', count(*) FROM trials GROUP BY 1, 2, 3")
+        )
 
     def candidate(self, key: str) -> Candidate:
         """Return the candidate of a key.

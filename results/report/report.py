@@ -106,7 +106,8 @@ def _source(place: str | None) -> str | None:
 
 def _state(view: Overview) -> str:
     """Return how far the run is, and whether its holdout figures are there."""
-    done = f"{len(view.rows):,} candidates"
+    counts = view.counts
+    done = f"{counts.candidates:,} candidates and {counts.aliases:,} aliases"
     if "budget" not in view.settings:
         return done
     budget = Budget.parse(view.settings["budget"])

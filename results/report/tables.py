@@ -201,7 +201,12 @@ def funnel(view: Overview) -> Markup:
                         element("td", bar(count / total, str(status))),
                     )
                 )
-    caption = f"Where {len(view.rows):,} candidates ended; the stage is the last that each went through."
+    caption = (
+        f"Where {view.counts.candidates:,} candidates ended; the stage is the last that each went through."
+    )
+    if aliases := view.counts.aliases_of:
+        those = ", ".join(f"{number:,} of {status}" for status, number in aliases.items())
+        caption += f" Aliases ({those} ones) share the masks and the measurement of an earlier one."
     found = [_box(element("table", element("caption", caption), element("tbody", *lines)), "Funnel")]
     reasons = view.failures()
     if len(reasons):
