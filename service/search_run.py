@@ -136,7 +136,7 @@ def _run_all(runs: dict[Path, SearchSettings], listener: Listener, cluster: Clus
                 )
                 # A release may choose other numbers of tokens: a run goes on with those it began with.
                 rungs, sensitivity = archive.fact("race", (list(rungs), sensitivity))
-                archive.note(race=(rungs, sensitivity))
+                archive.keep(race=(rungs, sensitivity))
                 earlier = [opened.enter_context(Archive(other)) for other in before]
                 remembering = RememberingEvaluator(evaluator, archive, listener.step, earlier)
                 _search(own, remembering, archive, tuple(rungs), sensitivity, listener)
@@ -201,7 +201,7 @@ def _search(
     opening = {b.name: Candidate(b.metric, b.ratios, settings.group) for b in baselines}
     # Names of before stay: on other hardware a ratio may differ in its last digit, and so in its key.
     names = {c.key: name for name, c in opening.items()}
-    archive.note(baselines={**archive.fact("baselines", {}), **names})
+    archive.keep(baselines={**archive.fact("baselines", {}), **names})
     searcher = BaselinesFirst(
         build_searcher(settings.searcher, problem, settings.seed, settings.batch_size),
         list(opening.values()),
@@ -227,7 +227,7 @@ def _search(
     if failures := archive.rows(query):
         listener.line(f"{len(failures)} times no sensitivities were found: {failures[-1][0]}")
     _measure_holdout(settings, evaluator, archive, listener)
-    archive.note(has_ended=True)
+    archive.keep(has_ended=True)
 
 
 def _nothing_left(published: int, budget: Budget) -> str:

@@ -131,7 +131,7 @@ class TestMistakes:
     def test_a_published_rule_is_known_by_its_name(self, tmp_path):
         trials = make_run(tmp_path / "run")
         with Archive(tmp_path / "run", write=True) as archive:
-            archive.note(baselines={trials[1].candidate.key: "wanda + owl", "0" * 16: "wanda + dlp"})
+            archive.keep(baselines={trials[1].candidate.key: "wanda + owl", "0" * 16: "wanda + dlp"})
             assert find(archive, "wanda + owl").candidate == trials[1].candidate
             with pytest.raises(ArchiveError, match=r"the nearest are wanda \+ owl$"):
                 find(archive, "wanda + owls")
@@ -141,7 +141,7 @@ class TestMistakes:
     def test_over_sparsities_none_is_best(self, tmp_path):
         trials = make_run(tmp_path / "run")
         with Archive(tmp_path / "run", write=True) as archive:
-            archive.note(objectives=["kl", "density"])
+            archive.keep(objectives=["kl", "density"])
             with pytest.raises(ArchiveError, match="expected a key, got best: over the sparsities"):
                 find(archive, "best")
             assert find(archive, trials[0].candidate.key[:6]).candidate == trials[0].candidate

@@ -45,10 +45,10 @@ def write(folder, trials=(), measured=(), budget=8, owner=None, **facts):
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "run.toml").write_text(SETTINGS.format(budget))
     with Archive(folder, write=True) as archive:
-        archive.note(
+        archive.keep(
             objectives=["kl", "size"], baselines={trials[0].candidate.key: "magnitude"} if trials else {}
         )
-        archive.note(**facts)
+        archive.keep(**facts)
         for pairs in measured:
             archive.record(pairs, "selection")
         archive.add(trials)

@@ -122,7 +122,7 @@ class Store:
         with self._transaction():
             self._db.executemany(f"INSERT OR IGNORE INTO measurements VALUES ({', '.join('?' * 14)})", rows)
 
-    def note(self, **facts: Any) -> None:
+    def keep(self, **facts: Any) -> None:
         """Keep facts about the run, as JSON, replacing those of the same name."""
         rows = [(name, json.dumps(value)) for name, value in facts.items()]
         with self._transaction():

@@ -187,7 +187,7 @@ def _heat(view: Overview, pictures: Pictures, data: PageData) -> Markup:
     return joined(
         element("p", "How much each layer of the selected rule loses beside the whole model: blue keeps "
                 "more, orange loses more.", more, class_="soft"),
-        _box(pictures.heat(view.best, each), "Ratios by layer"),
+        _box(pictures.heat(each), "Ratios by layer"),
         element("p", element("span", class_="ramp"), element(
             "span", _spread(each, float(row["sparsity"])), id="spread"), class_="soft"),
         _sensitivities(view, pictures),

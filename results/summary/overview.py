@@ -74,6 +74,11 @@ class Overview:
         """Where model and text come from, and on what machine; empty where the run did not note it."""
         return dict(self.fact("card", {}))
 
+    def target(self, ratios: Sequence[float]) -> float:
+        """Return the sparsity that ratios ask for; whole weights a row may come to a little less."""
+        sizes = [layer.size for layer in self.layers]
+        return sum(ratio * size for ratio, size in zip(ratios, sizes, strict=True)) / sum(sizes)
+
     @property
     def searched(self) -> str:
         """One sentence on what was searched and how."""
