@@ -176,6 +176,23 @@ def test_a_full_disk_is_an_error_and_loses_nothing(run):
     assert Archive(folder).trials() == trials
 
 
+@pytest.mark.parametrize(("sequences", "student"), [(2, 12.7062), (4, 3.1824), (12, 2.2010), (101, 1.9840)])
+def test_the_verdict_has_the_interval_of_student(sequences, student, run):
+    folder, trials = run
+    published, found = trials[1].candidate, trials[0].candidate
+    differences = np.random.default_rng(0).normal(-0.1, 0.1, sequences)
+    with Archive(folder, write=True) as archive:
+        archive.keep(baselines={published.key: "magnitude"})
+        archive._db.execute("DELETE FROM measurements")
+        for candidate, parts in ((published, np.full(sequences, 2.0)), (found, 2 + differences)):
+            held = Measurement("model", (), {"kl": float(parts.mean())}, 2.0, parts=tuple(parts))
+            archive.record([(candidate, held)], "holdout")
+        rows, front, holdout = archive.frame(), archive.front(), archive.holdout_parts()
+    middle, reach = differences.mean(), student * differences.std(ddof=1) / sequences**0.5
+    interval = f"95 % interval of the difference {middle - reach:+.4f} to {middle + reach:+.4f}"
+    assert interval in verdict(rows, front, holdout)
+
+
 class TestRemembering:
     def test_measures_only_what_the_archive_does_not_know(self, tmp_path):
         candidates = [uniform(parse(t), FakeEvaluator.layers, 0.5) for t in TEXTS]

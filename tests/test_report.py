@@ -387,6 +387,23 @@ def test_legends_show_the_marks_of_their_pictures(kind, tmp_path):
     assert len(drawn) == len(axes.lines)
 
 
+def test_bars_of_holdout_figures_reach_as_far_as_student_says(tmp_path):
+    folder = make_run(tmp_path / "run", "ratios")
+    with Archive(folder, write=True) as archive:
+        for key, parts in archive.holdout_parts().items():
+            values = np.array([parts[0], parts[0] * 1.02])
+            archive._db.execute("UPDATE measurements SET parts = ? WHERE key = ?", (values.tobytes(), key))
+    text, _ = report_of(folder, tmp_path)
+    table = re.search(r'<table class="intervals">.*?</table>', text)[0]
+    figures = re.findall(r'class="number">([\d.]+)</td><td class="number soft">\S* ([\d.]+)<', table)
+    bars = re.findall(r'd="M([\d.]+) 9H([\d.]+)M[^>]*></path><path d="M([\d.]+) 9h0"', table)
+    values, errors = np.array(figures, dtype=float).T
+    starts, ends, middles = np.array(bars, dtype=float).T
+    assert len(values) == 3
+    scale = (middles[2] - middles[0]) / (values[2] - values[0])
+    assert (ends - starts) / 2 / scale == pytest.approx(12.7062 * errors, rel=0.02)  # of two sequences
+
+
 def test_ratios_that_are_even_are_drawn_as_losing_neither_more_nor_less(tmp_path):
     folder = make_run(tmp_path / "run", "metric")
     with Archive(folder, write=True) as archive:  # what whole weights in a row come to

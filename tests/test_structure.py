@@ -52,6 +52,7 @@ HOMES = {
         "results/summary/overview.py",
         "results/report/report.py",
         "results/report/charts.py",
+        "results/report/plot.py",
         "results/report/tables.py",
         "results/terminal/watch.py",
         "results/terminal/watch_text.py",
@@ -69,6 +70,7 @@ HOMES = {
         "workers/cluster/dispatch.py",
         "workers/cluster/actor_team.py",
     },
+    "scipy": {"results/summary/table.py"},
     "sympy": {"results/export/formula.py"},
 }
 

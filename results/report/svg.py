@@ -167,9 +167,8 @@ def depth_ticks(count: int) -> range:
     return range(0, count, 1 if count <= 12 else 5 if count <= 60 else 10)
 
 
-def interval(scale: Axis, value: float, error: float | None, kind: str) -> Markup:
-    """Return a small picture of a value with its 95 % interval, on a scale that several of them share."""
-    reach = 1.96 * error if error is not None and math.isfinite(error) else 0.0
+def interval(scale: Axis, value: float, reach: float, kind: str) -> Markup:
+    """Return a small picture of a value and what lies within reach, on a scale that several of them share."""
     start, middle, end = 6 + scale.place([value - reach, value, value + reach]) * 268
     whisker = element(
         "path", d=f"M{start:.1f} 9H{end:.1f}M{start:.1f} 5v8M{end:.1f} 5v8", class_=f"whisker {kind}"
