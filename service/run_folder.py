@@ -106,10 +106,11 @@ def _card(calibration: Calibration, accelerator: str) -> dict[str, Any]:
 def save(settings: SearchSettings, folder: Path) -> None:
     """Write the settings before anything else: a folder that has them can be resumed."""
     path = folder / "run.toml"
-    if not path.is_file() or SearchSettings.load(path) != settings:  # a run that measured nothing is nobody's
+    if not path.is_file() or SearchSettings.load(path) != settings:
+        # ``check_folder`` let other settings be replaced only where nothing had been measured with them.
         folder.mkdir(parents=True, exist_ok=True)
         for file in folder.glob("archive.sqlite*"):
             file.unlink()
         partial = path.with_suffix(".partial")
-        partial.write_text(settings.to_toml())
+        partial.write_text(settings.to_toml(), "utf-8")
         partial.replace(path)

@@ -106,7 +106,7 @@ def find(archive: Archive, key: str) -> CandidateRecord:
         "key": key,
         "status": row["status"],
         "published_as": row["baseline"] if isinstance(row["baseline"], str) else None,
-        "settings": tomllib.loads(settings.read_text())["search"] if settings.is_file() else {},
+        "settings": tomllib.loads(settings.read_text("utf-8"))["search"] if settings.is_file() else {},
         "calibration": archive.fact("calibration"),
         "versions": archive.fact("versions", {}),
     }

@@ -152,7 +152,7 @@ def incumbents(rows: pd.DataFrame, objective: str, shares: Sequence[float] = SHA
 
 def _settings(run: Archive) -> dict[str, Any]:
     path = run.folder / "run.toml"
-    return dict(tomllib.loads(path.read_text())["search"]) if path.is_file() else {}
+    return dict(tomllib.loads(path.read_text("utf-8"))["search"]) if path.is_file() else {}
 
 
 def _names(groups: dict[str, list[Archive]]) -> dict[str, str]:

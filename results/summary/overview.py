@@ -188,7 +188,7 @@ class Overview:
 
 def _settings(folder: Path) -> dict[str, Any]:
     path = folder / "run.toml"
-    return dict(tomllib.loads(path.read_text()).get("search", {})) if path.is_file() else {}
+    return dict(tomllib.loads(path.read_text("utf-8")).get("search", {})) if path.is_file() else {}
 
 
 def _words(expression: Expression) -> set[str]:
