@@ -562,5 +562,11 @@ def test_a_candidate_has_ratios_in_range(ratios):
         Candidate(parse("abs(W)"), ratios)
 
 
+@pytest.mark.parametrize("group", ["block", "model", "rows"])
+def test_a_candidate_has_a_group_that_can_be_measured(group):
+    with pytest.raises(ValueError, match=f"expected a group among row, layer, got '{group}'"):
+        Candidate(parse("W"), (0.5,), group)
+
+
 def test_a_key_is_the_same_in_every_process():
     assert Candidate(parse("abs(W) * X"), (0.5, 0.5)).key == "a6420fb272925e52"

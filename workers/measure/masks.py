@@ -40,7 +40,7 @@ def removed(scores: Tensor, ratio: float, group: str, pattern: str = "unstructur
         return _smallest(scores.reshape(1, -1), count).reshape(rows, columns)
     if group == "row":
         return _smallest(scores, int(columns * ratio))
-    raise SecateurError(f"expected the group row or layer, got {group!r}: not measured yet")
+    raise SecateurError(f"expected the group row or layer, got {group!r}")
 
 
 def ranks(scores: Tensor, group: str) -> Tensor:
