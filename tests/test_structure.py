@@ -39,6 +39,7 @@ ALLOWED = {
 }  # fmt: skip
 # Libraries that take long to import, or of which one file should know: where they may be imported.
 HOMES = {
+    "cma": {"search/searchers/cma.py"},
     "deap": {"search/searchers/gp.py"},
     "pandas": {
         "results/archive/frame.py",
