@@ -27,7 +27,7 @@ def write(folder: Path) -> float:
     with Archive(folder, write=True) as archive:
         layers = [{"name": f"layer {i}", "block": i // 7, "kind": f"kind {i % 7}", "rows": 64, "columns": 64}
                   for i in range(LAYERS)]  # fmt: skip
-        archive.note(objectives=["kl", "density"], baselines={}, layers=layers)
+        archive.keep(objectives=["kl", "density"], baselines={}, layers=layers)
         for start in range(0, CANDIDATES, BATCH):
             ratios = rng.uniform(0.3, 0.7, (BATCH, LAYERS))
             trials = []

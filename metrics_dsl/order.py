@@ -13,7 +13,7 @@ from .canonical import NotFiniteError, canonical, factors_of, product_of, scaled
 from .expression import Expression, MetricError, constant
 from .operators import OPERATORS, SCALAR
 
-GROUPS = ("row", "layer", "block", "model")
+GROUPS = ("row", "layer")
 
 
 @lru_cache(maxsize=65536)
@@ -26,7 +26,7 @@ def order_form(expression: Expression, group: str) -> Expression:
 
     Args:
         expression: A metric.
-        group: The weights that compete: ``row``, ``layer``, ``block`` or ``model``.
+        group: The weights that compete: ``row`` or ``layer``.
     """
     form = canonical(expression)
     try:
@@ -39,9 +39,7 @@ def order_form(expression: Expression, group: str) -> Expression:
 
 def _constant_in(e: Expression, group: str) -> bool:
     """Whether all weights of a group share the value of e."""
-    if group == "row":
-        return not e.shape.columns
-    return e.shape == SCALAR if group == "layer" else e.op == "const"
+    return not e.shape.columns if group == "row" else e.shape == SCALAR
 
 
 def _peel(e: Expression, group: str) -> Expression:
@@ -64,17 +62,15 @@ def _peel(e: Expression, group: str) -> Expression:
     if len(kept) == 1:
         ((base, exponent),) = kept.items()
         if exponent == 1:
-            return canonical(scaled(_increasing(base, group), sign))
+            return canonical(scaled(_increasing(base), sign))
     return canonical(product_of(sign, kept))
 
 
-def _increasing(e: Expression, group: str) -> Expression:
+def _increasing(e: Expression) -> Expression:
     """Strip one function that keeps the order within a group."""
     if not e.args:
         return e
     operator = OPERATORS[e.op]
-    if operator.kind == "normalisation" and group not in ("row", "layer"):
-        return e  # every layer has a scale of its own, which matters between layers
     if operator.order == "increasing":
         return e.args[0]
     if e.op in ("log", "log1p"):

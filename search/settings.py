@@ -239,8 +239,10 @@ class SearchSettings(BaseModel):
     def to_toml(self) -> str:
         """Return the text of a TOML file with all settings."""
         values = self.model_dump(mode="json", exclude_none=True)
-        # Strings, numbers, booleans and lists of strings are written alike in JSON and TOML.
-        return "[search]\n" + "".join(f"{n} = {json.dumps(v)}\n" for n, v in values.items())
+        # Strings, numbers, booleans and lists of strings are written alike in JSON and TOML, but for two:
+        # TOML knows no pairs of surrogates, and takes "delete" as an escape alone.
+        written = {n: json.dumps(v, ensure_ascii=False).replace("\x7f", "\\u007f") for n, v in values.items()}
+        return "[search]\n" + "".join(f"{n} = {text}\n" for n, text in written.items())
 
 
 def _is_number(value: Any, wanted: float) -> bool:

@@ -105,7 +105,7 @@ def claim(
     ]
     if changed:
         report(f"the run was begun with other versions and may take another course: {'; '.join(changed)}")
-    archive.note(
+    archive.keep(
         layers=[asdict(layer) for layer in calibration.layers],
         card=_card(calibration, accelerator),
         calibration=identity,

@@ -100,7 +100,7 @@ def search_all(
                     listener.report(sentence)
                 # A release may choose other numbers of tokens: a run goes on with those it began with.
                 race = archive.fact("race", (list(rungs), sensitivity))
-                archive.note(race=race)
+                archive.keep(race=race)
                 earlier = [opened.enter_context(Archive(other)) for other in before]
                 remembering = RememberingEvaluator(evaluator, archive, listener.step, earlier)
                 _search(own, remembering, archive, rules, (tuple(race[0]), race[1]), listener)
@@ -145,7 +145,7 @@ def _search(
     opening = {b.name: Candidate(b.metric, b.ratios, settings.group) for b in baselines}
     # Names of before stay: on other hardware a ratio may differ in its last digit, and so in its key.
     names = {c.key: name for name, c in opening.items()}
-    archive.note(baselines={**archive.fact("baselines", {}), **names})
+    archive.keep(baselines={**archive.fact("baselines", {}), **names})
     searcher = BaselinesFirst(
         build_searcher(settings.searcher, problem, settings.seed, settings.batch_size),
         list(opening.values()),
@@ -159,7 +159,7 @@ def _search(
         archive.add(trials, instead_of=_cut_short(archive, settings, told))
         spent, told = spent + budget.cost(trials), told + len(trials)
         if budget.next_batch(spent, funnel.batch) < funnel.batch:
-            archive.note(cut={"rows": told, "budget": str(settings.budget)})
+            archive.keep(cut={"rows": told, "budget": str(settings.budget)})
         listener.batch(archive, trials)
     if spent < budget.amount:
         listener.report(
@@ -170,7 +170,7 @@ def _search(
     if failures := archive.rows(query):
         listener.report(f"{len(failures)} times no sensitivities were found: {failures[-1][0]}")
     _measure_holdout(settings, evaluator, archive, listener)
-    archive.note(has_ended=True)
+    archive.keep(has_ended=True)
 
 
 def _cut_short(archive: Archive, settings: SearchSettings, told: int) -> int | None:

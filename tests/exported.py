@@ -46,7 +46,7 @@ def make_run(folder, layers=LAYERS):
         Trial(uniform(parse("exp(W)"), layers, 0.5), Measurement("screen", failure="not finite"), "failed"),
     ]
     with Archive(folder, write=True) as archive:
-        archive.note(
+        archive.keep(
             objectives=["kl", "size"], baselines={best.key: "wanda"}, pattern="unstructured",
             layers=[asdict(layer) for layer in layers], calibration="c" * 64, versions={"torch": "2"},
         )  # fmt: skip

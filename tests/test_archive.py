@@ -49,7 +49,7 @@ def run(tmp_path):
         Trial(rejected, Measurement("screen", (), {"layer_error": 3.0, "sparsity": 0.5}), "rejected"),
     ]
     with Archive(tmp_path, write=True) as archive:
-        archive.note(objectives=["kl", "size"], baselines={first.candidate.key: "wanda"})
+        archive.keep(objectives=["kl", "size"], baselines={first.candidate.key: "wanda"})
         archive.add(trials)
         held = Measurement("model", (), {"kl": 0.625}, 2.0)
         archive.record([(first.candidate, held)], "holdout")
@@ -176,6 +176,23 @@ def test_a_full_disk_is_an_error_and_loses_nothing(run):
     assert Archive(folder).trials() == trials
 
 
+@pytest.mark.parametrize(("sequences", "student"), [(2, 12.7062), (4, 3.1824), (12, 2.2010), (101, 1.9840)])
+def test_the_verdict_has_the_interval_of_student(sequences, student, run):
+    folder, trials = run
+    published, found = trials[1].candidate, trials[0].candidate
+    differences = np.random.default_rng(0).normal(-0.1, 0.1, sequences)
+    with Archive(folder, write=True) as archive:
+        archive.keep(baselines={published.key: "magnitude"})
+        archive._db.execute("DELETE FROM measurements")
+        for candidate, parts in ((published, np.full(sequences, 2.0)), (found, 2 + differences)):
+            held = Measurement("model", (), {"kl": float(parts.mean())}, 2.0, parts=tuple(parts))
+            archive.record([(candidate, held)], "holdout")
+        rows, front, holdout = archive.frame(), archive.front(), archive.holdout_parts()
+    middle, reach = differences.mean(), student * differences.std(ddof=1) / sequences**0.5
+    interval = f"95 % interval of the difference {middle - reach:+.4f} to {middle + reach:+.4f}"
+    assert interval in verdict(rows, front, holdout)
+
+
 class TestRemembering:
     def test_measures_only_what_the_archive_does_not_know(self, tmp_path):
         candidates = [uniform(parse(t), FakeEvaluator.layers, 0.5) for t in TEXTS]
@@ -248,7 +265,7 @@ class TestQueries:
         candidate = uniform(parse("G"), FakeEvaluator.layers, 0.25)
         found = Measurement("model", errors, {"kl": 9.0}, sensitivities=slopes)
         with Archive(folder, write=True) as archive:
-            archive.note(layers=layers)
+            archive.keep(layers=layers)
             archive.add([Trial(candidate, found, "measured")])
         tidy = Archive(folder).layers(candidate.key)
         assert list(tidy.columns) == ["key", "layer", "block", "type", "ratio", "error", "sensitivity"]
@@ -286,7 +303,7 @@ class TestQueries:
         assert len(runs) == 1
         for number in (0, 1):
             with Archive(tmp_path / f"many/seed-{number}", write=True) as archive:
-                archive.note(objectives=["kl"])
+                archive.keep(objectives=["kl"])
                 archive.add([trial("abs(W)", 1.0 + number)])
         for pattern in (tmp_path / "many", tmp_path / "many" / "*"):
             rows = secateur.open_many(pattern).frame()
@@ -341,7 +358,7 @@ def test_a_hundred_thousand_candidates_are_read_whole(tmp_path):
     rng = np.random.default_rng(0)
     kl, ratios = rng.gamma(2.0, size=100_000), rng.uniform(0.3, 0.7, size=(100_000, 3))
     with Archive(tmp_path, write=True) as archive:
-        archive.note(objectives=["kl", "density"])
+        archive.keep(objectives=["kl", "density"])
         trials = [
             Trial(
                 Candidate(metric, tuple(row)),
@@ -368,7 +385,7 @@ def test_a_reader_never_sees_a_torn_row(tmp_path):
         "from secateur.search.core.candidate import Candidate, Measurement, Trial\n"
         "n = 0\n"
         "with Archive(sys.argv[1], write=True) as archive:\n"
-        "    archive.note(objectives=['kl'])\n"
+        "    archive.keep(objectives=['kl'])\n"
         "    while True:\n"
         "        ratios = [((n + i) % 9973 / 10007, (n + i) / 1e6) for i in range(8)]\n"
         "        found = [Measurement('model', r, {'kl': r[0], 'sparsity': r[1]}, 1.0, '', '', 8, (), r)\n"

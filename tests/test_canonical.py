@@ -54,7 +54,7 @@ def test_canonical_form_is_idempotent(expressions):
 
 def test_order_form_is_idempotent(expressions):
     for expression in expressions:
-        for group in ("row", "layer", "model"):
+        for group in ("row", "layer"):
             form = order_form(expression, group)
             assert order_form(form, group) == form, str(expression)
 
@@ -176,7 +176,7 @@ def test_known_canonical_forms(text, form):
         ("square(W) * square(X) * Y", "row", "abs(W) * X"),
         ("square(W) * square(X) / all_sum(abs(W))", "layer", "abs(W) * X"),
         ("1 - W", "row", "-W"),
-        ("zscore(abs(W))", "model", "zscore(abs(W))"),
+        ("zscore(abs(W))", "layer", "abs(W)"),
         ("row_norm(W) * abs(W)", "row", "abs(W)"),
     ],
 )

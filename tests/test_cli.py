@@ -16,7 +16,9 @@ from secateur.cli.search import search
 from secateur.results.archive.archive import Archive
 from secateur.results.archive.database import ArchiveError
 from secateur.results.archive.frame import COLUMNS
+from secateur.results.archive.run_folder import RunFolder
 from secateur.search.settings import SearchSettings
+from secateur.service.run_claim import save
 from secateur.service.submission import BESIDE
 from support import ROOT, in_process, save_model, tiny_config
 
@@ -297,6 +299,14 @@ class TestRatios:
         done = in_process("search", tiny_calibration.folder, *SEARCH, "--out", run)
         assert done.returncode == 0, done.stderr
         assert SearchSettings.load(run / "run.toml").budget == 14
+
+    @pytest.mark.parametrize("name", ["\N{EVERGREEN TREE}", 'a "b" \\ c', "\x7f", "\u2028\u0085 \t\n"])
+    def test_its_settings_are_read_back_whatever_a_path_holds(self, name, tmp_path):
+        settings = SearchSettings.read({"calibration": tmp_path / name, "objectives": "kl,size"})
+        save(settings, RunFolder(tmp_path))
+        assert SearchSettings.load(tmp_path / "run.toml") == settings
+        there = tomllib.loads((tmp_path / "run.toml").read_bytes().decode("utf-8"))
+        assert there["search"]["calibration"] == str(tmp_path / name)
 
     @pytest.mark.parametrize(("budget", "smallest"), [("8", "10"), ("500tokens", "1280tokens")])
     def test_a_budget_of_published_rules_alone_is_told(self, tiny_calibration, tmp_path, budget, smallest):

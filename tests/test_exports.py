@@ -133,7 +133,7 @@ class TestMistakes:
     def test_a_published_rule_is_known_by_its_name(self, tmp_path):
         trials = make_run(tmp_path / "run")
         with Archive(tmp_path / "run", write=True) as archive:
-            archive.note(baselines={trials[1].candidate.key: "wanda + owl", "0" * 16: "wanda + dlp"})
+            archive.keep(baselines={trials[1].candidate.key: "wanda + owl", "0" * 16: "wanda + dlp"})
             assert find(archive, "wanda + owl").candidate == trials[1].candidate
             with pytest.raises(ArchiveError, match=r"the nearest are wanda \+ owl$"):
                 find(archive, "wanda + owls")
@@ -143,7 +143,7 @@ class TestMistakes:
     def test_over_sparsities_none_is_best(self, tmp_path):
         trials = make_run(tmp_path / "run")
         with Archive(tmp_path / "run", write=True) as archive:
-            archive.note(objectives=["kl", "density"])
+            archive.keep(objectives=["kl", "density"])
             with pytest.raises(ArchiveError, match="expected a key, got best: over the sparsities"):
                 find(archive, "best")
             assert find(archive, trials[0].candidate.key[:6]).candidate == trials[0].candidate
@@ -178,6 +178,30 @@ class TestMistakes:
         for name, reason in (("pruner-zero", "exponent 1.2"), ("llm-compressor", "cannot compute G")):
             assert reason in self.refused(folder, key, "--to", name, "-o", tmp_path / "out")
         assert not list(tmp_path.iterdir())
+
+    @pytest.mark.parametrize(
+        "form", [name for name, form in EXPORTERS.items() if form.subject == "candidate"]
+    )
+    def test_a_folder_takes_no_files_name_and_a_file_no_folders(self, form, run, tmp_path):
+        there = tmp_path / "there"
+        there.mkdir()
+        is_folder = not EXPORTERS[form].suffix
+        wrong = (
+            [f"{tmp_path}/levels.txt", tmp_path / "a.b.yaml"] if is_folder else [there, f"{tmp_path}/new/"]
+        )
+        for out in wrong:
+            reason = (
+                "ends like a file; leave" if is_folder else f"name a file in it, such as {out}".rstrip("/")
+            )
+            with pytest.raises(
+                ExportError, match=f"expected a (folder|file)'s name for {form}, got .*{reason}"
+            ):
+                export(run[0], "best", to=form, out=out)
+        assert list(tmp_path.iterdir()) == [there]
+
+    def test_a_folder_may_have_a_version_or_say_that_it_is_one(self, run, tmp_path):
+        for name in ("levels-0.6", "llama-3.2-1B", "best.v2", "odd.txt/"):
+            assert export(run[0], "best", to="evopress", out=f"{tmp_path}/{name}").is_dir()
 
     def test_masks_of_other_layers_are_refused(self, run, tmp_path):
         for masks, reason in ((some_masks()[1:], "12 layers, got 11"), ([("x", torch.ones(2, 2))], "for x")):

@@ -558,7 +558,7 @@ def run_of_two(layers, tmp_path_factory):
     ]
     with Archive(folder, write=True) as archive:
         archive.add(trials)
-        archive.note(pattern="unstructured")
+        archive.keep(pattern="unstructured")
     return folder, [t.candidate for t in trials]
 
 

@@ -12,13 +12,15 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from secateur.metrics_dsl.parser import parse
 from secateur.results.archive.archive import Archive
 from secateur.results.report.plot import PLOTS, write_plot
 from secateur.results.report.report import write_report
 from secateur.results.report.svg import axis, short
 from secateur.results.summary.overview import Overview
-from secateur.search.core.candidate import Candidate, Measurement, Trial
+from secateur.search.core.candidate import Candidate, Layer, Measurement, Trial
 from support import FakeEvaluator, in_process
 
 SECTIONS = {"verdict", "front", "ratios", "course", "parts", "front-table", "published", "card"}
@@ -110,7 +112,7 @@ def make_run(folder, kind, count=24, has_holdout=True):
     with Archive(folder, write=True) as archive:
         names = ("magnitude", "wanda") if kind == "metric" else ("wanda", "wanda + owl")
         baselines = {t.candidate.key: n for t, n in zip(trials, names, strict=False)}
-        archive.note(
+        archive.keep(
             objectives=objectives,
             pattern="unstructured",
             baselines=baselines,
@@ -205,7 +207,7 @@ def test_a_report_holds_what_was_searched_found_and_spent(kind, tmp_path):
 def test_the_chart_of_several_objectives_switches_without_a_script(tmp_path):
     folder = make_run(tmp_path / "run", "metric")
     with Archive(folder, write=True) as archive:
-        archive.note(objectives=["kl", "size", "layer_error"])
+        archive.keep(objectives=["kl", "size", "layer_error"])
     _, page = report_of(folder, tmp_path)
     switches = [a["id"] for name, a in page.elements if name == "input" and a.get("name") == "front-axis"]
     assert switches == ["front-axis-0", "front-axis-1"]
@@ -223,12 +225,12 @@ def test_a_run_that_only_screened_says_what_is_missing(tmp_path):
     candidates = [Candidate(parse(text), (0.5,) * 12) for text in METRICS]
     found = [Measurement("screen", (), {"layer_error": 0.1 * i, "sparsity": 0.5}) for i in range(5)]
     with Archive(tmp_path / "run", write=True) as archive:
-        archive.note(objectives=["kl", "size"])
+        archive.keep(objectives=["kl", "size"])
         archive.add([Trial(c, m, "rejected") for c, m in zip(candidates, found, strict=True)])
     _, page = report_of(tmp_path / "run", tmp_path)
     assert "the run reached the stage screen" in page.text
     with Archive(tmp_path / "run", write=True) as archive:
-        archive.note(objectives=["layer_error", "size"])
+        archive.keep(objectives=["layer_error", "size"])
         more = [Candidate(parse(f"{text} + X"), (0.5,) * 12) for text in METRICS]
         archive.add([Trial(c, m, "measured") for c, m in zip(more, found, strict=True)])
     _, page = report_of(tmp_path / "run", tmp_path)
@@ -253,11 +255,11 @@ def test_text_of_a_run_never_becomes_code(tmp_path):
     with Archive(folder, write=True) as archive:
         key = archive.frame()["key"][0]
         baselines = archive.fact("baselines") | {key: evil}
-        archive.note(
+        archive.keep(
             baselines=baselines, card={"model": evil, "text": evil, evil: {"a": evil}}, calibration=evil
         )
         layers = [x | {"name": f"{evil}{i}", "kind": f"{x['kind']}{evil}"} for i, x in enumerate(LAYERS)]
-        archive.note(layers=layers)
+        archive.keep(layers=layers)
         failed = Candidate(parse("exp(W)"), (0.5,) * 12)
         archive.add([Trial(failed, Measurement("screen", failure=f"</table>{evil}"), "failed")])
     text, page = report_of(folder, tmp_path)
@@ -282,7 +284,7 @@ def test_a_hundred_thousand_candidates_stay_under_a_megabyte(tmp_path):
             trials.append(Trial(candidate, Measurement("model", (), values, 0.1, tokens=9), "measured"))
     with Archive(tmp_path / "run", write=True) as archive:
         layers = LAYERS[:2]
-        archive.note(objectives=["kl", "density"], layers=layers)
+        archive.keep(objectives=["kl", "density"], layers=layers)
         archive.add(trials)
     begin = time.monotonic()
     text, page = report_of(tmp_path / "run", tmp_path)
@@ -354,6 +356,103 @@ def test_plots_are_written_as_their_suffix_says(tmp_path):
     Archive(tmp_path / "empty", write=True).close()
     wrong = in_process("plot", tmp_path / "empty", "-o", tmp_path / "a.svg")
     assert "to plot, got none" in wrong.stderr
+
+
+def with_published_on_the_front(folder):
+    """Name the first rule of the front as a published one, and one that is not there."""
+    with Archive(folder, write=True) as archive:
+        rows, front = archive.frame(), archive.front()
+        off = rows[(rows["status"] == "measured") & ~rows["key"].isin(front["key"])]["key"].iloc[0]
+        archive.keep(baselines={front["key"].iloc[0]: "wanda", off: "ria"})
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["metric", "ratios", "interval"])
+def test_legends_show_the_marks_of_their_pictures(kind, tmp_path):
+    folder = with_published_on_the_front(make_run(tmp_path / "run", kind))
+    text, _ = report_of(folder, tmp_path)
+    figures = re.findall(r"<figure>(.*?)<figcaption>(.*?)</figcaption>", text)
+    assert len(figures) >= 3
+    for picture, caption in figures:
+        marks = set(re.findall(r'class="((?:dots|line|level) [\w ]+)"', picture))
+        keys = re.findall(r'<svg[^>]*class="chart key"[^>]*>(.*?)</svg>', caption)
+        shown = [tuple(re.findall(r'class="([\w ]+)"', key)) for key in keys]
+        assert {mark for key in shown for mark in key} == marks
+        if kind != "ratios" and "dots front" in marks:
+            assert ("line front", "dots front") in shown
+
+    def look(line):
+        return line.get_marker(), line.get_markerfacecolor(), line.get_linestyle(), line.get_color()
+
+    with Archive(folder) as archive:
+        axes = Figure().subplots()
+        PLOTS["front"](Overview(archive), axes)
+    drawn = {look(line) for line in axes.lines}
+    assert {look(line) for line in axes.get_legend().findobj(Line2D)} == drawn
+    assert len(drawn) == len(axes.lines)
+
+
+def test_bars_of_holdout_figures_reach_as_far_as_student_says(tmp_path):
+    folder = make_run(tmp_path / "run", "ratios")
+    with Archive(folder, write=True) as archive:
+        for key, parts in archive.holdout_parts().items():
+            values = np.array([parts[0], parts[0] * 1.02])
+            archive._db.execute("UPDATE measurements SET parts = ? WHERE key = ?", (values.tobytes(), key))
+    text, _ = report_of(folder, tmp_path)
+    table = re.search(r'<table class="intervals">.*?</table>', text)[0]
+    figures = re.findall(r'class="number">([\d.]+)</td><td class="number soft">\S* ([\d.]+)<', table)
+    bars = re.findall(r'd="M([\d.]+) 9H([\d.]+)M[^>]*></path><path d="M([\d.]+) 9h0"', table)
+    values, errors = np.array(figures, dtype=float).T
+    starts, ends, middles = np.array(bars, dtype=float).T
+    assert len(values) == 3
+    scale = (middles[2] - middles[0]) / (values[2] - values[0])
+    assert (ends - starts) / 2 / scale == pytest.approx(12.7062 * errors, rel=0.02)  # of two sequences
+
+
+def test_ratios_that_are_even_are_drawn_as_losing_neither_more_nor_less(tmp_path):
+    folder = make_run(tmp_path / "run", "metric")
+    with Archive(folder, write=True) as archive:  # what whole weights in a row come to
+        archive._db.execute("""UPDATE trials SET "values" = json_set("values", '$.sparsity', 0.57)""")
+    _, page = report_of(folder, tmp_path)
+    cells = [a for name, a in page.elements if name == "rect" and "fill-opacity" in a]
+    assert {(a.get("class"), a["fill-opacity"]) for a in cells} == {(None, "0.00")}
+    assert page.data["ratios"][str(page.data["selected"])] == 600
+    assert not page.data["middle"], "only uneven ratios have one"
+    assert "every layer loses 60.0%" in page.text
+    with Archive(folder) as archive:
+        axes = Figure().subplots()
+        PLOTS["ratios"](Overview(archive), axes)
+    image = axes.images[0]
+    assert np.allclose(image.norm(image.get_array()), 0.5)
+
+
+def test_ratios_that_differ_are_drawn_beside_what_they_come_to_together(tmp_path):
+    folder = make_run(tmp_path / "run", "ratios")
+    _, page = report_of(folder, tmp_path)
+    data = page.data
+    packed, middle = data["ratios"][str(data["selected"])], data["middle"][str(data["selected"])]
+    sizes = [layer["rows"] * layer["columns"] for layer in LAYERS]
+    assert middle == pytest.approx(np.average(packed, weights=sizes), abs=1)
+    cells = [a["class"] for name, a in page.elements if name == "rect" and "fill-opacity" in a]
+    assert cells == ["more" if ratio > middle else "less" for ratio in packed]
+
+
+@pytest.mark.parametrize(
+    ("blocks", "ticks"), [(1, ["0"]), (2, ["0", "1"]), (30, ["0", "5", "10", "15", "20", "25"])]
+)
+def test_a_depth_axis_numbers_blocks_alone(blocks, ticks, tmp_path):
+    layers = [asdict(Layer(f"{i}.q", i, "q_proj", 4, 4)) for i in range(blocks)]
+    candidate = Candidate(parse("abs(W)"), tuple(0.5 + 0.01 * i for i in range(blocks)))
+    found = Measurement("model", (), {"kl": 1.0, "sparsity": 0.5})
+    with Archive(tmp_path / "run", write=True) as archive:
+        archive.keep(objectives=["kl"], layers=layers)
+        archive.add([Trial(candidate, found, "measured")])
+        axes = Figure().subplots()
+        PLOTS["ratios"](Overview(archive), axes)
+        text = write_report(archive, tmp_path / "report.html").read_text()
+    assert [label.get_text() for label in axes.get_xticklabels()] == ticks
+    heat = re.search(r'<svg[^>]*class="heat.*?</svg>', text)[0]
+    assert re.findall(r'class="middle">(\d+)</text>', heat) == ticks
 
 
 def test_axes_have_round_ticks_and_hold_their_values():

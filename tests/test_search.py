@@ -182,6 +182,24 @@ def test_ratios_are_found_better_than_by_chance(name):
     assert best(name) < best("random")
 
 
+@pytest.mark.parametrize(("batch", "told"), [(16, 16), (16, 7), (8, 16)])
+def test_cma_learns_whatever_fails_and_however_few_are_told_at_a_time(batch, told):
+    class Failing(FakeEvaluator):
+        def _one(self, c, stage):
+            found = super()._one(c, stage)
+            return found if int(c.key, 16) % 3 else Measurement(stage, failure="a worker was lost")
+
+    def best(searcher):
+        wanted = Funnel(look_up_objectives(["kl"]), told, screen=None)
+        trials = [t for b in run(searcher, Failing(), wanted, 400) for t in b]
+        assert any(t.status == "failed" for t in trials)
+        return min(t.measurement.values["kl"] for t in trials if t.status == "measured")
+
+    least = 0.5 * (3 + len("abs(W) * X") / 100 + 0.5)  # the ratios that grow with depth as the formula wants
+    found = best(build_searcher("cma", problem("kl", space="curve"), 0, batch))
+    assert found - least < 0.005  # by chance 0.02
+
+
 class TestDescent:
     """On a formula whose best ratios are known: they grow with depth."""
 
@@ -559,6 +577,12 @@ class TestBudgets:
 def test_a_candidate_has_ratios_in_range(ratios):
     with pytest.raises(ValueError, match=r"\[0, 1\)"):
         Candidate(parse("abs(W)"), ratios)
+
+
+@pytest.mark.parametrize("group", ["block", "model", "rows"])
+def test_a_candidate_has_a_group_that_can_be_measured(group):
+    with pytest.raises(ValueError, match=f"expected a group among row, layer, got '{group}'"):
+        Candidate(parse("W"), (0.5,), group)
 
 
 def test_a_key_is_the_same_in_every_process():

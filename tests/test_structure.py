@@ -40,6 +40,7 @@ ALLOWED = {
 }  # fmt: skip
 # Libraries that take long to import, or of which one file should know: where they may be imported.
 HOMES = {
+    "cma": {"search/searchers/cma.py"},
     "deap": {"search/searchers/gp.py"},
     "pandas": {
         "results/archive/frame.py",
@@ -54,6 +55,7 @@ HOMES = {
         "results/summary/overview.py",
         "results/report/report.py",
         "results/report/charts.py",
+        "results/report/plot.py",
         "results/report/tables.py",
         "results/terminal/watch.py",
         "results/terminal/watch_text.py",
@@ -71,6 +73,7 @@ HOMES = {
         "workers/cluster/dispatch.py",
         "workers/cluster/actor_team.py",
     },
+    "scipy": {"results/summary/table.py"},
     "sympy": {"results/export/formula.py"},
 }
 

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,9 +19,12 @@ from secateur.metrics_dsl.parser import parse
 from secateur.results.archive import database
 from secateur.results.archive.archive import Archive
 from secateur.results.archive.database import ArchiveError
+from secateur.results.report.report import write_report
 from secateur.results.summary.table import verdict
+from secateur.results.terminal.progress import Progress
 from secateur.results.terminal.watch import HERE, Watch
 from secateur.results.terminal.watch_text import follow, plain, record
+from secateur.search.core.budget import Budget
 from secateur.search.core.candidate import Candidate, Measurement, Trial
 from support import in_process
 
@@ -41,10 +45,10 @@ def write(folder, trials=(), measured=(), budget=8, owner=None, **facts):
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "run.toml").write_text(SETTINGS.format(budget))
     with Archive(folder, write=True) as archive:
-        archive.note(
+        archive.keep(
             objectives=["kl", "size"], baselines={trials[0].candidate.key: "magnitude"} if trials else {}
         )
-        archive.note(**facts)
+        archive.keep(**facts)
         for pairs in measured:
             archive.record(pairs, "selection")
         archive.add(trials)
@@ -186,6 +190,47 @@ class TestARun:
             Watch(tmp_path)
         with pytest.raises(ArchiveError, match="expected a run folder with an archive"):
             Watch(tmp_path / "nowhere")
+
+    def test_is_counted_alike_by_progress_watch_and_report(self, tmp_path):
+        told = [
+            trial("abs(W)", 2.0),
+            replace(trial("W * X", 1.0), status="rejected"),
+            trial("exp(W)", 0.0, failure="the masked model gives no finite KL"),
+            trial("abs(W) * X", 1.5),
+        ]
+        alias = [2, 3, 2, 1]  # of each of them
+        for i, count in enumerate(alias):
+            for k in range(count):
+                status = "alias" if told[i].status == "measured" else told[i].status
+                same = Candidate(parse(f"{k + 2} * ({told[i].candidate.metric})"), (0.5,))
+                told.append(Trial(same, told[i].measurement, status, told[i].candidate.key))
+        measured = [(t.candidate, t.measurement) for t in told[: len(alias)]]
+        folder, lines = write(tmp_path / "run", told, [measured], budget=4), []
+        with Archive(folder) as archive:
+            progress = Progress(lines.append)
+            progress.begin(Budget(4))
+            progress.step("screen", 1, 1)
+            progress.batch(archive, told)
+            page = write_report(archive, tmp_path / "report.html").read_text()
+            assert archive.counts().aliases_of == {"measured": 3, "rejected": 3, "failed": 2}
+        look = Watch(folder).look()
+        counted = "rejected 1  aliases 8  failed 1"
+        assert lines[0].startswith("4/4 candidates ")
+        assert lines[0].endswith(counted)
+        assert f"funnel  {counted}" in plain(look)
+        assert record(look)["spent"] == 4
+        assert record(look)["funnel"] == {"model": {"measured": 2, "alias": 8, "rejected": 1, "failed": 1}}
+        assert record(look)["failures"] == {"the masked model gives no finite KL": 1}
+        words = " ".join(re.sub(r"<[^>]*>", " ", page).split())
+        for text in ("Where 4 candidates ended", "rejected at model 1 ", "alias at model 8 ",
+                     "failed at model 1 ", "4 candidates and 8 aliases, 4 of 4 candidates spent",
+                     "3 of measured, 3 of rejected, 2 of failed ones", "1 the masked model"):  # fmt: skip
+            assert text in words
+
+    def test_without_candidates_has_counts_of_none(self, tmp_path):
+        look = Watch(write(tmp_path / "run")).look()
+        assert record(look)["funnel"] == {}
+        assert str(look.overview.counts) == "rejected 0  aliases 0  failed 0"
 
 
 class TestAFileSystem:

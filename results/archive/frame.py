@@ -23,7 +23,8 @@ Where = str | Callable[[pd.DataFrame], Any] | None
 # Column -> what it holds; text that is missing is NaN, as everywhere in pandas.
 COLUMNS = {
     "key": "stable identifier of the candidate",
-    "status": "measured, rejected (by the screen or a rung), alias (of a measured candidate) or failed",
+    "status": "measured, rejected (by the screen or a rung), alias (of a measured candidate) or failed; that "
+    "of a rejected or failed one is its aliases' too",
     "stage": "the last stage it went through: screen, layer or model",
     "metric": "the pruning metric",
     "group": "the weights that compete with each other",

@@ -18,6 +18,7 @@ from typing import IO, Any, Self
 
 from ...metrics_dsl.parser import parse
 from ...search.core.candidate import Candidate, Measurement, Part, Stage, Trial
+from .counts import Counts
 from .database import ArchiveError, connect, lock
 from .run_folder import RunFolder
 
@@ -132,7 +133,7 @@ class Store:
         with self._transaction():
             self._db.executemany(f"INSERT OR IGNORE INTO measurements VALUES ({', '.join('?' * 14)})", rows)
 
-    def note(self, **facts: Any) -> None:
+    def keep(self, **facts: Any) -> None:
         """Keep facts about the run, as JSON, replacing those of the same name."""
         rows = [(name, json.dumps(value)) for name, value in facts.items()]
         with self._transaction():
@@ -169,6 +170,12 @@ class Store:
             )
             for metric, ratios, group, status, alias_of, stage, *rest in rows
         ]
+
+    def counts(self) -> Counts:
+        """Return what became of the candidates told so far."""
+        return Counts.of(
+            self.rows("SELECT stage, status, alias_of != '', count(*) FROM trials GROUP BY 1, 2, 3")
+        )
 
     def candidate(self, key: str) -> Candidate:
         """Return the candidate of a key.

@@ -94,7 +94,8 @@ def export(
         run: A run folder, or its archive.
         key: The candidate's key, the beginning of it, or ``best``; empty for what is of the whole run.
         to: A name of ``EXPORTERS``.
-        out: The file or folder to write, which must not exist.
+        out: The file or folder to write, which must not exist. A folder's name ends in no ``.txt`` or the
+            like, unless a ``/`` follows.
         masks: For ``masks`` alone: each layer's name and which of its weights are kept, (rows, columns)
             bool, as ``LocalEvaluator.masks`` computes them.
 
@@ -102,7 +103,8 @@ def export(
         The file or folder that was written.
 
     Raises:
-        ExportError: When the form cannot represent the candidate, or ``out`` exists; nothing is written.
+        ExportError: When the form cannot represent the candidate, or ``out`` exists or names a file where
+            the form is a folder, or a folder where it is a file; nothing is written.
         SecateurError: For an unknown exporter.
     """
     exporter = look_up(EXPORTERS, to, "an exporter")
@@ -112,6 +114,7 @@ def export(
         raise ExportError(f"{to} is of one candidate: expected its key, or best")
     if exporter.subject == "masks" and masks is None:
         raise ExportError("expected masks=..., which LocalEvaluator.masks computes from the model")
+    _check_name(exporter, out)
     with contextlib.ExitStack() as opened:
         archive = run if isinstance(run, Archive) else opened.enter_context(Archive(run))
         with whole(out, EXPORT) as path:
@@ -122,3 +125,18 @@ def export(
             else:
                 exporter.write(find(archive, key), path)
     return Path(out)
+
+
+def _check_name(exporter: Exporter, out: str | Path) -> None:
+    """Refuse a file's name for a form that is a folder, and a folder's for one that is a file."""
+    path, is_folder = Path(out), str(out).endswith("/")
+    if not exporter.suffix and not is_folder and path.suffix[1:].isalpha():
+        raise ExportError(
+            f"expected a folder's name for {exporter.name}, got {out}, which ends like a file; leave "
+            f"{path.suffix} out"
+        )
+    if exporter.suffix and (is_folder or path.is_dir()):
+        raise ExportError(
+            f"expected a file's name for {exporter.name}, got the folder {out}; name a file in it, such as "
+            f"{path / f'best{exporter.suffix}'}"
+        )

@@ -16,7 +16,7 @@ from ...metrics_dsl.expression import Expression
 from ...metrics_dsl.operators import COLUMN, EXP_LIMIT, LEAVES, LOG_OFFSET, ROW
 from ...metrics_dsl.order import order_form
 from ...search.core.candidate import parse_pattern
-from .candidate_record import CandidateRecord, ExportError
+from .candidate_record import CandidateRecord
 
 # How each leaf is computed, in the words of someone who has the layer at hand.
 HOW = {
@@ -219,16 +219,9 @@ def scores_function(record: CandidateRecord, leaves: frozenset[str]) -> str:
 
 
 def mask_function(record: CandidateRecord) -> str:
-    """Return the source of ``mask`` for the record's group or pattern.
-
-    Raises:
-        ExportError: For a group that reaches over several layers.
-    """
+    """Return the source of ``mask`` for the record's group or pattern."""
     counts = parse_pattern(record.pattern)
-    group = "pattern" if counts else record.candidate.group
-    if group not in _MASKS:
-        raise ExportError(f"expected the group row or layer, got {group}: masks of several layers at once")
-    text = textwrap.dedent(_MASKS[group]).strip() + "\n"
+    text = textwrap.dedent(_MASKS["pattern" if counts else record.candidate.group]).strip() + "\n"
     return text.format(n=counts[0], m=counts[1]) if counts else text
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 from ...search.core.objectives import OBJECTIVES
 from ..summary.overview import UNITS, Overview
 from .html import Markup, element, joined
-from .svg import Axis, Chart, axis
+from .svg import Axis, Chart, axis, depth_ticks, legend_mark
 
 _UNITS = {
     "candidates": "candidates measured, duplicates left out",
@@ -25,7 +25,9 @@ _NAMES = {
     "size": "size, nodes of the metric",
     "seconds": "seconds of measuring",
 }
-_FOUND = (("other", "candidates found"), ("published", "published rules"))
+_Key = tuple[tuple[str, ...], str]  # of a legend: marks, one on the other, and their meaning
+_FOUND: tuple[_Key, ...] = ((("dots other",), "candidates found"), (("dots published",), "published rules"))
+_LINE_AND_DOTS = ("line front", "dots front")
 _WIDE, _SIDE, _LINE = 1080, 96, 26  # of the map: its cells, its words, one row
 
 
@@ -46,10 +48,14 @@ class Pictures:
         view = self._view
         first, *others = view.objectives
         if not others:
-            return self._figure(self._course(first), *_FOUND, ("front", "best"), ("line", "best so far"))
+            course = self._course(first)
+            return self._figure(course, *_FOUND, (("dots front",), "best"), (("line front",), "best so far"))
         charts = [(name.replace("_", " "), self._pair(name, first)) for name in others]
         picture = charts[0][1] if len(charts) == 1 else switch("front-axis", "against", charts)
-        return self._figure(picture, *_FOUND, ("front", "front"))
+        legend: list[_Key] = [*_FOUND, (_LINE_AND_DOTS, "front")]
+        if view.front.index.isin(view.baselines.index).any():
+            legend.append((("dots front published",), "published rules on the front"))
+        return self._figure(picture, *legend)
 
     def _pair(self, across: str, up: str) -> Markup:
         view = self._view
@@ -97,13 +103,14 @@ class Pictures:
         parts = []
         if not view.is_interval:
             charts = [(unit, self._over_cost(unit)) for unit in UNITS]
-            legend = [("line", "best so far"), ("line published", "best published rule")]
-            legend = legend[: 1 if self._level() is None else 2]
+            legend: list[_Key] = [(_LINE_AND_DOTS, "best so far")]
+            if self._level() is not None:
+                legend.append((("level published",), "best published rule"))
             parts.append(self._figure(switch("best-cost", "over", charts), *legend))
         if not volumes.empty:
             charts = [(unit, self._volume(volumes, unit)) for unit in UNITS]
             picture = switch("volume-cost", "over", charts)
-            parts.append(self._figure(picture, ("line", "hypervolume"), note=(
+            parts.append(self._figure(picture, (("line front",), "hypervolume"), note=(
                 "Dominated share of the box between the final front's ends, the box widened by a tenth."
             )))  # fmt: skip
         return joined(*parts)
@@ -158,12 +165,11 @@ class Pictures:
         picture = chart.svg(f"{_NAMES['kl']} against {label}; rank correlation {rank:.2f}.")
         return self._figure(picture, *_FOUND, note=note)
 
-    def heat(self, index: int, ratios: Sequence[float]) -> Markup:
+    def heat(self, ratios: Sequence[float]) -> Markup:
         """Return the ratios of a row as a map, which the page's script fills anew for another row."""
-        middle = float(self._view.rows["sparsity"].iloc[index])
-        middle = middle if np.isfinite(middle) else float(np.mean(ratios))
+        middle = self._view.target(ratios)
         reach = max(max((abs(r - middle) for r in ratios), default=0.0), 0.02)
-        cells = [(f"{ratio:.1%} removed", (ratio - middle) / reach) for ratio in ratios]
+        cells = [(f"{ratio:.1%} removed", round((ratio - middle) / reach, 2)) for ratio in ratios]
         return self._map(cells, "Ratios of the selected rule by type of layer and decoder block", "cells")
 
     def sensitivities(self, values: Sequence[float]) -> Markup:
@@ -187,7 +193,7 @@ class Pictures:
                     y=4 + kinds.index(layer.kind) * _LINE,
                     width=step - 2,
                     height=_LINE - 2,
-                    class_="more" if number > 0 else "less",
+                    class_="more" if number > 0 else "less" if number < 0 else None,
                     fill_opacity=f"{abs(number):.2f}",
                 )
             )
@@ -195,11 +201,9 @@ class Pictures:
         texts = [
             element("text", kind, x=_SIDE - 8, y=21 + i * _LINE, class_="end") for i, kind in enumerate(kinds)
         ]
-        every = 1 if len(blocks) <= 12 else 5 if len(blocks) <= 60 else 10
         texts += [
-            element("text", block, x=_SIDE + i * step + step / 2 - 1, y=bottom + 18, class_="middle")
-            for i, block in enumerate(blocks)
-            if i % every == 0
+            element("text", blocks[i], x=_SIDE + i * step + step / 2 - 1, y=bottom + 18, class_="middle")
+            for i in depth_ticks(len(blocks))
         ]
         texts.append(element("text", "decoder block", x=_SIDE, y=bottom + 40, class_="label"))
         return element(
@@ -222,13 +226,10 @@ class Pictures:
         chart.dots(kind, unknown[across], unknown[up])
         chart.dots(kind, known[across], known[up], [self._ids[i] for i in known.index])
 
-    def _figure(self, picture: Markup, *legend: tuple[str, str], note: str = "") -> Markup:
-        """Return a picture with its legend, (mark, meaning), and a note."""
-        keys = [
-            element("span", element("span", class_=f"swatch {mark}"), meaning, class_="legend")
-            for mark, meaning in legend
-        ]
-        has_thinned = any(mark == "other" for mark, _ in legend)
+    def _figure(self, picture: Markup, *legend: _Key, note: str = "") -> Markup:
+        """Return a picture with its legend and a note."""
+        keys = [element("span", legend_mark(*marks), meaning, class_="legend") for marks, meaning in legend]
+        has_thinned = any("dots other" in marks for marks, _ in legend)
         text = " ".join(part for part in (note, self._thinned if has_thinned else "") if part)
         return element(
             "figure", picture, element("figcaption", *keys, element("span", text) if text else None)

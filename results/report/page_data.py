@@ -46,17 +46,17 @@ class PageData:
             for name, (heading, form) in figures(view).items()
         }
         columns["ratios"] = [ratios_text(row) for _, row in rows.iterrows()]
-        packed = {
-            ids[i]: round(1000 * each[0]) if max(each) - min(each) < 1e-9 else [round(1000 * r) for r in each]
-            for i, each in self.ratios.items()
-        }
+        even = {i: each[0] for i, each in self.ratios.items() if max(each) - min(each) < 1e-9}
+        uneven = {i: each for i, each in self.ratios.items() if i not in even}
         return {
             "metrics": [text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..." for text in metrics],
             "key": list(rows["key"]),
             "metric": [places[text] for text in rows["metric"]],
             "columns": columns,
-            "ratios": packed,
-            "middle": [None if math.isnan(s) else round(1000 * s, 1) for s in rows["sparsity"]],
+            "ratios": {ids[i]: round(1000 * ratio) for i, ratio in even.items()}
+            | {ids[i]: [round(1000 * r) for r in each] for i, each in uneven.items()},
+            "middle": {ids[i]: round(1000 * view.target(each), 1) for i, each in uneven.items()},
+            "sparsity": [None if math.isnan(s) else round(1000 * s, 1) for s in rows["sparsity"]],
             "selected": None if view.best is None else ids[view.best],
             "front": [ids[i] for i in view.front.index if i in ids],
             "commands": commands(view, _ANY),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,10 +14,12 @@ from ...search.core.files import Output, whole
 from ...search.core.objectives import look_up
 from ..archive.archive import Archive
 from ..summary.overview import Overview
-from .svg import axis, short
+from .svg import axis, depth_ticks, short
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.axes import Axes
+    from matplotlib.lines import Line2D
 
 PICTURES = {  # by suffix
     ".svg": Output("a file to write, new or an SVG picture", replaces=lambda head: b"<svg" in head),
@@ -102,24 +104,31 @@ def _front(view: Overview, axes: Axes) -> None:
     up, *others = view.objectives
     rows = view.decided.assign(number=view.decided.index + 1)
     across = others[0] if others else "number"
+    legend: list[
+        tuple[tuple[Line2D, ...], str]
+    ] = []  # marks, one on the other as in the picture, and meaning
+
+    def dots(rows: pd.DataFrame, meaning: str, shape: str, *line: Line2D, **look: Any) -> None:
+        if len(rows):
+            legend.append(((*line, *axes.plot(rows[across], rows[up], shape, **look)), meaning))
+
     is_published = rows.index.isin(view.baselines.index)
     is_front = rows.index.isin(view.front.index)
-    found, published = rows[~is_published & ~is_front], rows[is_published]
-    axes.plot(found[across], found[up], "o", color=_OTHER, ms=3, alpha=0.6, label="found")
-    axes.plot(published[across], published[up], "D", mfc="none", color=_PUBLISHED, ms=5, label="published")
+    dots(rows[~is_published & ~is_front], "found", "o", color=_OTHER, ms=3, alpha=0.6)
+    dots(rows[is_published & ~is_front], "published", "D", mfc="none", color=_PUBLISHED, ms=5)
     front = rows[is_front].sort_values(across, kind="stable")
-    if others:
-        axes.step(front[across], np.minimum.accumulate(front[up]), where="post", color=_FOUND, lw=1)
-    else:
+    steps: tuple[Any, Any] = front[across], np.minimum.accumulate(front[up])
+    if not others:
         history = view.history()
-        axes.step([*history.index + 1, len(view.rows)], [*history["best"], history["best"].iloc[-1]],
-                  where="post", color=_FOUND, lw=1)  # fmt: skip
-    axes.plot(front[across], front[up], "o", color=_FOUND, ms=5, label="front" if others else "best")
-    both = front[front.index.isin(view.baselines.index)]
-    axes.plot(both[across], both[up], "D", color=_FOUND, ms=5)
+        steps = [*history.index + 1, len(view.rows)], [*history["best"], history["best"].iloc[-1]]
+    (line,) = axes.step(*steps, where="post", color=_FOUND, lw=1)
+    what = "on the front" if others else "best so far"
+    is_both = front.index.isin(view.baselines.index)
+    dots(front[~is_both], f"found, {what}", "o", line, color=_FOUND, ms=5)
+    dots(front[is_both], f"published, {what}", "D", line, color=_FOUND, ms=5)
     _name_axes(axes, "number of the candidate" if across == "number" else across, up)
     _scale(axes, rows[up], rows[across] if others else None)
-    axes.legend(frameon=False)
+    axes.legend(*zip(*legend, strict=True), frameon=False)
 
 
 def _history(view: Overview, axes: Axes) -> None:
@@ -155,13 +164,15 @@ def _ratios(view: Overview, axes: Axes) -> None:
     grid = np.full((len(kinds), len(blocks)), np.nan)
     for layer, ratio in zip(view.layers, ratios, strict=True):
         grid[kinds.index(layer.kind), blocks.index(layer.block)] = ratio
-    middle = float(view.rows["sparsity"].iloc[best])
+    middle = view.target(ratios)
     reach = max(float(np.nanmax(np.abs(grid - middle))), 0.02)
     # Orange loses more than the model as a whole, violet less: apart for every kind of sight.
     image = axes.imshow(
         grid, cmap="PuOr_r", vmin=middle - reach, vmax=middle + reach, aspect="auto", interpolation="nearest"
     )
     axes.set_yticks(range(len(kinds)), kinds)
+    ticks = depth_ticks(len(blocks))
+    axes.set_xticks(ticks, [str(blocks[i]) for i in ticks])
     axes.set_xlabel("decoder block")
     assert axes.figure is not None
     axes.figure.colorbar(image, ax=axes, label=f"ratio; the model: {middle:.1%}", fraction=0.05, pad=0.02)

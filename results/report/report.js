@@ -67,14 +67,13 @@
     } else {
       const [low, high] = [Math.min(...ratios), Math.max(...ratios)];
       spread.textContent = `from ${(low / 10).toFixed(1)}% to ${(high / 10).toFixed(1)}% removed, ` +
-        `${(data.middle[id] / 10).toFixed(1)}% of the whole model`;
+        `${(data.sparsity[id] / 10).toFixed(1)}% of the whole model`;
     }
-    const middle = data.middle[id] ?? ratios.reduce((a, b) => a + b, 0) / ratios.length;
-    const reach = Math.max(20, ...ratios.map((ratio) => Math.abs(ratio - middle)));
+    const away = ratios.map((ratio) => (Array.isArray(packed) ? ratio - data.middle[id] : 0));
+    const reach = Math.max(20, ...away.map(Math.abs));
     cells.forEach((cell, i) => {
-      const away = packed === undefined ? 0 : ratios[i] - middle;
-      cell.setAttribute("class", away > 0 ? "more" : "less");
-      cell.setAttribute("fill-opacity", (Math.abs(away) / reach).toFixed(2));
+      cell.setAttribute("class", away[i] > 0 ? "more" : away[i] < 0 ? "less" : "");
+      cell.setAttribute("fill-opacity", (Math.abs(away[i]) / reach).toFixed(2));
       cell.dataset.text = packed === undefined ? "not in this file" : `${(ratios[i] / 10).toFixed(1)}% removed`;
     });
   }

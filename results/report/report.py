@@ -111,7 +111,8 @@ def _source(place: str | None) -> str | None:
 
 def _state(view: Overview) -> str:
     """Return how far the run is, and whether its holdout figures are there."""
-    done = f"{len(view.rows):,} candidates"
+    counts = view.counts
+    done = f"{counts.candidates:,} candidates and {counts.aliases:,} aliases"
     if "budget" not in view.settings:
         return done
     budget = Budget.parse(view.settings["budget"])
@@ -191,7 +192,7 @@ def _heat(view: Overview, pictures: Pictures, data: PageData) -> Markup:
     return joined(
         element("p", "How much each layer of the selected rule loses beside the whole model: blue keeps "
                 "more, orange loses more.", more, class_="soft"),
-        _box(pictures.heat(view.best, each), "Ratios by layer"),
+        _box(pictures.heat(each), "Ratios by layer"),
         element("p", element("span", class_="ramp"), element(
             "span", _spread(each, float(row["sparsity"])), id="spread"), class_="soft"),
         _sensitivities(view, pictures),

@@ -88,9 +88,7 @@ class Chart:
 
     def dots(self, kind: str, xs: ArrayLike, ys: ArrayLike, of: Sequence[int] = ()) -> None:
         """Draw points, all in one path; ``of`` says which candidates they are."""
-        # A line of no length with round ends is a dot, in a tenth of the bytes of a circle.
-        shape = "m0-5l5 5l-5 5l-5-5z" if "published" in kind else "h0"
-        marks = [f"M{x:.1f} {y:.1f}{shape}" for x, y in self._places(xs, ys)]
+        marks = [f"M{x:.1f} {y:.1f}{_dot(kind)}" for x, y in self._places(xs, ys)]
         path = "".join(marks if len(of) else dict.fromkeys(marks))  # what nobody asks about shows once
         if path:
             ids = " ".join(map(str, of)) if len(of) else None
@@ -155,9 +153,22 @@ class Chart:
         return list(zip(across.tolist(), down.tolist(), strict=True))
 
 
-def interval(scale: Axis, value: float, error: float | None, kind: str) -> Markup:
-    """Return a small picture of a value with its 95 % interval, on a scale that several of them share."""
-    reach = 1.96 * error if error is not None and math.isfinite(error) else 0.0
+def legend_mark(*marks: str) -> Markup:
+    """Return a picture of marks, one on the other, as charts draw them: ``line front``, ``dots front``."""
+    paths = [
+        element("path", d=f"M17 7{_dot(mark)}" if mark.startswith("dots") else "M1 7H33", class_=mark)
+        for mark in marks
+    ]
+    return element("svg", *paths, viewBox="0 0 34 14", class_="chart key", aria_hidden="true")
+
+
+def depth_ticks(count: int) -> range:
+    """Return the places on an axis of so many decoder blocks that get a number."""
+    return range(0, count, 1 if count <= 12 else 5 if count <= 60 else 10)
+
+
+def interval(scale: Axis, value: float, reach: float, kind: str) -> Markup:
+    """Return a small picture of a value and what lies within reach, on a scale that several of them share."""
     start, middle, end = 6 + scale.place([value - reach, value, value + reach]) * 268
     whisker = element(
         "path", d=f"M{start:.1f} 9H{end:.1f}M{start:.1f} 5v8M{end:.1f} 5v8", class_=f"whisker {kind}"
@@ -187,6 +198,11 @@ def bar(share: float, kind: str) -> Markup:
         "svg", element("rect", width=f"{max(160 * share, 1):.1f}", height=12, y=3, class_=kind),
         viewBox="0 0 160 18", class_="bar", aria_hidden="true",
     )  # fmt: skip
+
+
+def _dot(kind: str) -> str:
+    # A line of no length with round ends is a dot, in a tenth of the bytes of a circle.
+    return "m0-5l5 5l-5 5l-5-5z" if "published" in kind else "h0"
 
 
 def _named(scale: Axis) -> str:

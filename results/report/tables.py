@@ -12,7 +12,7 @@ import pandas as pd
 from ...metrics_dsl.parser import parse
 from ..export.formula import to_latex
 from ..summary.overview import Overview
-from ..summary.table import columns_for
+from ..summary.table import columns_for, errors_in_interval
 from .html import Markup, element, joined
 from .svg import axis, bar, interval, shares
 
@@ -119,12 +119,12 @@ def compared(view: Overview) -> Markup | None:
     if published.empty or view.is_interval:
         return None
     chosen = [*found.nsmallest(1, "kl").iterrows(), *published.nsmallest(_COMPARED, "kl_holdout").iterrows()]
-    reaches = [1.96 * e if math.isfinite(e := row["kl_holdout_error"]) else 0.0 for _, row in chosen]
+    reaches = {index: _reach(view, row) for index, row in chosen}
     values = [row["kl_holdout"] for _, row in chosen]
-    ends = [v + s * reach for v, reach in zip(values, reaches, strict=True) for s in (-1, 1)]
+    ends = [v + s * reach for v, reach in zip(values, reaches.values(), strict=True) for s in (-1, 1)]
     scale = axis("", [v for v in ends if v > 0] if min(values) > 0 else ends)
     lines = []
-    for _, row in sorted(chosen, key=lambda item: float(item[1]["kl_holdout"])):
+    for index, row in sorted(chosen, key=lambda item: float(item[1]["kl_holdout"])):
         is_own = pd.isna(row["baseline"])
         kind = "front" if is_own else "published"
         name = element("strong", "best found") if is_own else row["baseline"]
@@ -139,7 +139,7 @@ def compared(view: Overview) -> Markup | None:
                     shown(row["kl_holdout_error"], "{:.4f}"),
                     class_="number soft",
                 ),
-                element("td", interval(scale, row["kl_holdout"], row["kl_holdout_error"], kind)),
+                element("td", interval(scale, row["kl_holdout"], reaches[index], kind)),
                 class_="own" if is_own else None,
             )
         )
@@ -150,6 +150,12 @@ def compared(view: Overview) -> Markup | None:
     )
     table = element("table", element("caption", caption), element("tbody", *lines), class_="intervals")
     return _box(table, "Holdout KL")
+
+
+def _reach(view: Overview, row: pd.Series) -> float:
+    """Return half the 95 % interval of a row's holdout KL; 0 where one sequence tells nothing of it."""
+    parts = view.holdout.get(row["key"] if pd.isna(row["alias_of"]) else row["alias_of"], ())
+    return errors_in_interval(len(parts)) * float(row["kl_holdout_error"]) if len(parts) > 1 else 0.0
 
 
 def use(view: Overview) -> Markup | None:
@@ -201,7 +207,12 @@ def funnel(view: Overview) -> Markup:
                         element("td", bar(count / total, str(status))),
                     )
                 )
-    caption = f"Where {len(view.rows):,} candidates ended; the stage is the last that each went through."
+    caption = (
+        f"Where {view.counts.candidates:,} candidates ended; the stage is the last that each went through."
+    )
+    if aliases := view.counts.aliases_of:
+        those = ", ".join(f"{number:,} of {status}" for status, number in aliases.items())
+        caption += f" Aliases ({those} ones) share the masks and the measurement of an earlier one."
     found = [_box(element("table", element("caption", caption), element("tbody", *lines)), "Funnel")]
     reasons = view.failures()
     if len(reasons):

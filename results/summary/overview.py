@@ -15,7 +15,7 @@ from ...metrics_dsl.expression import Expression
 from ...metrics_dsl.operators import LEAVES, OPERATORS
 from ...metrics_dsl.parser import parse
 from ...search.core import defaults
-from ...search.core.candidate import STAGES, Layer
+from ...search.core.candidate import Layer
 from ..archive.archive import Archive
 from ..archive.front import DECIDED, front, hypervolume, non_dominated
 from ..archive.run_folder import RunFolder
@@ -42,6 +42,7 @@ class Overview:
         self.objectives: list[str] = self.rows.attrs.get("objectives", ["kl", "size"])
         self.front = front(self.rows, self.objectives)
         self.holdout = archive.holdout_parts()
+        self.counts = archive.counts()
         self.settings = RunFolder(archive.folder).settings()
         self.baselines = self.rows[self.rows["baseline"].notna()]
         is_decided = self.rows["status"].isin(DECIDED)
@@ -72,6 +73,11 @@ class Overview:
     def card(self) -> dict[str, Any]:
         """Where model and text come from, and on what machine; empty where the run did not note it."""
         return dict(self.fact("card", {}))
+
+    def target(self, ratios: Sequence[float]) -> float:
+        """Return the sparsity that ratios ask for; whole weights a row may come to a little less."""
+        sizes = [layer.size for layer in self.layers]
+        return sum(ratio * size for ratio, size in zip(ratios, sizes, strict=True)) / sum(sizes)
 
     @property
     def searched(self) -> str:
@@ -171,14 +177,13 @@ class Overview:
         return pd.DataFrame.from_records(records, columns=["name", "meaning", "best", "every"])
 
     def funnel(self) -> pd.DataFrame:
-        """Return how many candidates ended at each stage with each status."""
-        counts = pd.crosstab(self.rows["stage"], self.rows["status"])
-        statuses = [s for s in ("measured", "alias", "rejected", "failed") if s in counts]
-        return counts.reindex(index=[s for s in STAGES if s in counts.index], columns=statuses, fill_value=0)
+        """Return how many distinct candidates ended at each stage with each status, and their aliases."""
+        counts = pd.DataFrame.from_dict(self.counts.by_stage(), orient="index").rename_axis("stage")
+        return counts.loc[:, counts.any()]
 
     def failures(self) -> pd.Series:
-        """Return the reasons why candidates failed, with counts, the most frequent first."""
-        return self.rows["failure"].dropna().value_counts()
+        """Return the reasons why distinct candidates failed, with counts, the most frequent first."""
+        return self.rows.loc[self.rows["alias_of"].isna(), "failure"].dropna().value_counts()
 
 
 def _words(expression: Expression) -> set[str]:

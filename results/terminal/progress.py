@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -50,7 +49,6 @@ class Progress:
         self._is_replay = True
         self._spent = self._replayed = 0.0
         self._known = 0
-        self._counts: Counter[str] = Counter()
 
     def report(self, text: str) -> None:
         """Show a step of the run."""
@@ -77,9 +75,9 @@ class Progress:
 
     def batch(self, archive: Archive, trials: Sequence[Trial]) -> None:
         """Show the state of the run after a batch."""
-        self._counts.update("alias" if trial.alias_of else trial.status for trial in trials)
+        counts = archive.counts()
         self._spent += self._budget.cost(trials)
-        done = sum(self._counts.values()) - self._counts["alias"]
+        done = counts.candidates
         if self._is_replay:
             self._start, self._replayed, self._known = time.monotonic(), self._spent, done
         seconds = time.monotonic() - self._start
@@ -90,9 +88,7 @@ class Progress:
         best = f"best {first} {front[first].min():.4g}" if len(front) else "nothing measured"
         self._text = (
             f"{self._amount(done)}  {best}  front {len(front)}  "
-            f"{(done - self._known) / seconds if seconds else 0.0:.3g}/s  left {left}  "
-            f"rejected {self._counts['rejected']}  aliases {self._counts['alias']}  "
-            f"failed {self._counts['failed']}"
+            f"{(done - self._known) / seconds if seconds else 0.0:.3g}/s  left {left}  {counts}"
         )
         if not self._is_replay:  # what an earlier session measured was told then
             self.report(self._text)

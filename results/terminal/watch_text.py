@@ -107,7 +107,10 @@ def sections(look: Look) -> Iterator[tuple[str, str]]:
     more = f"\nand {len(front) - _MOST_ROWS} more" if len(front) > _MOST_ROWS else ""
     yield f"front ({', '.join(overview.objectives)})", table(front[:_MOST_ROWS], columns) + more
     funnel = overview.funnel().reset_index()
-    yield "funnel", table(funnel, {"stage": ("stage", "{}"), **{s: (s, "{:d}") for s in funnel.columns[1:]}})
+    yield (
+        f"funnel  {overview.counts}",
+        table(funnel, {"stage": ("stage", "{}"), **{s: (s, "{:d}") for s in funnel.columns[1:]}}),
+    )
     failures = overview.failures()
     if len(failures):
         most = failures[: _MOST_ROWS // 2]

@@ -64,10 +64,10 @@ def _evolution(problem: Problem, seed: int, _batch: int) -> Searcher:
     return Evolution(problem, seed=seed)
 
 
-def _cma(problem: Problem, seed: int, _batch: int) -> Searcher:
-    from .cma import CovarianceAdaptation
+def _cma(problem: Problem, seed: int, batch: int) -> Searcher:
+    from .cma import CovarianceAdaptation  # imports pycma
 
-    return CovarianceAdaptation(problem, seed=seed)
+    return CovarianceAdaptation(problem, seed=seed, batch=batch)
 
 
 def _random(problem: Problem, seed: int, _batch: int) -> Searcher:

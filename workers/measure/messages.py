@@ -94,10 +94,8 @@ def check_candidates(candidates: Sequence[Candidate], layers: Sequence[Layer]) -
     """Check that candidates fit a model.
 
     Raises:
-        SecateurError: For another number of ratios than layers, or a group that cannot be measured.
+        SecateurError: For another number of ratios than layers.
     """
     for candidate in candidates:
         if len(candidate.ratios) != len(layers):
             raise SecateurError(f"expected {len(layers)} ratios, one a layer, got {len(candidate.ratios)}")
-        if candidate.group not in ("row", "layer"):
-            raise SecateurError(f"expected the group row or layer, got {candidate.group!r}")
