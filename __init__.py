@@ -84,6 +84,7 @@ _HOMES = {
     "SearcherRow": "search.searchers.table",
     "SecateurError": "metrics_dsl.errors",
     "SettingsError": "search.toml",
+    "Submission": "service.submission",
     "TextError": "workers.calibrate.text",
     "Tokens": "workers.plan.plan",
     "Trial": "search.core.candidate",

@@ -101,7 +101,7 @@ def import_file(
     group: Annotated[str, GROUP] = "row",
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
-    """Read what other searches found: a metric, or a candidate for the layers of a model."""
+    """Read a metric, or ratios, that another search found."""
     from ..metrics_dsl.expression import Expression
     from ..results.export.candidate_json import to_json
     from ..service.exchange import import_rule

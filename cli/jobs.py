@@ -64,7 +64,10 @@ def submit(
     timeout: Annotated[float | None, TIMEOUT] = None,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
-    """Run a search on a Ray cluster; submitted again with the same run folder, it goes on."""
+    """Run a search as a job of a Ray cluster.
+
+    Submitted again with the same run folder, it goes on.
+    """
     from ..search.toml import read_section
     from ..service.jobs import submit as send
 
@@ -89,7 +92,7 @@ def list_jobs(
     address: Annotated[str | None, ADDRESS] = None,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
-    """List the searches that were submitted to a cluster, the latest first, and how far they are."""
+    """List a cluster's searches and how far they are."""
     from ..results.terminal.watch import standing
     from ..service.jobs import JobServer
 
@@ -125,7 +128,7 @@ def status(
     address: Annotated[str | None, ADDRESS] = None,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
-    """Print whether a job is pending, running, stopped, succeeded or failed, and why."""
+    """Print how a job stands, and why it failed."""
     from ..service.jobs import JobServer
 
     _print(JobServer(address).job(name), address, as_json)
@@ -145,7 +148,7 @@ def logs(
         ),
     ] = False,
 ) -> None:
-    """Print what a job has printed; --follow goes on until it ends."""
+    """Print what a job has printed."""
     from ..service.jobs import JobServer
 
     server = JobServer(address)
@@ -171,7 +174,7 @@ def stop(
     address: Annotated[str | None, ADDRESS] = None,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
-    """End a job in order; what it has measured stays in its run folder, and submitting it again goes on."""
+    """End a job in order; submitted again it goes on."""
     from ..service.jobs import JobServer
 
     _print(JobServer(address).stop(name), address, as_json)

@@ -49,7 +49,10 @@ def plan(
     threads: Annotated[int, THREADS] = defaults.THREADS,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
-    """Say what a search would need of memory and time, from the model's configuration alone."""
+    """Say what memory and time a search would need.
+
+    It reads the model's configuration alone: no weights are downloaded.
+    """
     from ..service.plan_search import plan as make
 
     found = make(

@@ -92,7 +92,7 @@ def prune(
     config: Annotated[Path | None, CONFIG] = None,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
-    """Prune a model by a rule, into a folder that transformers loads."""
+    """Prune a model into a folder that transformers loads."""
     from ..service.prune_model import prune as run
 
     found = run(
@@ -160,7 +160,7 @@ def evaluate(
     config: Annotated[Path | None, CONFIG] = None,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
-    """Print a model's perplexity, KL to the dense model and results of tasks."""
+    """Print a model's perplexity, KL to the dense one, and tasks."""
     from ..service.prune_model import evaluate as run
 
     names = tuple(name.strip() for name in tasks.split(",") if name.strip())

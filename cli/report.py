@@ -25,7 +25,7 @@ def report(
     ] = Path("report.html"),
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
-    """Write a run's report: one HTML file that opens offline, also while the run goes on."""
+    """Write a run's report: one HTML file that opens offline."""
     from ..service.reporting import report as write
 
     written = write(run, out)
@@ -53,7 +53,7 @@ def plot(
     kind: Annotated[str, typer.Option(help="front, history or ratios.", rich_help_panel=USUAL)] = "front",
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
-    """Draw one picture of a run for a paper or slides."""
+    """Draw one picture of a run, for a paper or slides."""
     from ..service.reporting import plot as write
 
     written = write(run, out, kind)

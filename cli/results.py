@@ -42,7 +42,10 @@ def watch(
     ] = None,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
-    """Watch a run, from any machine that sees its folder, until it ends; off a terminal, how it stands."""
+    """Watch a run until it ends; off a terminal, how it stands.
+
+    Any machine that sees its folder will do. A job that is pending is waited for.
+    """
     from rich.console import Console
 
     from ..results.terminal.watch import Watch
@@ -80,7 +83,7 @@ def snapshot(
     ],
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
-    """Write a run's candidates as one Parquet file, also while it runs."""
+    """Write a run's candidates as one Parquet file."""
     from ..service.reporting import snapshot as write
 
     path = write(run, out)
@@ -96,7 +99,7 @@ def compare_runs(
     runs: Annotated[list[Path], typer.Argument(help="Run folders, or folders of seeds.", show_default=False)],
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
-    """Compare runs on one calibration: what they found, for what cost."""
+    """Compare runs: what they found, for what cost."""
     print_comparison(runs, as_json)
     if not as_json:
         next_step("front", runs[0])
@@ -112,7 +115,7 @@ def metrics(
     ] = False,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
-    """Print the published metrics, or the language they are written in."""
+    """Print the published metrics, or the metric language."""
     from ..metrics_dsl.operators import LEAVES, OPERATORS
     from ..metrics_dsl.published import PUBLISHED
 

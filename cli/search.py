@@ -76,7 +76,7 @@ def calibrate(
     config: Annotated[Path | None, CONFIG] = None,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
-    """Measure a dense model on text once, for all searches to come."""
+    """Measure a dense model on text, once for all searches."""
     from ..service.measure_rule import calibrate as run
 
     calibration = run(
@@ -249,7 +249,10 @@ def search(
     config: Annotated[Path | None, CONFIG] = None,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
-    """Search pruning metrics, layerwise ratios or both on a calibrated model."""
+    """Search pruning metrics, layerwise ratios or both.
+
+    It measures on a calibrated model. A run that was interrupted goes on when it is started again.
+    """
     from ..search.settings import SearchSettings
     from ..service.run import run_search, run_seeds
 
@@ -295,7 +298,10 @@ def resume(
     timeout: Annotated[float, TIMEOUT] = defaults.TIMEOUT,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
-    """Continue a run that was interrupted, or one that has ended with a larger budget."""
+    """Continue a run that was interrupted, or make it longer.
+
+    Nothing is measured twice, and workers may be others than before.
+    """
     from ..service.run import resume as go_on
 
     cluster = read_cluster(ray, {

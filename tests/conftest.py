@@ -1,7 +1,10 @@
 """Fixtures: a tiny model for behaviour, the real one for figures."""
 
 import os
+import shutil
 import subprocess
+import sys
+import sysconfig
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test reaches a hub
@@ -87,3 +90,52 @@ def real_evaluator(real_calibration):
     evaluator = LocalEvaluator(real_calibration)
     yield evaluator
     evaluator.close()
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory):
+    """A wheel of the files that git knows, so that nothing of this checkout slips in."""
+    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
+    for name in tracked.stdout.split():
+        if (ROOT / name).is_file():
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, source / name)
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    subprocess.run([*command, "--wheel-dir", out, source], check=True)
+    (path,) = out.glob("secateur-*.whl")
+    return path
+
+
+@pytest.fixture(scope="session")
+def installed(wheel, tmp_path_factory):
+    """Runs the wheel's command in a fresh environment that borrows our libraries, but not our package."""
+    folder = tmp_path_factory.mktemp("environment")
+    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+    python = folder / "bin" / "python"
+    pip = [
+        python,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--no-deps",
+        "--no-index",
+    ]
+    subprocess.run([*pip, wheel], check=True)
+    site = subprocess.run(
+        [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    # A folder in a .pth file is searched, but not its own .pth files, such as that of our editable install.
+    (Path(site.stdout.strip()) / "libraries.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
+    def run(*arguments, module="secateur"):
+        command = [python, *(["-m", module] if module else []), *map(str, arguments)]
+        return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
+
+    place = run("-c", "import secateur; print(secateur.__file__)", module="")
+    assert str(folder) in place.stdout, place.stderr
+    return run

@@ -158,11 +158,14 @@ def story(cluster, config, tmp_path_factory):
     run = folder / "my runs" / "a"
     said = SimpleNamespace(run=run, folder=folder)
     said.submitted = in_process("submit", config, "--out", run, *WORKERS, *cluster, "--id", "first")
+    said.watched = in_process("watch", run, "--once", "--json", *cluster)  # it may be pending yet
     deadline = time.monotonic() + 120
     while count(run) < 20:
         assert time.monotonic() < deadline, in_process("logs", "first", *cluster).stdout
         time.sleep(0.02)
     said.running = in_process("status", "first", *cluster, "--json")
+    said.listed = json.loads(in_process("list", *cluster, "--json").stdout)
+    said.by_id = in_process("watch", "first", "--once", *cluster)
     said.taken = refused("submit", config, "--out", folder / "b", *cluster, "--id", "first")
     said.in_use = refused("submit", config, "--out", run, *cluster)
     said.stopped = in_process("stop", "first", *cluster)
@@ -203,6 +206,17 @@ class TestAJob:
         assert job["state"] == "running"
         assert job["run"] == str(story.run)
         assert job["seconds"] > 0
+
+    def test_is_watched_from_the_moment_it_is_submitted(self, story):
+        assert story.watched.returncode == 0, story.watched.stderr
+        assert json.loads(story.watched.stdout)["state"] in ("pending", "beginning", "running")
+        assert str(story.run) in story.by_id.stdout
+
+    def test_is_listed_with_how_far_it_is(self, story):
+        (job,) = story.listed
+        assert re.fullmatch(r"\d+/\d+ candidates", job["progress"])
+        assert job["best"] is None or re.fullmatch(r"kl [\d.e+-]+", job["best"])
+        assert job["left"] is None or job["left"] >= 0
 
     def test_is_not_submitted_under_an_id_that_is_taken(self, story):
         assert "got 'first'; choose another --id" in story.taken
@@ -257,8 +271,23 @@ class TestAJob:
         broken = json.loads(story.broken.stdout)["id"]
         assert [job["id"] for job in jobs] == [again.id, broken, "first"]
         assert jobs[0]["state"] == "succeeded"
+        assert jobs[0]["progress"].startswith(f"{SETTINGS['budget']}/")
+        assert jobs[0]["best"].startswith("kl ")
+        assert jobs[1]["progress"] is None  # it never began
         lines = in_process("list", *cluster).stdout.splitlines()
         assert [line.split()[0] for line in lines] == [again.id, broken, "first"]
+
+    def test_is_submitted_by_an_installed_wheel(self, again, cluster, config, installed, tmp_path):
+        done = installed(
+            "submit", config, "--out", tmp_path / "run", *WORKERS, *cluster, "--id", "of-a-wheel"
+        )
+        assert done.returncode == 0, done.stderr
+        deadline = time.monotonic() + 120
+        while count(tmp_path / "run") < 5:
+            assert time.monotonic() < deadline, installed("logs", "of-a-wheel", *cluster).stdout
+            time.sleep(0.1)
+        done = installed("stop", "of-a-wheel", *cluster)
+        assert done.stdout.startswith(("of-a-wheel  stopped after", "of-a-wheel  succeeded after")), done
 
     @pytest.mark.parametrize("command", ["status", "logs", "stop"])
     def test_that_nobody_knows_is_one_line(self, story, cluster, command):

@@ -323,3 +323,57 @@ class TestTheCommand:
         done = in_process("watch", tmp_path)
         assert done.returncode == 2
         assert len(done.stderr.splitlines()) == 1
+
+
+class TestAJobThatIsPending:
+    """Ray has no way to hold a job back, so the answers of its server are made up here."""
+
+    @pytest.fixture
+    def job(self, tmp_path):
+        from secateur import Job
+
+        return Job("a-job", "pending", str(tmp_path / "run"), 1.0)
+
+    def test_is_waited_for_until_it_has_begun(self, job, tmp_path, monkeypatch):
+        from secateur.service import jobs
+
+        class Server:
+            asked = 0
+
+            def __init__(self, address):
+                assert address == "http://head:8265"
+
+            def jobs(self):
+                Server.asked += 1
+                if Server.asked == 2:
+                    (tmp_path / "run").mkdir()
+                    (tmp_path / "run" / "run.toml").write_text("[search]\n")
+                return [job]
+
+        monkeypatch.setattr(jobs, "JobServer", Server)
+        monkeypatch.setattr(jobs.time, "sleep", lambda _: None)
+        lines = []
+        for name in (Path("a-job"), tmp_path / "run"):
+            assert jobs.wait_for_run(name, "http://head:8265", lines.append) == (tmp_path / "run", None)
+        assert lines == ["waiting for the job a-job, which is pending"]
+
+    def test_is_named_where_nobody_waits(self, job, tmp_path, monkeypatch):
+        from secateur.service import jobs
+
+        server = type("Server", (), {"__init__": lambda *_: None, "jobs": lambda _: [job]})
+        monkeypatch.setattr(jobs, "JobServer", server)
+        done = in_process("watch", tmp_path / "run", "--once", "--address", "http://head:8265")
+        assert done.returncode == 0
+        assert done.stdout == f"{tmp_path / 'run'}: pending, the job a-job waits for its cluster\n"
+
+    def test_that_failed_before_it_began_is_told(self, job, tmp_path, monkeypatch):
+        from dataclasses import replace
+
+        from secateur.service import jobs
+
+        failed = replace(job, state="failed", message="no such folder")
+        server = type("Server", (), {"__init__": lambda *_: None, "jobs": lambda _: [failed]})
+        monkeypatch.setattr(jobs, "JobServer", server)
+        done = in_process("watch", "a-job", "--address", "http://head:8265")
+        assert done.returncode == 2
+        assert "has failed before it began" in done.stderr
