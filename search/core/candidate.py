@@ -128,6 +128,23 @@ class Measurement:
 
 
 @dataclass(frozen=True)
+class Failure:
+    """Why there is no result where one was wanted, on the way to the measurement that says so.
+
+    Attributes:
+        reason: A sentence.
+        seconds: Wall-clock time that was spent until then.
+    """
+
+    reason: str
+    seconds: float = 0.0
+
+    def of(self, stage: Stage, before: float = 0.0) -> Measurement:
+        """Return the measurement that says so, with the seconds that were spent before."""
+        return Measurement(stage, seconds=before + self.seconds, failure=self.reason)
+
+
+@dataclass(frozen=True)
 class Trial:
     """A candidate with what is known about it.
 

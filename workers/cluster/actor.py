@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ...metrics_dsl.expression import MetricError
 from ...metrics_dsl.parser import parse
-from ...search.core.candidate import Candidate, Measurement, Reduction, Stage
+from ...search.core.candidate import Candidate, Failure, Measurement, Reduction, Stage
 from ...search.core.protocols import Summaries
 from ...search.core.versions import library_versions
 from ..calibrate.folder import Calibration
@@ -33,7 +33,7 @@ from ..measure.messages import (
     layer_measurement,
     sensitivity_measurement,
 )
-from ..measure.shard import ScoreError
+from ..measure.shard import ScoreError, all_or_failure
 from ..measure.worker import Worker, WorkerOptions
 from .dispatch import Exhausted
 
@@ -99,18 +99,15 @@ class Actor:
         seconds = sum(taken for _, taken in parts) / len(texts)
         found = []
         for position in range(len(texts)):
-            results = [shard[position] for shard, _ in parts]
-            failures = [r for r in results if isinstance(r, str)]
-            joined = failures[0] if failures else [r for row in results for r in row]
-            found.append(layer_measurement(joined, self._loaded().layers, stage, seconds))
+            rows = all_or_failure(shard[position] for shard, _ in parts)
+            results = rows if isinstance(rows, Failure) else [result for row in rows for result in row]
+            found.append(layer_measurement(results, self._loaded().layers, stage, seconds))
         self._count(stage, found)
         return found
 
-    def forward(self, text: Text | None, window: Window, entering: Any) -> ForwardState | Exhausted:
+    def forward(self, text: Text | None, window: Window, entering: Any) -> ForwardState | Failure:
         """Run tokens through the blocks held."""
         candidate = None if text is None else _candidate(text)
-        if isinstance(entering, Exhausted):
-            return entering
         return self._with_memory(
             lambda worker: _packed(worker.forward(candidate, window, _unpacked(entering)))
         )
@@ -132,15 +129,17 @@ class Actor:
 
     def backward(
         self, text: Text, window: Window, entering: Any = None, leaving: Any = None, dense: Any = None
-    ) -> BackwardState | Exhausted:
+    ) -> BackwardState | Failure:
         """Return sensitivities of the layers held and behind them."""
         for other in (entering, leaving, dense):
-            if isinstance(other, Exhausted):
+            if isinstance(other, Failure):
                 return other
 
-        def work(worker: Worker) -> BackwardState:
+        def work(worker: Worker) -> BackwardState | Failure:
             back = None if leaving is None else leaving._replace(gradients=_tensors(leaving.gradients))
             found = worker.backward(_candidate(text), window, _unpacked(entering), back, _unpacked(dense))
+            if isinstance(found, Failure):
+                return found
             behind = {} if leaving is None else leaving.of_layer
             return found._replace(of_layer=behind | found.of_layer, gradients=_arrays(found.gradients))
 
@@ -151,21 +150,20 @@ class Actor:
         found = self.backward(text, window, None, leaving)
         if isinstance(found, Exhausted):
             return found
-        return [sensitivity_measurement(found.of_layer, self._loaded().ids(window).numel(), found)]
+        return [sensitivity_measurement(found, self._loaded().ids(window).numel())]
 
     def summarise(
-        self, metric: str, reductions: Sequence[Reduction], *before: Summaries | str
-    ) -> Summaries | str:
-        """Return reductions of a metric's scores on the blocks before and those held, or why not."""
+        self, metric: str, reductions: Sequence[Reduction], *before: Summaries | Failure
+    ) -> Summaries | Failure:
+        """Return reductions of a metric's scores on the blocks before and those held."""
         try:
             own = self._loaded().summarise(parse(metric), reductions)
         except (ScoreError, MetricError) as error:
-            return str(error)
-        parts = [*before, own]
-        for part in parts:
-            if isinstance(part, str):
-                return part
-        return {name: np.concatenate([part[name] for part in parts]) for name in reductions}  # type: ignore[index]
+            return Failure(str(error))
+        parts = all_or_failure((*before, own))
+        if isinstance(parts, Failure):
+            return parts
+        return {name: np.concatenate([part[name] for part in parts]) for name in reductions}
 
     def reused(self) -> tuple[int, int]:
         """Return how many blocks were not run again, of how many."""
@@ -210,9 +208,9 @@ def _tensors(arrays: Sequence[Any]) -> list[Tensor]:
     return [torch.tensor(array) for array in arrays]  # a copy: what Ray shares must not be written
 
 
-def _packed(passed: ForwardState) -> ForwardState:
-    return passed._replace(hidden=_arrays(passed.hidden))
+def _packed(passed: ForwardState | Failure) -> ForwardState | Failure:
+    return passed if isinstance(passed, Failure) else passed._replace(hidden=_arrays(passed.hidden))
 
 
-def _unpacked(passed: ForwardState | None) -> ForwardState | None:
-    return passed and passed._replace(hidden=_tensors(passed.hidden))
+def _unpacked(passed: Any) -> Any:
+    return passed._replace(hidden=_tensors(passed.hidden)) if isinstance(passed, ForwardState) else passed

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import ray
 from ray import exceptions
 
+from ...search.core.candidate import Failure
 from ..measure.worker import WorkerError
 from .dispatch_state import STARTS, Call, Team, TeamSlot, halves
 
@@ -36,10 +37,8 @@ _TICK = 0.5  # seconds after which the clock is looked at though nothing has hap
 _LOADING = 2.0  # seconds after which a start that failed had begun to load
 
 
-class Exhausted(NamedTuple):
+class Exhausted(Failure):
     """An answer that says that a call needs more memory than the device has."""
-
-    reason: str
 
 
 class Answer(NamedTuple):

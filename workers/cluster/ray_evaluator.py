@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ...metrics_dsl.expression import Expression
-from ...search.core.candidate import Candidate, Layer, Measurement, Part, Reduction, Stage
+from ...search.core.candidate import Candidate, Failure, Layer, Measurement, Part, Reduction, Stage
 from ...search.core.protocols import Done, Summaries, ignore
 from ..calibrate.folder import Calibration
 from ..measure.messages import Window, check_candidates, window_of_candidate
@@ -135,7 +135,7 @@ class RayEvaluator:
         found: dict[int, Measurement] = {}
         each = max(1, -(-len(candidates) // (2 * len(self._teams))))  # so that all have something to do
         for answer in self._dispatcher.run(begin, len(candidates), min(each, _TOGETHER[stage])):
-            measured = answer.value or [Measurement(stage, failure=answer.failure)] * len(answer.items)
+            measured = answer.value or [Failure(answer.failure).of(stage)] * len(answer.items)
             own = [replace(m, worker=answer.name, attempts=answer.attempts) for m in measured]
             done([(candidates[i], m) for i, m in zip(answer.items, own, strict=True)])
             found.update(zip(answer.items, own, strict=True))
@@ -151,8 +151,8 @@ class RayEvaluator:
         (answer,) = self._dispatcher.run(lambda team, _items: team.summarise(metric, reductions), 1)
         if answer.failure:
             raise WorkerError(f"the scores of `{metric}` cannot be summed up: {answer.failure}")
-        if isinstance(answer.value, str):
-            raise ScoreError(answer.value)
+        if isinstance(answer.value, Failure):
+            raise ScoreError(answer.value.reason)
         found: Summaries = answer.value
         return found
 

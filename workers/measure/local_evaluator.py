@@ -121,4 +121,4 @@ class LocalEvaluator:
     def _sensitivities(self, candidate: Candidate, part: Part, tokens: int) -> Measurement:
         window = window_of_candidate(candidate, part, tokens, self.worker.calibration.shape(part))
         found = self.worker.backward(candidate, window)
-        return sensitivity_measurement(found.of_layer, self.worker.ids(window).numel(), found)
+        return sensitivity_measurement(found, self.worker.ids(window).numel())

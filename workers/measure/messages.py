@@ -10,12 +10,12 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ...metrics_dsl.errors import SecateurError
-from ...search.core.candidate import Candidate, Layer, Measurement, Part, Stage
+from ...search.core.candidate import Candidate, Failure, Layer, Measurement, Part, Stage
 from .sensitivity import FORWARD_PASSES
 from .shard import LayerResult
 from .windows import count_windows
 
-LayerResults = list[LayerResult] | str  # one a layer, or why there are none
+LayerResults = list[LayerResult] | Failure  # one a layer
 
 
 class Window(NamedTuple):
@@ -27,15 +27,11 @@ class Window(NamedTuple):
 
 
 class ForwardState(NamedTuple):
-    """What leaves some blocks: hidden states, a batch each, and how many weights were removed so far.
-
-    ``failure`` says why there are none.
-    """
+    """What leaves some blocks: hidden states, a batch each, and how many weights were removed so far."""
 
     hidden: Sequence[Tensor]
     removed: int = 0
     seconds: float = 0.0
-    failure: str = ""
 
 
 class BackwardState(NamedTuple):
@@ -47,7 +43,6 @@ class BackwardState(NamedTuple):
     of_layer: dict[int, float]
     gradients: Sequence[Tensor]
     seconds: float = 0.0
-    failure: str = ""
 
 
 def window_of_candidate(candidate: Candidate, part: Part, tokens: int, shape: tuple[int, int]) -> Window:
@@ -59,11 +54,11 @@ def layer_measurement(
     results: LayerResults, layers: Sequence[Layer], stage: Stage, seconds: float
 ) -> Measurement:
     """Return the measurement that the results of all layers make."""
-    if isinstance(results, str):
-        return Measurement(stage, seconds=seconds, failure=results)
+    if isinstance(results, Failure):
+        return results.of(stage, seconds)
     errors = tuple(result.error for result in results)
     if not all(map(math.isfinite, errors)):
-        return Measurement(stage, seconds=seconds, failure="the layers' errors are not finite")
+        return Failure("the layers' errors are not finite", seconds).of(stage)
     removed = sum(r.removed * layer.size for r, layer in zip(results, layers, strict=True))
     values = {
         "layer_error": sum(errors) / len(errors),
@@ -73,19 +68,18 @@ def layer_measurement(
     return Measurement(stage, errors, values, seconds, fingerprint=digest)
 
 
-def sensitivity_measurement(of_layer: dict[int, float], tokens: int, last: BackwardState) -> Measurement:
+def sensitivity_measurement(last: BackwardState | Failure, tokens: int) -> Measurement:
     """Return the measurement that the sensitivities of all layers make.
 
     Args:
-        of_layer: Sensitivities by position of the layer in the model.
+        last: What came back through the first blocks, of all layers and with the time that all took.
         tokens: Tokens that they were found on.
-        last: What came back through the first blocks, with the time that all took.
     """
-    if last.failure:
-        return Measurement("sensitivity", seconds=last.seconds, failure=last.failure)
-    found = tuple(of_layer[index] for index in sorted(of_layer))
+    if isinstance(last, Failure):
+        return last.of("sensitivity")
+    found = tuple(last.of_layer[index] for index in sorted(last.of_layer))
     if not all(map(math.isfinite, found)):
-        return Measurement("sensitivity", (), {}, last.seconds, "the sensitivities are not finite")
+        return Failure("the sensitivities are not finite", last.seconds).of("sensitivity")
     cost = FORWARD_PASSES * tokens
     return Measurement("sensitivity", seconds=last.seconds, tokens=cost, sensitivities=found)
 

@@ -18,7 +18,7 @@ from ...metrics_dsl.errors import SecateurError
 from ...metrics_dsl.expression import Expression, MetricError
 from ...metrics_dsl.order import order_form
 from ...metrics_dsl.score import Scorer
-from ...search.core.candidate import Candidate, Layer, Reduction
+from ...search.core.candidate import Candidate, Failure, Layer, Reduction
 from ..calibrate.folder import Calibration, LayerStatistics
 from ..calibrate.gram import relative_error
 from ..model.decoder import Decoder, weight_matrix
@@ -135,24 +135,34 @@ class HeldLayer:
 
     def results(
         self, candidates: Sequence[Candidate], pattern: str, *, all_rows: bool
-    ) -> list[LayerResult | str]:
-        """Return a result of each candidate, or why there is none."""
+    ) -> list[LayerResult | Failure]:
+        """Return a result of each candidate."""
         sampled = self.leaves if all_rows else self.sampled
         energy = self.energy if all_rows else self.sampled_energy
         scorer = Scorer(self.leaves, None if all_rows else sampled, self.reduced)
-        found: list[LayerResult | str] = []
+        found: list[LayerResult | Failure] = []
         for candidate in candidates:
             form = order_form(candidate.metric, candidate.group)
             try:
                 scores = self.scores(scorer, form, len(energy))
             except (ScoreError, MetricError) as error:
-                found.append(str(error))
+                found.append(Failure(str(error)))
                 continue
             mask = removed(scores, candidate.ratios[self.index], candidate.group, pattern)
             relative = relative_error(sampled["W"], mask, self.gram, energy)
             share = int(mask.count_nonzero()) / mask.numel()
             found.append(LayerResult(relative, share, hashlib.blake2b(packed(mask), digest_size=16).digest()))
         return found
+
+
+def all_or_failure(parts: Iterable[T | Failure]) -> list[T] | Failure:
+    """Return all parts, or why the first of those that are missing is missing."""
+    found: list[T] = []
+    for part in parts:
+        if isinstance(part, Failure):
+            return part
+        found.append(part)
+    return found
 
 
 def sample_rows(rows: int, count: int, seed: int) -> Tensor:
@@ -199,19 +209,14 @@ class Shard:
         self._uses: OrderedDict[tuple[Expression, str], tuple[int, str]] = OrderedDict()
         self._ordered: dict[tuple[Expression, str], None] = {}
 
-    def errors(self, candidates: Sequence[Candidate], *, all_rows: bool) -> list[list[LayerResult] | str]:
-        """Return for each candidate a result a layer, or why it cannot be measured."""
+    def errors(self, candidates: Sequence[Candidate], *, all_rows: bool) -> list[list[LayerResult] | Failure]:
+        """Return for each candidate a result a layer."""
 
-        def measure(held: HeldLayer) -> list[LayerResult | str]:
+        def measure(held: HeldLayer) -> list[LayerResult | Failure]:
             return held.results(candidates, self.pattern, all_rows=all_rows)
 
         by_layer = self._each(measure, self.held)
-        result: list[list[LayerResult] | str] = []
-        for position in range(len(candidates)):
-            row = [found[position] for found in by_layer]
-            failures = [item for item in row if isinstance(item, str)]
-            result.append(failures[0] if failures else [r for r in row if not isinstance(r, str)])
-        return result
+        return [all_or_failure(row) for row in zip(*by_layer, strict=True)]
 
     def masked_weights(self, candidate: Candidate, block: int) -> tuple[dict[int, Tensor], int]:
         """Return a block's pruned weights by layer index, and how many were removed.

@@ -20,7 +20,7 @@ from torch import Tensor
 from ...metrics_dsl.errors import SecateurError
 from ...metrics_dsl.expression import Expression, MetricError
 from ...search.core import defaults
-from ...search.core.candidate import Candidate, Layer, Measurement, Reduction, Stage, parse_pattern
+from ...search.core.candidate import Candidate, Failure, Layer, Measurement, Reduction, Stage, parse_pattern
 from ..calibrate.folder import Calibration, CalibrationError
 from ..model.block_calls import Batch
 from ..model.decoder import Decoder
@@ -125,7 +125,7 @@ class Worker:
         return (self.prefixes.reused, self.prefixes.blocks) if self.prefixes else (0, 0)
 
     def errors(self, candidates: Sequence[Candidate], stage: Stage) -> list[LayerResults]:
-        """Return for each candidate a result of each layer held, or why it cannot be measured."""
+        """Return for each candidate a result of each layer held."""
         return self.shard.errors(candidates, all_rows=stage == "layer")
 
     def summarise(
@@ -144,8 +144,8 @@ class Worker:
 
     @torch.no_grad()
     def forward(
-        self, candidate: Candidate | None, window: Window, entering: ForwardState | None
-    ) -> ForwardState:
+        self, candidate: Candidate | None, window: Window, entering: ForwardState | Failure | None
+    ) -> ForwardState | Failure:
         """Run tokens through the blocks held.
 
         Args:
@@ -153,7 +153,7 @@ class Worker:
             window: The tokens.
             entering: What left the blocks before; None before the first.
         """
-        if entering is not None and entering.failure:
+        if isinstance(entering, Failure):
             return entering
         batches = self._batches_of(window)
         start = time.perf_counter()
@@ -176,14 +176,14 @@ class Worker:
                 if prefixes and candidate:
                     prefixes.keep(candidate, window, Prefix(block + 1, hidden, removed))
         except (ScoreError, MetricError) as error:
-            return ForwardState((), seconds=time.perf_counter() - start, failure=str(error))
+            return Failure(str(error), time.perf_counter() - start)
         return ForwardState(hidden, removed, time.perf_counter() - start)
 
     def model(
         self,
         candidate: Candidate,
         window: Window,
-        entering: ForwardState | None = None,
+        entering: ForwardState | Failure | None = None,
         dense: ForwardState | None = None,
     ) -> Measurement:
         """Run tokens through the last blocks and compare what comes out with the dense model.
@@ -194,16 +194,18 @@ class Worker:
             entering: What left the blocks before; None if all are held.
             dense: The same of the dense model, for when these tokens are new here.
         """
+        if isinstance(entering, Failure):
+            return entering.of("model")
         before = entering.seconds if entering else 0.0
         reference = self._reference(window, dense)
         passed = self.forward(candidate, window, entering)
-        if passed.failure:
-            return Measurement("model", seconds=before + passed.seconds, failure=passed.failure)
+        if isinstance(passed, Failure):
+            return passed.of("model", before)
         start = time.perf_counter()
         values, parts = reference.compare(self.decoder, passed.hidden)
         seconds = before + passed.seconds + time.perf_counter() - start
         if not all(map(math.isfinite, values.values())):
-            return Measurement("model", (), {}, seconds, "the pruned model's output is not finite")
+            return Failure("the pruned model's output is not finite", seconds).of("model")
         values["sparsity"] = passed.removed / sum(layer.size for layer in self.layers)
         return Measurement("model", (), values, seconds, tokens=reference.tokens, parts=parts)
 
@@ -211,10 +213,10 @@ class Worker:
         self,
         candidate: Candidate,
         window: Window,
-        entering: ForwardState | None = None,
-        leaving: BackwardState | None = None,
+        entering: ForwardState | Failure | None = None,
+        leaving: BackwardState | Failure | None = None,
         dense: ForwardState | None = None,
-    ) -> BackwardState:
+    ) -> BackwardState | Failure:
         """Return sensitivities of the layers held, on the way back through their blocks.
 
         Args:
@@ -228,9 +230,10 @@ class Worker:
             raise SecateurError(
                 f"expected ratios that can change for sensitivities, got {self.shard.pattern}"
             )
-        for other in (entering, leaving):
-            if other is not None and other.failure:
-                return BackwardState({}, (), other.seconds, other.failure)
+        if isinstance(entering, Failure):
+            return entering
+        if isinstance(leaving, Failure):
+            return leaving
         batches = self._batches_of(window)
         reference = self._reference(window, dense) if leaving is None else None
         start = time.perf_counter()
@@ -248,7 +251,7 @@ class Worker:
                 gradients,
             )  # fmt: skip
         except (ScoreError, MetricError) as error:
-            return BackwardState({}, (), before + time.perf_counter() - start, str(error))
+            return Failure(str(error), before + time.perf_counter() - start)
         return BackwardState(found, after, before + time.perf_counter() - start)
 
     def knows(self, window: Window) -> bool:
@@ -291,10 +294,11 @@ class Worker:
     def _reference(self, window: Window, dense: ForwardState | None) -> DenseReference:
         if window not in self._references:
             batches = self._batches_of(window)
-            left = self.forward(None, window, dense).hidden
+            left = self.forward(None, window, dense)
+            assert isinstance(left, ForwardState)  # the dense model has no scores that could fail
             # The probabilities of numbered windows are not kept: each is seldom met again.
             room = {} if window.number is None else {"kept_bytes": 0}
-            self._references[window] = DenseReference(self.decoder, batches, left, **room)
+            self._references[window] = DenseReference(self.decoder, batches, left.hidden, **room)
         return self._references[window]
 
     def _forget(self, window: Window) -> None:
