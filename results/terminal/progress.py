@@ -16,11 +16,11 @@ class Progress:
     """Says how far a run is and how good its best candidate.
 
     Args:
-        line: Prints a line.
+        report: Prints a sentence.
     """
 
-    def __init__(self, line: Callable[[str], None]) -> None:
-        self._line = line
+    def __init__(self, report: Callable[[str], None]) -> None:
+        self._report = report
         self._text = ""
         self._status: Any = None
         self.begin(Budget(1))
@@ -41,7 +41,7 @@ class Progress:
     def line(self, text: str) -> None:
         """Show a step of the run."""
         if self._status is None:
-            self._line(text)
+            self._report(text)
         else:
             self._status.update(text)
 
@@ -82,7 +82,7 @@ class Progress:
         if self._status is not None:
             self._status.stop()
             if self._text:
-                self._line(self._text)
+                self._report(self._text)
             self._status = None
 
 

@@ -100,14 +100,14 @@ class CalibrationRequest:
 
 
 def calibrate(
-    request: CalibrationRequest, out: str | Path, tell: Callable[[str], None] = lambda _: None
+    request: CalibrationRequest, out: str | Path, report: Callable[[str], None] = lambda _: None
 ) -> Calibration:
     """Calibrate a model and return the calibration folder, which must not exist before.
 
     Args:
         request: What to calibrate on.
         out: The folder to write.
-        tell: Called with a line on each step.
+        report: Called with a sentence on each step.
 
     Raises:
         ModelError: When the model cannot be loaded or measured.
@@ -121,11 +121,11 @@ def calibrate(
     decoder, tokenizer = load_decoder(request, by_block=not whole_because(request))
     target.parent.mkdir(parents=True, exist_ok=True)
     for left in target.parent.glob(f".{glob.escape(target.name)}.*.partial"):
-        tell(f"{left} was left by a calibration that was killed and can be removed, unless one is running")
+        report(f"{left} was left by a calibration that was killed and can be removed, unless one is running")
     partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
     partial.mkdir()
     try:
-        _calibrate(request, decoder, tokenizer, partial, tell)
+        _calibrate(request, decoder, tokenizer, partial, report)
         partial.rename(target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -174,31 +174,31 @@ def load_decoder(request: CalibrationRequest, *, by_block: bool = False) -> tupl
 
 
 def _calibrate(
-    request: CalibrationRequest, decoder: Decoder, tokenizer: Any, folder: Path, tell: Callable[[str], None]
+    request: CalibrationRequest, decoder: Decoder, tokenizer: Any, folder: Path, report: Callable[[str], None]
 ) -> None:
     model = decoder.model
     counts = request.sequences()
     total = sum(counts.values())
     if request.text == "self":
-        tell(f"the model writes {total} sequences of {request.sequence_length} tokens")
+        report(f"the model writes {total} sequences of {request.sequence_length} tokens")
     sequences = draw_sequences(request.text, model, tokenizer, total, request.sequence_length, request.seed)
     if request.text != "self":
-        tell(f"read {total} sequences of {request.sequence_length} tokens from {request.text}")
-    tell(f"the model is {how_loaded(decoder, whole_because(request))}")
+        report(f"read {total} sequences of {request.sequence_length} tokens from {request.text}")
+    report(f"the model is {how_loaded(decoder, whole_because(request))}")
     parts = dict(zip(counts, sequences.split(list(counts.values())), strict=True))
     write_tokens(folder, parts)
     if request.model.endswith(".gguf"):
-        tell("keeping a dense copy of the quantised weights")
+        report("keeping a dense copy of the quantised weights")
         save_dense_copy(model, tokenizer, folder / "model")
     ids = parts["statistics"]
     batches = [decoder.enter(part) for part in ids.split(max(1, _TOKENS_A_CALL // ids.shape[1]))]
     check_arguments(batches[0])
     room = hidden_states(folder, decoder, ids, batches[0].hidden) if request.gradients else nullcontext()
     with room as states:
-        tell(f"statistics of {len(decoder.blocks)} blocks, {len(decoder.layers)} linear layers")
+        report(f"statistics of {len(decoder.blocks)} blocks, {len(decoder.layers)} linear layers")
         entries = _write_statistics(decoder, batches, states, folder)
         if states is not None:
-            tell(f"gradients of {counts['statistics']} sequences")
+            report(f"gradients of {counts['statistics']} sequences")
             _write_gradients(decoder, ids, states, folder)
     write_manifest(folder, _describe(request, decoder, entries, parts), decoder.layers, entries)
 

@@ -56,7 +56,7 @@ class RayEvaluator:
         calibration: Statistics and tokens of the model, in a folder that every node sees.
         cluster: Which workers to use.
         options: What the workers are made with; ``device`` and ``blocks`` are chosen for each.
-        note: Told what becomes of the workers.
+        report: Called with a sentence on what becomes of the workers.
 
     Raises:
         WorkerError: When there is no such cluster, or it cannot do this.
@@ -68,7 +68,7 @@ class RayEvaluator:
         calibration: Calibration,
         cluster: Cluster,
         options: WorkerOptions,
-        note: Callable[[str], None] = lambda _text: None,
+        report: Callable[[str], None] = lambda _text: None,
     ) -> None:
         blocks = split_blocks(calibration.layers, cluster.shards)
         _set_environment(cluster.address)
@@ -82,7 +82,7 @@ class RayEvaluator:
             self._opened.enter_context(connected(cluster.address))
             workers, gpus = choose_workers(cluster, options.get("device", Device()).name)
             model = options.get("model") or calibration.model_source
-            check_nodes(calibration, model, cluster.cpus, gpus, note)
+            check_nodes(calibration, model, cluster.cpus, gpus, report)
             self._accelerator = accelerators() if gpus else ""
             own = options.get("device", Device())
             device = replace(
@@ -96,10 +96,12 @@ class RayEvaluator:
             self._teams = [
                 ModelTeam(folder, each, cluster.cpus, gpus) for _ in range(workers // cluster.shards)
             ]
-            self._dispatcher = Dispatcher(self._teams, timeout=cluster.timeout, patience=_SETUP, note=note)
+            self._dispatcher = Dispatcher(
+                self._teams, timeout=cluster.timeout, patience=_SETUP, report=report
+            )
             self._opened.callback(self._dispatcher.stop)
             split = f", the model split over {cluster.shards}" if cluster.shards > 1 else ""
-            note(f"{workers} workers of {cluster.cpus:g} CPUs and {gpus:g} GPUs{split}")
+            report(f"{workers} workers of {cluster.cpus:g} CPUs and {gpus:g} GPUs{split}")
             self._dispatcher.wait()
         except BaseException:
             self._opened.close()

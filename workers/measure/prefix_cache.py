@@ -44,15 +44,23 @@ class Prefixes:
         self.blocks = self.reused = 0
 
     def longest(self, candidate: Candidate, tokens: object, blocks: range) -> Prefix | None:
-        """Return what is known of the most blocks of a candidate on some tokens, as far as ``blocks`` go."""
+        """Return the states of a candidate that are known furthest into some blocks.
+
+        Args:
+            candidate: Whose states are wanted.
+            tokens: What the states are of: those on other tokens do not count.
+            blocks: The blocks to run; the more of them the states have behind them, the fewer are left.
+
+        Returns:
+            The states, or None where not even those behind the first of the blocks are known.
+        """
         self.blocks += len(blocks)
         for block in range(blocks.stop, blocks.start, -1):
             key = self._key(candidate, tokens, block)
             if key in self._states:
                 self.reused += block - blocks.start
-                for before in range(
-                    block, blocks.start, -1
-                ):  # all that led here is as likely to be wanted again
+                # Whoever wants these states again may also want those on the way to them.
+                for before in range(block, blocks.start, -1):
                     if (touched := self._key(candidate, tokens, before)) in self._states:
                         self._states.move_to_end(touched)
                 return self._states[key]
