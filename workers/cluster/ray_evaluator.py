@@ -170,7 +170,8 @@ class RayEvaluator:
             ScoreError: When scores are not finite.
             WorkerError: When it cannot be done.
         """
-        (answer,) = self._dispatcher.run(lambda team, _items: team.summarise(metric, reductions), 1)
+        answers = list(self._dispatcher.run(lambda team, _items: team.summarise(metric, reductions), 1))
+        answer = answers[0]
         if answer.failure:
             raise WorkerError(f"the scores of `{metric}` cannot be summed up: {answer.failure}")
         if isinstance(answer.value, str):
