@@ -62,7 +62,7 @@ def project(
 
 
 def ratio_of(count: int, columns: int) -> float:
-    """Return the ratio that removes just ``count`` of ``columns`` weights a row: floats round down."""
+    """Return the ratio that removes just ``count`` of ``columns`` weights per row: floats round down."""
     ratio = count / columns
     return ratio if int(columns * ratio) == count else math.nextafter(ratio, 1.0)
 
@@ -100,7 +100,7 @@ def _mended(
 
 
 def to_columns(ratios: ArrayLike, layers: Sequence[Layer], sparsity: float) -> tuple[float, ...]:
-    """Return ratios of whole columns a row whose achieved sparsity is as near the wanted as can be.
+    """Return ratios of whole columns per row whose achieved sparsity is as near the wanted as can be.
 
     Every ratio is rounded down, then those with the largest remainders up while weights are missing. What is
     left is at most half of a column of the smallest layer, as a share of all weights: 0.000001 on a model

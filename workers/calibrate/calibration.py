@@ -51,7 +51,7 @@ from .gram import is_root
 from .input_statistics import Observer, observed_outputs
 from .text import draw_sequences
 
-_TOKENS_A_CALL = 2048
+_TOKENS_PER_CALL = 2048
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class CalibrationRequest:
         tokens: Tokens of statistics, rounded up to whole sequences, as are the other two parts.
         selection_tokens: Tokens on which a search measures its candidates.
         holdout_tokens: Tokens that only final figures are measured on.
-        sequence_length: Tokens a sequence.
+        sequence_length: Tokens per sequence.
         seed: Seed of sampling and order.
         gradients: Whether to compute the leaf ``G``, which takes a backward pass.
         dtype: ``float32`` or ``bfloat16``, the type of the weights; statistics are 32-bit.
@@ -191,7 +191,7 @@ def _calibrate(
         report("keeping a dense copy of the quantised weights")
         save_dense_copy(model, tokenizer, folder / "model")
     ids = parts["statistics"]
-    batches = [decoder.enter(part) for part in ids.split(max(1, _TOKENS_A_CALL // ids.shape[1]))]
+    batches = [decoder.enter(part) for part in ids.split(max(1, _TOKENS_PER_CALL // ids.shape[1]))]
     check_arguments(batches[0])
     room = hidden_states(folder, decoder, ids, batches[0].hidden) if request.gradients else nullcontext()
     with room as states:

@@ -110,7 +110,7 @@ class Dispatcher:
         Args:
             begin: Hands a list of items to a team and returns a reference to the answer.
             count: How many items there are.
-            size: Items a call.
+            size: Items per call.
 
         Raises:
             WorkerError: When all teams are lost and none comes back.

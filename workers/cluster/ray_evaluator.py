@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from .actor_team import ModelTeam
 
 _SETUP = 1800.0  # seconds within which a model is loaded
-_TOGETHER: dict[Stage, int] = {"screen": 8, "layer": 2, "model": 1, "sensitivity": 1}  # candidates a call
+_TOGETHER: dict[Stage, int] = {"screen": 8, "layer": 2, "model": 1, "sensitivity": 1}  # candidates per call
 
 
 def _set_environment(address: str) -> None:

@@ -16,7 +16,7 @@ _GATHER = sum(1 << 9 * i for i in range(8)) - (1 << 64)  # as a signed number of
 def removed(scores: Tensor, ratio: float, group: str, pattern: str = "unstructured") -> Tensor:
     """Return which weights to remove, (rows, columns) bool: those with the smallest scores.
 
-    Exactly floor(columns * ratio) weights a row are removed for the group ``row``, floor(size * ratio)
+    Exactly floor(columns * ratio) weights per row are removed for the group ``row``, floor(size * ratio)
     in all for the group ``layer``, and N of every M consecutive columns for a pattern ``N:M`` (columns
     that do not fill a last group of M stay). Of equal scores the one that comes first is removed.
 
@@ -88,21 +88,21 @@ def packed(mask: Tensor) -> memoryview:
     return (eights * _GATHER).bitwise_right_shift_(56).to(torch.uint8).cpu().numpy().data
 
 
-def soft_mask(ranks: Tensor, ratio: Tensor, group: str, band: float) -> Tensor:
+def soft_mask(ranks: Tensor, ratio: Tensor, group: str, half_width: float) -> Tensor:
     """Return how much of each weight is kept, (rows, columns) from 0 to 1: a mask with a soft edge.
 
-    Weights whose place is within ``band`` of the ratio's, as a share of their group, are kept in part, the
-    more the higher they stand. So what a model does becomes a smooth function of the ratio.
+    Weights whose place is within ``half_width`` of the ratio's, as a share of their group, are kept in part,
+    the more the higher they stand. So what a model does becomes a smooth function of the ratio.
 
     Args:
         ranks: Places in the order of scores, (rows, columns).
         ratio: The ratio, a number as a tensor; gradients flow back to it.
         group: ``row`` or ``layer``.
-        band: Half of the edge's width, as a share of the group.
+        half_width: Half of the edge's width, as a share of the group.
     """
     rows, columns = ranks.shape
     size = rows * columns if group == "layer" else columns
-    return ((ranks + (0.5 + band * size - size * ratio)) / (2 * band * size)).clamp(0, 1)
+    return ((ranks + (0.5 + half_width * size - size * ratio)) / (2 * half_width * size)).clamp(0, 1)
 
 
 def _smallest(scores: Tensor, count: int) -> Tensor:

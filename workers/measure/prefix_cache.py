@@ -15,7 +15,7 @@ from torch import Tensor
 from ...search.core.candidate import Candidate, Layer
 
 KEPT_BYTES = 1 << 29
-_CHAINS = 3  # candidates whose states should fit; where they do not, some blocks are left out
+CHAINS = 3  # candidates whose states should fit; where they do not, some blocks are left out
 
 
 class Prefix(NamedTuple):
@@ -69,7 +69,7 @@ class Prefixes:
     def keep(self, candidate: Candidate, tokens: object, prefix: Prefix) -> None:
         """Keep the states before a block, if there is room for states at this spacing."""
         size = sum(states.numel() * states.element_size() for states in prefix.hidden)
-        spacing = -(-size * len(self._ends) * _CHAINS // self._kept_bytes)
+        spacing = -(-size * len(self._ends) * CHAINS // self._kept_bytes)
         if prefix.block % spacing or size > self._kept_bytes:
             return
         self._states[self._key(candidate, tokens, prefix.block)] = prefix

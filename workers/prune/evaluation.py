@@ -32,7 +32,7 @@ class EvaluationRequest:
     Attributes:
         model: Hub name, folder or ``.gguf`` file.
         text: A file, ``hub:NAME`` or ``wikitext2``, the test part of WikiText-2; empty for no text.
-        window: Tokens a window.
+        window: Tokens per window.
         windows: Windows from the beginning of the text; 0 for all.
         against: The dense model to compare with, if any.
         tasks: Names of lm-eval's tasks.
