@@ -1,4 +1,4 @@
-"""What workers add: candidates a second on one and two of them, and what handing out a candidate costs.
+"""What workers add: candidates per second on one and two of them, and what handing out a candidate costs.
 
     .venv/bin/python benchmarks/cluster.py runs/smollm2-calibration
 
@@ -23,7 +23,7 @@ def candidates(evaluator, count):
 
 
 def throughput(calibration):
-    print(f"{'workers':>8}" + "".join(f"{stage:>12}" for stage in STAGES) + "   candidates a second")
+    print(f"{'workers':>8}" + "".join(f"{stage:>12}" for stage in STAGES) + "   candidates per second")
     rates = {}
     for workers in (1, 2):
         options = WorkerOptions(device=Device("cpu", threads=1), reuse=False)

@@ -113,7 +113,8 @@ def read_cluster(address: str | None, given: Mapping[str, Any]) -> Cluster | Non
 
     Args:
         address: As of ``Cluster``.
-        given: Values by name, of which those in ``WORKER_OPTIONS`` are read; None is as good as left out.
+        given: All options of a command by name. Those named in ``WORKER_OPTIONS`` are read; one that is None
+            was not given.
 
     Raises:
         SecateurError: For options that do not fit, or that need an address.

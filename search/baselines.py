@@ -95,7 +95,7 @@ def build_funnel(
 
 def _fixed(settings: SearchSettings, dense: Dense) -> FixedRatios:
     name = settings.allocation or "uniform"
-    rule = lru_cache(maxsize=64)(lambda sparsity: ALLOCATIONS[name].variants(dense, sparsity)[name])
+    rule = lru_cache(maxsize=64)(lambda sparsity: ALLOCATIONS[name].ratios(dense, sparsity))
     return FixedRatios(dense.layers, rule)
 
 

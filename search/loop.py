@@ -22,7 +22,7 @@ PATIENCE = 20  # batches that cost nothing, for nothing is new or all fails, bef
 
 @dataclass(frozen=True)
 class Funnel:
-    """How candidates pass from cheap measurements to the stage that decides.
+    """Successive halving: how candidates pass from cheap measurements to the stage that decides.
 
     Args:
         objectives: What the search minimises.

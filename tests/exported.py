@@ -1,4 +1,4 @@
-"""What tests of exports share: findings, a run with layers, statistics of a made-up layer."""
+"""What tests of exports share: records, a run with layers, statistics of a made-up layer."""
 
 import random
 from dataclasses import asdict

@@ -412,7 +412,7 @@ def test_a_worker_that_is_broken_does_not_fail_the_candidates(ray_session, tmp_p
     ship_this_file()
     notes = []
     teams = [OddTeam(tmp_path), BrokenTeam(tmp_path)]
-    dispatcher = Dispatcher(teams, timeout=60, patience=60, note=notes.append)
+    dispatcher = Dispatcher(teams, timeout=60, patience=60, report=notes.append)
     dispatcher.wait(2)
     answers = list(dispatcher.run(lambda team, items: team.work(items), 3))
     dispatcher.stop()

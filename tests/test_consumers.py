@@ -87,21 +87,21 @@ def test_llm_compressor_prunes_by_our_recipes(llm_compressor, tiny_calibration, 
     layers = tuple(tiny_calibration.layers)
     uneven = tuple(0.2 + 0.6 * i / (len(layers) - 1) for i in range(len(layers)))
     half = (0.5,) * len(layers)
-    findings = {
+    records = {
         "wanda": CandidateRecord(Candidate(parse("abs(W) * X"), uneven), layers),
         "searched": CandidateRecord(Candidate(parse(METRIC), uneven), layers),
         "layerwise": CandidateRecord(Candidate(parse("abs(W) * X**1.2"), uneven, "layer"), layers),
         "wanda-2-4": CandidateRecord(Candidate(parse("abs(W) * X"), half), layers, "2:4"),
         "searched-1-4": CandidateRecord(Candidate(parse("abs(W) * V"), (0.25,) * len(layers)), layers, "1:4"),
     }
-    for name, record in findings.items():
+    for name, record in records.items():
         write_llm_compressor(record, tmp_path / name)
         assert (tmp_path / name / "modifier.py").is_file() == ("wanda" not in name)
     save_file({"ids": tiny_calibration.tokens("statistics")}, tmp_path / "tokens.safetensors")
     command = [llm_compressor, "-c", ONESHOT, tiny_model, tmp_path]
     done = subprocess.run(command, capture_output=True, text=True, env=clean(), cwd=tmp_path)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    for name, record in findings.items():
+    for name, record in records.items():
         kept = load_file(tmp_path / name / "kept.safetensors")
         zeros = tuple(int((~kept[layer.name]).sum()) for layer in layers)
         assert zeros == record.removed, name
@@ -119,7 +119,7 @@ def test_llm_compressor_prunes_by_our_recipes(llm_compressor, tiny_calibration, 
             layer.name: ratio for layer, ratio in zip(layers, record.candidate.ratios, strict=True)
         }
     saved = load_file(tmp_path / "wanda" / "pruned" / "model.safetensors")
-    assert int((saved[f"{layers[0].name}.weight"] == 0).sum()) == findings["wanda"].removed[0]
+    assert int((saved[f"{layers[0].name}.weight"] == 0).sum()) == records["wanda"].removed[0]
 
 
 def test_optuna_dashboard_lists_our_trials(optuna_dashboard, tmp_path):

@@ -162,7 +162,7 @@ class TestMistakes:
         assert "nothing to write" in self.refused(tmp_path / "run", "--to", "csv", "-o", tmp_path / "o")
 
     def test_a_failure_midway_leaves_nothing(self, run, tmp_path, monkeypatch):
-        def fail(_finding, path):
+        def fail(_record, path):
             path.mkdir()
             (path / "half").write_text("x")
             raise OSError("no space")

@@ -208,7 +208,7 @@ class TestTheModelStage:
     def test_probabilities_that_are_not_kept_give_the_same(
         self, tiny_calibration, tiny_evaluator, monkeypatch
     ):
-        monkeypatch.setattr("secateur.workers.measure.dense_reference._KEPT_BYTES", 0)
+        monkeypatch.setattr("secateur.workers.measure.dense_reference.PROBABILITY_BYTES", 0)
         evaluator = LocalEvaluator(tiny_calibration)
         candidate = uniform(parse_metric("abs(W)"), evaluator.layers, 0.5)
         kl = [e.measure([candidate], "model")[0].values["kl"] for e in (evaluator, tiny_evaluator)]

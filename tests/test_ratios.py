@@ -135,6 +135,13 @@ class TestEveryAllocation:
                 assert all(0 <= r < 1 for r in ratios)
                 assert np.average(ratios, weights=sizes(LAYERS)) == pytest.approx(sparsity, abs=1e-9)
 
+    def test_gives_one_rule_unless_it_has_a_number_to_choose(self, name):
+        if name == "atp":
+            with pytest.raises(ValueError, match="without a number to choose, got 'atp'"):
+                ALLOCATIONS[name].ratios(DENSE, 0.6)
+        else:
+            assert ALLOCATIONS[name].variants(DENSE, 0.6) == {name: ALLOCATIONS[name].ratios(DENSE, 0.6)}
+
 
 @pytest.mark.parametrize("name", RATIO_SPACES)
 class TestEveryRatioSpace:

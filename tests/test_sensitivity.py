@@ -18,7 +18,7 @@ WANDA = parse_metric("abs(W) * X")
 
 class TestBlurredMasks:
     @pytest.mark.parametrize("group", ["row", "layer"])
-    def test_become_masks_as_the_band_narrows(self, group):
+    def test_become_masks_as_the_edge_narrows(self, group):
         order = ranks(torch.rand(6, 50, generator=torch.Generator().manual_seed(0)), group)
         for ratio in (0.2, 0.5, 0.9):
             soft = soft_mask(order, torch.tensor(ratio), group, 1e-6)
@@ -26,7 +26,7 @@ class TestBlurredMasks:
             wide = soft_mask(order, torch.tensor(ratio), group, 0.1)
             assert float(wide.mean()) == pytest.approx(1 - ratio, abs=1e-6)
 
-    def test_grow_linearly_within_the_band(self):
+    def test_grow_linearly_within_the_edge(self):
         order = torch.arange(10)[None]
         # the edge is at place 5, four places wide, and a weight stands in the middle of its place
         expected = [0, 0, 0, 0.125, 0.375, 0.625, 0.875, 1, 1, 1]
@@ -48,15 +48,15 @@ def test_prices_are_by_weight_and_move_the_dear_down():
     from support import FakeEvaluator
 
     layers = FakeEvaluator.layers
-    prices = MarginalCosts(layers)
-    assert not prices.known
-    prices.learn([layer.size * (2.0 if layer.kind == "v" else 1.0) for layer in layers])
-    moved = prices.move([0.5] * len(layers), 0.05, 0.5)
+    costs = MarginalCosts(layers)
+    assert not costs.known
+    costs.learn([layer.size * (2.0 if layer.kind == "v" else 1.0) for layer in layers])
+    moved = costs.move([0.5] * len(layers), 0.05, 0.5)
     assert np.average(moved, weights=sizes(layers)) == pytest.approx(0.5)
     by_kind = {layer.kind: moved[i] for i, layer in enumerate(layers)}
     assert by_kind["v"] < 0.5 < by_kind["q"] == pytest.approx(by_kind["up"])
-    prices.learn([-1.0] * len(layers))  # pruning helps everywhere: noise
-    assert prices.move([0.5] * len(layers), 0.05, 0.5) == pytest.approx(moved)
+    costs.learn([-1.0] * len(layers))  # pruning helps everywhere: noise
+    assert costs.move([0.5] * len(layers), 0.05, 0.5) == pytest.approx(moved)
 
 
 def falls(evaluator, group="row", metric=WANDA):
@@ -68,9 +68,9 @@ def falls(evaluator, group="row", metric=WANDA):
         kl.append(found.values["kl"])
         (found,) = evaluator.measure([candidate], "sensitivity", "statistics")
         assert found.failure == ""
-        prices = MarginalCosts(evaluator.layers)
-        prices.learn(found.sensitivities)
-        moved = prices.move(candidate.ratios, 0.05, 0.6)
+        costs = MarginalCosts(evaluator.layers)
+        costs.learn(found.sensitivities)
+        moved = costs.move(candidate.ratios, 0.05, 0.6)
         candidate = Candidate(candidate.metric, tuple(map(float, moved)), group)
     return kl
 

@@ -16,7 +16,7 @@ class RememberingEvaluator:
     Args:
         evaluator: Measures what is new.
         archive: Open for writing.
-        tell: Called with (stage, done, total) after something new has been measured.
+        progress: Called with (stage, done, total) after something new has been measured.
         earlier: Archives of runs whose measurements are this run's too; all but the seed is the same.
     """
 
@@ -24,12 +24,12 @@ class RememberingEvaluator:
         self,
         evaluator: Evaluator,
         archive: Archive,
-        tell: Callable[[Stage, int, int], None] = lambda _stage, _done, _total: None,
+        progress: Callable[[Stage, int, int], None] = lambda _stage, _done, _total: None,
         earlier: Sequence[Archive] = (),
     ) -> None:
         self._evaluator = evaluator
         self._archive = archive
-        self._tell = tell
+        self._progress = progress
         self._earlier = earlier
 
     @property
@@ -59,7 +59,7 @@ class RememberingEvaluator:
             nonlocal count
             self._archive.record(measured, part, tokens)
             count += len(measured)
-            self._tell(stage, count, len(candidates))
+            self._progress(stage, count, len(candidates))
             done(measured)
 
         if new:

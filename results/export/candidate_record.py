@@ -56,7 +56,7 @@ class CandidateRecord:
 
     @property
     def removed(self) -> tuple[int, ...]:
-        """How many weights of each layer are removed: whole weights a row, a layer or M inputs."""
+        """How many weights of each layer are removed: whole weights per row, a layer or M inputs."""
         return tuple(
             count_removed(layer, ratio, self.candidate.group, self.pattern)
             for layer, ratio in zip(self.layers, self.candidate.ratios, strict=True)

@@ -118,7 +118,7 @@ def read_levels(path: Path, sparsity: float | None = None, weights_diff: float |
     Args:
         path: The folder, or the text file; a ``levels.json`` beside that says what its levels mean.
         sparsity: The ratio of level 0, where no file says.
-        weights_diff: Weights a level, where no file says; EvoPress's default if left out.
+        weights_diff: Weights per level, where no file says; EvoPress's default if left out.
 
     Raises:
         ExportError: When the file is not of that form, or nobody says the sparsity.

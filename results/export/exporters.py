@@ -71,7 +71,7 @@ EXPORTERS: dict[str, Exporter] = {
                  write_llm_compressor),
         Exporter("evopress", "", "candidate", "a folder with the ratios as levels of EvoPress",
                  write_evopress),
-        Exporter("masks", ".safetensors", "masks", "the masks, a bit a weight, 1 for what is kept",
+        Exporter("masks", ".safetensors", "masks", "the masks, a bit per weight, 1 for what is kept",
                  write_masks),
         Exporter("csv", ".csv", "run", "the best metric of each size, in the columns of PySR", write_csv),
         Exporter("optuna", ".log", "run", "all candidates as an Optuna study in a journal file",

@@ -126,10 +126,10 @@ oneshot(model="path/of/the/model", dataset=..., recipe="recipe.yaml", output_dir
 - `recipe.yaml` has one sparsity for each layer, in the order in which the model lists its modules.
 - `sparsity.json` has the same by name.
 {more}
-llm-compressor rounds each ratio down to whole weights a row, as secateur does. It scores on calibration data
-of its own, so its masks agree with the search's as far as the data do; `pipeline="basic"` scores the dense
-model throughout, as the search did, where its default lets pruned layers feed the next. What it writes is a
-dense model with zeros.
+llm-compressor rounds each ratio down to whole weights per row, as secateur does. It scores on calibration
+data of its own, so its masks agree with the search's as far as the data do; `pipeline="basic"` scores the
+dense model throughout, as the search did, where its default lets pruned layers feed the next. What it writes
+is a dense model with zeros.
 """
 
 

@@ -1,4 +1,4 @@
-"""Masks as packed bits in a safetensors file: one bit a weight, 1 for what is kept.
+"""Masks as packed bits in a safetensors file: one bit per weight, 1 for what is kept.
 
 Each layer is a tensor uint8 (rows, ceil(columns / 8)); bits are little-endian within a byte, so column 0 is
 the lowest bit of the first byte, and the bits after the last column are 0. The file's metadata has one entry,

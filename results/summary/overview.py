@@ -75,7 +75,7 @@ class Overview:
         return dict(self.fact("card", {}))
 
     def target(self, ratios: Sequence[float]) -> float:
-        """Return the sparsity that ratios ask for; whole weights a row may come to a little less."""
+        """Return the sparsity that ratios ask for; whole weights per row may come to a little less."""
         sizes = [layer.size for layer in self.layers]
         return sum(ratio * size for ratio, size in zip(ratios, sizes, strict=True)) / sum(sizes)
 

@@ -21,12 +21,12 @@ class Progress:
     Off a terminal a line with the time appears at least every half minute, whatever takes long.
 
     Args:
-        line: Prints a line.
+        report: Prints a sentence.
         silence: Seconds after which a line appears off a terminal.
     """
 
-    def __init__(self, line: Callable[[str], None], silence: float = SILENCE) -> None:
-        self._line = line
+    def __init__(self, report: Callable[[str], None], silence: float = SILENCE) -> None:
+        self._report = report
         self._silence = silence
         self._text = ""
         self._now = "starting"
@@ -55,7 +55,7 @@ class Progress:
         self._now = text
         if self._status is None:
             self._told = time.monotonic()
-            self._line(text)
+            self._report(text)
         else:
             self._status.update(text)
 
@@ -64,7 +64,7 @@ class Progress:
         while not self._ended.wait(max(0.01, self._told + self._silence - time.monotonic())):
             if time.monotonic() - self._told >= self._silence:
                 self._told = time.monotonic()
-                self._line(f"{time.strftime('%H:%M:%S')}  {self._now}")
+                self._report(f"{time.strftime('%H:%M:%S')}  {self._now}")
 
     def step(self, stage: Stage, done: int, total: int) -> None:
         """Show how far a batch is, on a terminal; called for what is measured, not for what is replayed."""
@@ -105,7 +105,7 @@ class Progress:
         if self._status is not None:
             self._status.stop()
             if self._text:
-                self._line(self._text)
+                self._report(self._text)
             self._status = None
 
 

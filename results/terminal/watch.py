@@ -57,7 +57,7 @@ class Look:
 
     @property
     def rate(self) -> float | None:
-        """Measurements a second lately, all workers together; None at the first look."""
+        """Measurements per second lately, all workers together; None at the first look."""
         if self.workers is None or not self.lately:
             return None
         return float(self.workers["lately"].sum()) / self.lately

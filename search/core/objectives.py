@@ -38,7 +38,11 @@ def _measured(name: str, stage: Stage, meaning: str) -> Objective:
 
 
 def density(sparsity: ArrayLike) -> NDArray[np.float64]:
-    """Return the share of weights that stays, to four places: less comes of whole columns and is no gain."""
+    """Return the share of weights that stays, rounded to four places.
+
+    Ratios are rounded to whole columns, so that candidates of one sparsity differ a little further down;
+    such a difference must not make one better than another.
+    """
     found: NDArray[np.float64] = np.round(1 - np.asarray(sparsity, dtype=np.float64), 4)
     return found
 

@@ -1,10 +1,10 @@
 """Descent: steps of all ratios at once, along what the evaluator says of each layer's sensitivity.
 
 At the best ratios under a budget, taking one more weight from any layer costs the same: were one layer's
-price lower, its weights should go instead of another's. Descent moves each ratio by the logarithm of its
-layer's price over the mean price, as far as prices are known, and holds the budget. Where removing weights
-grows dearer exponentially, as it about does, equal steps in that logarithm are equal steps to the goal,
-and a price that is off by a factor, as estimates from a few tokens are, does no harm.
+marginal cost lower, its weights should go instead of another's. Descent moves each ratio by the logarithm of
+its layer's marginal cost over the mean of all, as far as these are known, and holds the budget. Where costs
+grow exponentially with what is removed, as they about do, equal steps in that logarithm are equal steps to
+the goal, and a cost that is off by a factor, as estimates from a few tokens are, does no harm.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from ..spaces.variables import Encoding, Values
 from .abilities import DESCENT
 
 _Floats = NDArray[np.float64]
-_MEMORY = 0.6  # how much of the mean of earlier prices each new estimate leaves
-_FARTHEST = 10.0  # a price counts as at most this many times the mean price, and at least a part of it
+_MEMORY = 0.6  # how much of the mean of earlier costs each new estimate leaves
+_FARTHEST = 10.0  # a cost counts as at most this many times the mean cost, and at least a part of it
 _FIRST_STEP, _LEAST_STEP, _LARGEST_STEP = 0.03, 0.002, 0.12
 _LENGTHS = (1.0, 0.5, 2.0)  # of the step, tried in one batch
 _PATH = 24  # points that are remembered; the mean of the later half is tried
@@ -69,7 +69,7 @@ class MarginalCosts:
 
 
 class RatioDescent:
-    """A way down in ratios: from point to point along the prices, each batch trying some next ones.
+    """A way down in ratios: from point to point along the marginal costs, each batch trying some next ones.
 
     A batch tries some lengths of the step and the mean of the path, which is better than its points where
     estimates are noisy. The best of them is the next point, and what won says whether steps should grow.
@@ -89,7 +89,7 @@ class RatioDescent:
         self._space = problem.ratios
         self._sizes = sizes(problem.layers)
         self._rng = rng
-        self._prices = MarginalCosts(problem.layers)
+        self._costs = MarginalCosts(problem.layers)
         self._path: deque[tuple[float, ...]] = deque(maxlen=_PATH)
         self._step = _FIRST_STEP
         self._lengths: dict[tuple[float, ...], float] = {}  # ratios that were asked -> length of their step
@@ -98,8 +98,8 @@ class RatioDescent:
 
     @property
     def begun(self) -> bool:
-        """Whether there is a point to go on from and prices are known."""
-        return self._prices.known and bool(self._path)
+        """Whether there is a point to go on from and marginal costs are known."""
+        return self._costs.known and bool(self._path)
 
     def ask(self, count: int) -> list[Values]:
         """Return the values of up to ``count`` next points; of one near the middle before it has begun."""
@@ -109,7 +109,7 @@ class RatioDescent:
         found = []
         for length in _LENGTHS[: max(1, count - 1)]:
             step = self._step * length
-            ratios = self._prices.move(here, step, self.sparsity)
+            ratios = self._costs.move(here, step, self.sparsity)
             if self.batches_without_progress:  # nothing new came of the last batch: look beside the way
                 ratios = ratios + [self._rng.gauss(0, step * self.batches_without_progress) for _ in ratios]
             found.append(self._values(ratios, length))
@@ -125,7 +125,7 @@ class RatioDescent:
             if not trial.measurement.sensitivities or trial.alias_of or key in self._learned:
                 continue
             self._learned.add(key)
-            self._prices.learn(trial.measurement.sensitivities)
+            self._costs.learn(trial.measurement.sensitivities)
             moved = True
             if trial.candidate.ratios in self._path:  # with another metric
                 continue
@@ -169,23 +169,23 @@ class Descent:
         else:
             self._next = cycle(_visits(*problem.sparsity))
             first = next(self._next)
-        self._walk = RatioDescent(problem, random.Random(seed), first)
+        self._descent = RatioDescent(problem, random.Random(seed), first)
         self._seeds = list(problem.seeds)
 
     def ask(self, count: int) -> list[Candidate]:
-        """Return the seeds, or a point near the middle, until prices are known; then the next points."""
-        if not self._walk.begun and self._seeds:
+        """Return the seeds, or a point near the middle, until costs are known; then the next points."""
+        if not self._descent.begun and self._seeds:
             asked, self._seeds = self._seeds[:count], self._seeds[count:]
             return [self._problem.candidate(encoding) for encoding in asked]
-        own = (self._walk.sparsity,) if self._next else ()
-        return [self._problem.candidate(Encoding(None, (*found, *own))) for found in self._walk.ask(count)]
+        own = (self._descent.sparsity,) if self._next else ()
+        return [self._problem.candidate(Encoding(None, (*found, *own))) for found in self._descent.ask(count)]
 
     def tell(self, trials: Sequence[Trial]) -> None:
         """Go on from the candidate whose sensitivities were found, over an interval at the next sparsity."""
-        had_begun = self._walk.begun
-        self._walk.tell(trials)
-        if self._next and had_begun and self._walk.batches_without_progress in (0, _TRIES):
-            self._walk.sparsity, self._walk.batches_without_progress = next(self._next), 0
+        had_begun = self._descent.begun
+        self._descent.tell(trials)
+        if self._next and had_begun and self._descent.batches_without_progress in (0, _TRIES):
+            self._descent.sparsity, self._descent.batches_without_progress = next(self._next), 0
 
 
 def _visits(low: float, high: float) -> list[float]:
@@ -202,7 +202,7 @@ def _visits(low: float, high: float) -> list[float]:
 
 
 def descent_at_one_sparsity(problem: Problem, rng: random.Random) -> RatioDescent | None:
-    """Return a walk, None over an interval, where each candidate has a sparsity of its own."""
+    """Return a descent, None over an interval, where each candidate has a sparsity of its own."""
     if not (can_descend(problem) and isinstance(problem.sparsity, float)):
         return None
     return RatioDescent(problem, rng, problem.sparsity)

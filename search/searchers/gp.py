@@ -67,7 +67,7 @@ class GeneticProgramming:
         self._asked: dict[str, Encoding] = {}
         self._known: set[Encoding] = set()
         self._batches = 0
-        self._walk = descent_at_one_sparsity(problem, random.Random(f"walk {seed}"))
+        self._descent = descent_at_one_sparsity(problem, random.Random(f"walk {seed}"))
         self._primitives = _primitive_set(problem.trees) if problem.trees else None
         self._states = (random.Random(seed).getstate(), np.random.RandomState(seed).get_state())
 
@@ -91,8 +91,8 @@ class GeneticProgramming:
         """Let the trials compete with the population: by the tokens they raced on, where they did."""
         members = {member.encoding: member for member in self._population}
         self._choose_seeds(trials)
-        if self._walk:
-            self._walk.tell(trials)
+        if self._descent:
+            self._descent.tell(trials)
         for trial in trials:
             values = raced_point(trial, self._problem.objectives)
             encoding = self._encoding(trial.candidate)
@@ -109,7 +109,7 @@ class GeneticProgramming:
 
         The others would be a detour: descent leads away from any of them.
         """
-        if self._walk is None or self._asked or not self._waiting:
+        if self._descent is None or self._asked or not self._waiting:
             return
         sparsity = self._problem.sparsity
         assert isinstance(sparsity, float)
@@ -146,16 +146,16 @@ class GeneticProgramming:
     def _steps(self, count: int) -> list[Encoding]:
         """Return steps of descent in the ratios, for the best metric so far, where their turn is."""
         room = min(_STEPS, count // 2 or self._batches % 2)
-        if not (self._walk and room and self._descends and self._turn()[1]):
+        if not (self._descent and room and self._descends and self._turn()[1]):
             return []
         # The seeds stand in order until they have been asked.
         best = self._waiting[0] if self._waiting else min(self._population, key=lambda m: m.point).encoding
         of_metric = best.values[: len(self._problem.metric_variables)]
-        return [Encoding(best.tree, (*of_metric, *values)) for values in self._walk.ask(room)]
+        return [Encoding(best.tree, (*of_metric, *values)) for values in self._descent.ask(room)]
 
     @property
     def _descends(self) -> bool:
-        return self._walk is not None and self._walk.begun and bool(self._population or self._waiting)
+        return self._descent is not None and self._descent.begun and bool(self._population or self._waiting)
 
     def _new(self) -> Encoding:
         """Return an encoding not proposed before if a few attempts find one."""

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ...metrics_dsl.errors import SecateurError
 from ...metrics_dsl.expression import Expression
 from ...metrics_dsl.published import PUBLISHED
 from ..core.candidate import Layer, Reduction
@@ -208,6 +209,17 @@ class Allocation:
     source: str
     meaning: str
     variants: Callable[[Dense, float], Variants]
+
+    def ratios(self, dense: Dense, sparsity: float) -> tuple[float, ...]:
+        """Return each layer's ratio, of an allocation without a number to choose.
+
+        Raises:
+            SecateurError: For one with several variants.
+        """
+        found = self.variants(dense, sparsity)
+        if self.name not in found:
+            raise SecateurError(f"expected an allocation without a number to choose, got {self.name!r}")
+        return found[self.name]
 
 
 def _one(

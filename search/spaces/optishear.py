@@ -9,14 +9,19 @@ search spends nothing on duplicates. Our log and division are protected, so none
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from functools import lru_cache
 from itertools import product
+from typing import TYPE_CHECKING
 
 from ...metrics_dsl.expression import Expression
 from ...metrics_dsl.operators import LEAVES
 from ...metrics_dsl.order import order_form
 from ...metrics_dsl.parser import parse_metric
 from .variables import Values, Variable
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _FUNCTIONS = {
     "identity": "{x}", "sqrt": "sqrt({x})", "square": "square({x})", "exp": "exp({x})", "log": "log({x})",
@@ -56,11 +61,10 @@ class MetaSpace:
         simplest_first = sorted(set(forms.values()), key=lambda form: (form.size, str(form)))
         self._group = group
         self._first: dict[bytes, Expression] = {}
-        first = self._first
-        same = {form: first.setdefault(order, form) for form, order in _orders(simplest_first, group)}
+        same = {form: self._first.setdefault(_order(form, group), form) for form in simplest_first}
         self._metrics = {choice: same[form] for choice, form in forms.items()}
         self.names = len(forms)
-        self.distinct = len(first)
+        self.distinct = len(self._first)
 
     def metric(self, values: Values) -> Expression:
         """Return the metric that four choices stand for."""
@@ -69,8 +73,7 @@ class MetaSpace:
 
     def values(self, metric: Expression) -> Values | None:
         """Return choices that stand for a metric, None if none orders the weights as it does."""
-        ((_, order),) = _orders([order_form(metric, self._group)], self._group)
-        wanted = self._first.get(order)
+        wanted = self._first.get(_order(order_form(metric, self._group), self._group))
         for choice, other in self._metrics.items():
             if other == wanted:
                 pairs = zip(self.variables, choice, strict=True)
@@ -89,14 +92,23 @@ def _text(choice: tuple[str, ...]) -> str:
     return " * ".join(f"({factor})" for factor in factors)
 
 
-def _orders(forms: Iterable[Expression], group: str) -> Iterable[tuple[Expression, bytes]]:
-    """Yield each form with the order of a random probe's weights under it.
+def _order(form: Expression, group: str) -> bytes:
+    """Return the order of a random probe's weights under a form."""
+    from ...metrics_dsl.score import score
 
-    The probe's inputs are small, so that nothing is rounded together where exp or sigmoid grow flat.
+    probe = _probe()
+    scores = score(form, probe).expand(probe["W"].shape)
+    flat = scores if group == "row" else scores.reshape(1, -1)
+    return flat.argsort(dim=1, stable=True).short().numpy().tobytes()
+
+
+@lru_cache(maxsize=1)
+def _probe() -> dict[str, Tensor]:
+    """Return the leaves of the probe.
+
+    Its inputs are small, so that nothing is rounded together where exp or sigmoid grow flat.
     """
     import torch
-
-    from ...metrics_dsl.score import score
 
     draw = random.Random(0)
     rows, columns = 24, 64
@@ -107,7 +119,4 @@ def _orders(forms: Iterable[Expression], group: str) -> Iterable[tuple[Expressio
         probe[name] = torch.tensor(numbers, dtype=torch.float64).reshape(shape)
     signs = torch.tensor([draw.choice((-1.0, 1.0)) for _ in range(rows * columns)], dtype=torch.float64)
     probe["W"] = probe["W"] * signs.reshape(rows, columns)
-    for form in forms:
-        scores = score(form, probe).expand(rows, columns)
-        flat = scores if group == "row" else scores.reshape(1, -1)
-        yield form, flat.argsort(dim=1, stable=True).to(torch.int16).numpy().tobytes()
+    return probe

@@ -62,7 +62,7 @@ def project(
 
 
 def ratio_of(count: int, columns: int) -> float:
-    """Return the ratio that removes just ``count`` of ``columns`` weights a row: floats round down."""
+    """Return the ratio that removes just ``count`` of ``columns`` weights per row: floats round down."""
     ratio = count / columns
     return ratio if removed_of(columns, ratio) == count else math.nextafter(ratio, 1.0)
 
@@ -71,17 +71,26 @@ _Counts = NDArray[np.int64]
 
 
 def _mended(
-    counts: _Counts, missing: float, rows: _Counts, columns: _Counts, but: int = 0
+    counts: _Counts, missing: float, rows: _Counts, columns: _Counts, fixed_rows: int = 0
 ) -> tuple[_Counts, float]:
-    """Add or take columns one by one while that brings the weights that are missing nearer to 0.
+    """Remove a column more or less of one layer after the other while that brings the sparsity nearer.
 
-    Of columns that mend as much the last one moves: what comes before stays as it is. Layers of ``but``
-    rows stay.
+    Each time the layer changes that brings it nearest; of several that do, the last in model order.
+
+    Args:
+        counts: Columns to remove of each layer, (layers,).
+        missing: How many weights must still be removed; negative where too many are.
+        rows: Rows of each layer: the weights that a column has.
+        columns: Columns of each layer.
+        fixed_rows: Layers with just so many rows keep their counts.
+
+    Returns:
+        The new counts, and how many weights are missing with them.
     """
     counts = counts.copy()
     while True:
         step = 1 if missing > 0 else -1
-        room = (counts + step >= 0) & (counts + step < columns) & (rows != but)
+        room = (counts + step >= 0) & (counts + step < columns) & (rows != fixed_rows)
         gain = np.where(room, abs(missing) - abs(missing - step * rows), -1.0)
         best = len(gain) - 1 - int(np.argmax(gain[::-1]))
         if gain[best] <= 0:
@@ -91,7 +100,7 @@ def _mended(
 
 
 def to_columns(ratios: ArrayLike, layers: Sequence[Layer], sparsity: float) -> tuple[float, ...]:
-    """Return ratios of whole columns a row whose achieved sparsity is as near the wanted as can be.
+    """Return ratios of whole columns per row whose achieved sparsity is as near the wanted as can be.
 
     Every ratio is rounded down, then those with the largest remainders up while weights are missing. What is
     left is at most half of a column of the smallest layer, as a share of all weights: 0.000001 on a model
@@ -120,6 +129,6 @@ def to_columns(ratios: ArrayLike, layers: Sequence[Layer], sparsity: float) -> t
             if movable.any():
                 other = counts.copy()
                 other[np.flatnonzero(movable)[-1]] += step
-                mended = _mended(other, missing - step * size, rows, columns, but=size)
+                mended = _mended(other, missing - step * size, rows, columns, size)
                 counts, missing = min((counts, missing), mended, key=lambda found: abs(found[1]))
     return tuple(ratio_of(int(n), int(c)) for n, c in zip(counts, columns, strict=True))

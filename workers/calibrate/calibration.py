@@ -49,7 +49,7 @@ from .gram import is_root
 from .input_statistics import Observer, observed_outputs
 from .text import draw_sequences
 
-_TOKENS_A_CALL = 2048
+_TOKENS_PER_CALL = 2048
 _FOLDER = Output("a new folder", error=CalibrationError)
 
 
@@ -63,7 +63,7 @@ class CalibrationRequest:
         tokens: Tokens of statistics, rounded up to whole sequences, as are the other two parts.
         selection_tokens: Tokens on which a search measures its candidates.
         holdout_tokens: Tokens that only final figures are measured on.
-        sequence_length: Tokens a sequence.
+        sequence_length: Tokens per sequence.
         seed: Seed of sampling and order.
         gradients: Whether to compute the leaf ``G``, which takes a backward pass.
         dtype: ``float32`` or ``bfloat16``, the type of the weights; statistics are 32-bit.
@@ -99,14 +99,14 @@ class CalibrationRequest:
 
 
 def calibrate(
-    request: CalibrationRequest, out: str | Path, tell: Callable[[str], None] = lambda _: None
+    request: CalibrationRequest, out: str | Path, report: Callable[[str], None] = lambda _: None
 ) -> Calibration:
     """Calibrate a model and return the calibration folder, which must not exist before.
 
     Args:
         request: What to calibrate on.
         out: The folder to write.
-        tell: Called with a line on each step.
+        report: Called with a sentence on each step.
 
     Raises:
         ModelError: When the model cannot be loaded or measured.
@@ -115,11 +115,11 @@ def calibrate(
         OSError: When the disk is full or fails.
     """
     for left in left_behind(out):
-        tell(f"{left} was left by a calibration that was killed and can be removed, unless one is running")
+        report(f"{left} was left by a calibration that was killed and can be removed, unless one is running")
     with whole(out, _FOLDER) as folder:
         decoder, tokenizer = load_decoder(request, by_block=not whole_because(request))
         folder.mkdir()
-        _calibrate(request, decoder, tokenizer, folder, tell)
+        _calibrate(request, decoder, tokenizer, folder, report)
     return Calibration(out)
 
 
@@ -165,31 +165,31 @@ def load_decoder(request: CalibrationRequest, *, by_block: bool = False) -> tupl
 
 
 def _calibrate(
-    request: CalibrationRequest, decoder: Decoder, tokenizer: Any, folder: Path, tell: Callable[[str], None]
+    request: CalibrationRequest, decoder: Decoder, tokenizer: Any, folder: Path, report: Callable[[str], None]
 ) -> None:
     model = decoder.model
     counts = request.sequences()
     total = sum(counts.values())
     if request.text == "self":
-        tell(f"the model writes {total} sequences of {request.sequence_length} tokens")
+        report(f"the model writes {total} sequences of {request.sequence_length} tokens")
     sequences = draw_sequences(request.text, model, tokenizer, total, request.sequence_length, request.seed)
     if request.text != "self":
-        tell(f"read {total} sequences of {request.sequence_length} tokens from {request.text}")
-    tell(f"the model is {how_loaded(decoder, whole_because(request))}")
+        report(f"read {total} sequences of {request.sequence_length} tokens from {request.text}")
+    report(f"the model is {how_loaded(decoder, whole_because(request))}")
     parts = dict(zip(counts, sequences.split(list(counts.values())), strict=True))
     write_tokens(folder, parts)
     if request.model.endswith(".gguf"):
-        tell("keeping a dense copy of the quantised weights")
+        report("keeping a dense copy of the quantised weights")
         save_dense_copy(model, tokenizer, folder / "model")
     ids = parts["statistics"]
-    batches = [decoder.enter(part) for part in ids.split(max(1, _TOKENS_A_CALL // ids.shape[1]))]
+    batches = [decoder.enter(part) for part in ids.split(max(1, _TOKENS_PER_CALL // ids.shape[1]))]
     check_arguments(batches[0])
     room = hidden_states(folder, decoder, ids, batches[0].hidden) if request.gradients else nullcontext()
     with room as states:
-        tell(f"statistics of {len(decoder.blocks)} blocks, {len(decoder.layers)} linear layers")
+        report(f"statistics of {len(decoder.blocks)} blocks, {len(decoder.layers)} linear layers")
         entries = _write_statistics(decoder, batches, states, folder)
         if states is not None:
-            tell(f"gradients of {counts['statistics']} sequences")
+            report(f"gradients of {counts['statistics']} sequences")
             _write_gradients(decoder, ids, states, folder)
     write_manifest(folder, _describe(request, decoder, entries, parts), decoder.layers, entries)
 

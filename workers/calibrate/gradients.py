@@ -53,7 +53,10 @@ def hidden_states(folder: Path, decoder: Decoder, ids: Tensor, like: Tensor) -> 
 
 
 def _reserve(path: Path, size: int, tokens: int) -> None:
-    """Make a file of so many bytes that are there: a mapped file that meets a full disk ends the process."""
+    """Make a file of ``size`` bytes for which the disk has set room aside.
+
+    Without, a disk that becomes full ends the process while it writes to the mapped file.
+    """
     try:
         with path.open("wb") as file:
             if hasattr(os, "posix_fallocate"):

@@ -1,4 +1,4 @@
-"""Observation: Gram matrices and moments of what enters the layers of a dense model."""
+"""Input statistics: Gram matrices and moments of what enters the layers of a dense model."""
 
 from __future__ import annotations
 

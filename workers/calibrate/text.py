@@ -30,7 +30,7 @@ def draw_sequences(source: str, model: Any, tokenizer: Any, count: int, length: 
         model: The dense model, which writes the text of ``self``.
         tokenizer: Its tokenizer, which reads all other text.
         count: Number of sequences.
-        length: Tokens a sequence.
+        length: Tokens per sequence.
         seed: Seed of sampling and order.
 
     Raises:

@@ -22,7 +22,6 @@ from .actor import look_around
 from .dispatch import reason_of
 from .settings import Cluster
 
-Note = Callable[[str], None]
 _LONGEST_PLACE = 25  # characters
 _STORE_BYTES = 1 << 29  # of shared memory on one machine, for the hidden states between shards
 _LOOK_SECONDS = 120.0
@@ -167,7 +166,9 @@ def accelerators() -> str:
     return ", ".join(sorted(name.removeprefix(prefix) for name in there if name.startswith(prefix)))
 
 
-def check_nodes(calibration: Calibration, model: str, cpus: float, gpus: float, note: Note) -> None:
+def check_nodes(
+    calibration: Calibration, model: str, cpus: float, gpus: float, report: Callable[[str], None]
+) -> None:
     """Check that every node where workers may run sees the calibration and the model, under their paths.
 
     Raises:
@@ -209,4 +210,4 @@ def check_nodes(calibration: Calibration, model: str, cpus: float, gpus: float, 
                 "see it under the same path"
             )
         if other := [f"{name} {theirs}" for name, theirs in versions.items() if theirs != mine.get(name)]:
-            note(f"the node {address} has {', '.join(other)}: its figures may differ in the last digits")
+            report(f"the node {address} has {', '.join(other)}: its figures may differ in the last digits")

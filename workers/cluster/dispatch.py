@@ -59,6 +59,9 @@ class Answer(NamedTuple):
     name: str
 
 
+Outcome = Answer | Call  # what came of a call: an answer, or a call to hand out again
+
+
 class Dispatcher:
     """Hands calls to teams.
 
@@ -66,7 +69,7 @@ class Dispatcher:
         teams: Who answers.
         timeout: Seconds after which a call is taken for hung and its team is made anew.
         patience: Seconds to wait while there is no team at all.
-        note: Called with a sentence when a team is lost.
+        report: Called with a sentence when a team is lost.
     """
 
     def __init__(
@@ -75,12 +78,12 @@ class Dispatcher:
         *,
         timeout: float,
         patience: float,
-        note: Callable[[str], None] = lambda _text: None,
+        report: Callable[[str], None] = lambda _text: None,
     ) -> None:
         self._slots = [TeamSlot(team) for team in teams]
         self._timeout = timeout
         self._patience = patience
-        self._note = note
+        self._report = report
         self._seen = 0.0  # when there was a team last
         self._had_one = self._has_answered = False
         self._largest = 1 << 30  # items that a device had memory for
@@ -98,7 +101,7 @@ class Dispatcher:
         """
         self._seen = time.monotonic()
         while len(self.ready) < count:
-            self._step([])
+            self._step()
 
     def run(self, begin: Callable[[Any, list[int]], Any], count: int, size: int = 1) -> Iterator[Answer]:
         """Yield the answers of items 0 to ``count`` - 1 as they come.
@@ -106,7 +109,7 @@ class Dispatcher:
         Args:
             begin: Hands a list of items to a team and returns a reference to the answer.
             count: How many items there are.
-            size: Items a call.
+            size: Items per call.
 
         Raises:
             WorkerError: When all teams are lost and none comes back.
@@ -117,9 +120,10 @@ class Dispatcher:
         try:
             while queue or any(slot.flight for slot in self._slots):
                 self._hand_out(queue, begin)
-                lost: list[Call] = []
-                yield from self._step(lost)
-                queue.extendleft(reversed(lost))
+                outcomes = self._step()
+                again = [outcome for outcome in outcomes if isinstance(outcome, Call)]
+                queue.extendleft(reversed(again))
+                yield from (outcome for outcome in outcomes if isinstance(outcome, Answer))
         except exceptions.RayError as error:  # of no team, but of the cluster
             raise WorkerError(
                 f"the cluster cannot be used: {reason_of(error)}; what was measured is kept, resume the run"
@@ -152,8 +156,8 @@ class Dispatcher:
                     slot.since = time.monotonic() if depth == 0 else slot.since
                     slot.flight.append((begin(slot.team, call.items), call))
 
-    def _step(self, lost: list[Call]) -> list[Answer]:
-        """Wait until something happens; return answers and add the calls to repeat to ``lost``."""
+    def _step(self) -> list[Outcome]:
+        """Wait until something happens and return what came of it."""
         now = time.monotonic()
         for slot in self._slots:
             if not slot.is_ready and slot.asked is None and now >= slot.again:
@@ -167,17 +171,18 @@ class Dispatcher:
             time.sleep(_TICK / 5)
         if ready and len(waiting) > 1:
             ready, _ = ray.wait(waiting, num_returns=len(waiting), timeout=0)
-        found, answers = set(ready), []
+        found = set(ready)
+        outcomes: list[Outcome] = []
         for slot in self._slots:
             if slot.asked is not None and slot.asked in found:
                 self._greet(slot)
             for reference, call in [pair for pair in slot.flight if pair[0] in found]:
                 if (reference, call) in slot.flight:  # else its team has been lost meanwhile
-                    answers += self._collect(slot, reference, call, lost)
+                    outcomes += self._collect(slot, reference, call)
             if slot.flight and time.monotonic() - slot.since > self._timeout:
-                answers += self._give_up_waiting(slot, lost)
+                outcomes += self._give_up_waiting(slot)
         self._check_patience()
-        return answers
+        return outcomes
 
     def _greet(self, slot: TeamSlot) -> None:
         """Take in a team that says it is ready, or ask it again later.
@@ -193,7 +198,7 @@ class Dispatcher:
             if not is_away or time.monotonic() - slot.since > _LOADING:  # else it may wait for its node
                 # What has worked may work again, however often its process or node is lost.
                 slot.failed += not is_away or not self._had_one
-                self._note(f"a worker could not start: {reason_of(error)}")
+                self._report(f"a worker could not start: {reason_of(error)}")
             others = any(other.failed < STARTS for other in self._slots)
             if not self._had_one and (not is_away or not others):
                 hint = "" if not is_away else "; workers may lack memory, choose fewer --workers"
@@ -203,14 +208,14 @@ class Dispatcher:
             slot.is_ready, slot.asked, slot.failed = True, None, 0
             self._had_one = True
 
-    def _collect(self, slot: TeamSlot, reference: Any, call: Call, lost: list[Call]) -> list[Answer]:
+    def _collect(self, slot: TeamSlot, reference: Any, call: Call) -> Sequence[Outcome]:
         try:
             value = ray.get(reference)
         except exceptions.RayError as error:
-            return self._lose(slot, error, call, lost)
-        return self._take(slot, call, value, lost)
+            return self._lose(slot, error, call)
+        return self._take(slot, call, value)
 
-    def _take(self, slot: TeamSlot, call: Call, value: Any, lost: list[Call]) -> list[Answer]:
+    def _take(self, slot: TeamSlot, call: Call, value: Any) -> Sequence[Outcome]:
         slot.remove(call)
         if not isinstance(value, Exhausted):
             self._has_answered = True
@@ -219,19 +224,19 @@ class Dispatcher:
         if len(call.items) == 1:
             return [Answer(call.items, None, value.reason, call.attempts, slot.team.name)]
         self._largest = min(self._largest, len(call.items) // 2)
-        lost += halves(call)
-        return []
+        return halves(call)
 
-    def _lose(self, slot: TeamSlot, error: Exception, guilty: Call, lost: list[Call]) -> list[Answer]:
-        """Take back the calls of a team that died or failed; the one that said so may be why.
+    def _lose(self, slot: TeamSlot, error: Exception, guilty: Call) -> list[Outcome]:
+        """Take back the calls of a team that died or failed; the guilty one, which said so, may be why.
 
         A process that raised something unforeseen, such as an error of its GPU, is not trusted any more.
         """
         cause = error.cause if isinstance(error, exceptions.RayTaskError) else error
         has_died = isinstance(cause, (*_LOST, TimeoutError))
         reason = reason_of(error) if has_died else f"the worker raised {reason_of(error)}"
-        self._note(f"worker {slot.team.name} is lost ({reason}); what it was measuring is measured elsewhere")
-        answers: list[Answer] = []
+        name = slot.team.name
+        self._report(f"worker {name} is lost ({reason}); what it was measuring is measured elsewhere")
+        outcomes: list[Outcome] = []
         others = []
         for reference, call in list(slot.flight):
             if call is guilty:
@@ -241,41 +246,38 @@ class Dispatcher:
             except (exceptions.RayError, TimeoutError):
                 others.append(call)
             else:
-                answers += self._take(slot, call, value, lost)
+                outcomes += self._take(slot, call, value)
         slot.flight.clear()
-        if (
-            isinstance(cause, OSError) and not has_died
-        ):  # a disk or a network of its own: no candidate's doing
+        if isinstance(cause, OSError) and not has_died:  # its own disk or network, not a candidate's doing
             slot.failed += 1
             others.append(guilty)
         else:
-            answers += self._blame(guilty, reason, slot.team.name, lost)
+            outcomes += self._blame(guilty, reason, name)
         slot.leave(renew=not has_died or isinstance(cause, TimeoutError))
         for call in others:
             call.alone = True
-            lost.append(call)
-        return answers
+        return outcomes + others
 
-    def _give_up_waiting(self, slot: TeamSlot, lost: list[Call]) -> list[Answer]:
+    def _give_up_waiting(self, slot: TeamSlot) -> list[Outcome]:
         """Make anew a team whose first call takes too long.
 
         Raises:
             WorkerError: When such a call is given up and none has ever been answered.
         """
         error = TimeoutError(f"no answer within the time-out of {self._timeout:g} seconds")
-        answers = self._lose(slot, error, slot.flight[0][1], lost)
-        if any(answer.failure for answer in answers) and not self._has_answered:
+        outcomes = self._lose(slot, error, slot.flight[0][1])
+        is_given_up = any(isinstance(outcome, Answer) and outcome.failure for outcome in outcomes)
+        if is_given_up and not self._has_answered:
             raise WorkerError(f"{error}, twice, and none to any call so far; choose a longer --timeout")
-        return answers
+        return outcomes
 
-    def _blame(self, call: Call, reason: str, name: str, lost: list[Call]) -> list[Answer]:
+    def _blame(self, call: Call, reason: str, name: str) -> Sequence[Outcome]:
         """Try a call again by itself, each of its items, unless it has had its tries."""
         call.deaths += 1
         if len(call.items) == 1 and call.deaths >= DEATHS:
             failure = f"given up after {call.attempts} attempts, the last of which ended so: {reason}"
             return [Answer(call.items, None, failure, call.attempts, name)]
-        lost += [Call([item], call.attempts, call.deaths, alone=True) for item in call.items]
-        return []
+        return [Call([item], call.attempts, call.deaths, alone=True) for item in call.items]
 
     def _check_patience(self) -> None:
         now = time.monotonic()

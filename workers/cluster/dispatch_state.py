@@ -37,24 +37,42 @@ class Team(Protocol):
 
 @dataclass(eq=False)
 class Call:
-    """Some items, and how often it was tried to have them answered."""
+    """Items that one team is asked to answer together.
+
+    Attributes:
+        items: Their numbers.
+        attempts: How often they have been handed to a team.
+        deaths: How many of these attempts ended with the team's death.
+        alone: Whether a team works on nothing else beside it. So it is after a death: if the team dies
+            again, this call is known to be the cause.
+    """
 
     items: list[int]
     attempts: int = 0
     deaths: int = 0
-    alone: bool = False  # after a death nothing else is in flight beside it, so that the next is its doing
+    alone: bool = False
 
 
 @dataclass(eq=False)
 class TeamSlot:
-    """A team and what it is doing."""
+    """A team and what it is doing. Times are those of ``time.monotonic``.
+
+    Attributes:
+        team: The team.
+        is_ready: Whether it has started and takes calls.
+        asked: The reference that says when it has started, while it is starting.
+        since: When what is waited for now began: the start, or else the work on the oldest call in flight.
+        again: When to start it, while it is neither ready nor starting.
+        failed: How many starts in a row have failed.
+        flight: The calls that it has, the oldest first, each with the reference to its answer.
+    """
 
     team: Any
     is_ready: bool = False
-    asked: Any = None  # the reference that says when it is ready
-    since: float = 0.0  # when it was asked, or the first call in flight came to be the first
-    again: float = 0.0  # when to ask it
-    failed: int = 0  # starts in a row
+    asked: Any = None
+    since: float = 0.0
+    again: float = 0.0
+    failed: int = 0
     flight: list[tuple[Any, Call]] = field(default_factory=list)
 
     def has_room(self, call: Call, depth: int) -> bool:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from .actor_team import ModelTeam
 
 _SETUP = 1800.0  # seconds within which a model is loaded
-_TOGETHER: dict[Stage, int] = {"screen": 8, "layer": 2, "model": 1, "sensitivity": 1}  # candidates a call
+_TOGETHER: dict[Stage, int] = {"screen": 8, "layer": 2, "model": 1, "sensitivity": 1}  # candidates per call
 
 
 class RayEvaluator:
@@ -36,7 +36,7 @@ class RayEvaluator:
         calibration: Statistics and tokens of the model, in a folder that every node sees.
         cluster: Which workers to use.
         options: What the workers are made with; ``device`` and ``blocks`` are chosen for each.
-        note: Told what becomes of the workers.
+        report: Called with a sentence on what becomes of the workers.
 
     Raises:
         WorkerError: When there is no such cluster, or it cannot do this.
@@ -48,7 +48,7 @@ class RayEvaluator:
         calibration: Calibration,
         cluster: Cluster,
         options: WorkerOptions,
-        note: Callable[[str], None] = lambda _text: None,
+        report: Callable[[str], None] = lambda _text: None,
     ) -> None:
         blocks = split_blocks(calibration.layers, cluster.shards)
         cluster.set_environment()
@@ -62,7 +62,7 @@ class RayEvaluator:
             self._opened.enter_context(connected(cluster.address))
             workers, gpus = choose_workers(cluster, options.get("device", Device()).name)
             model = options.get("model") or calibration.model_source
-            check_nodes(calibration, model, cluster.cpus, gpus, note)
+            check_nodes(calibration, model, cluster.cpus, gpus, report)
             self._accelerator = accelerators() if gpus else ""
             own = options.get("device", Device())
             device = replace(
@@ -76,10 +76,12 @@ class RayEvaluator:
             self._teams = [
                 ModelTeam(folder, each, cluster.cpus, gpus) for _ in range(workers // cluster.shards)
             ]
-            self._dispatcher = Dispatcher(self._teams, timeout=cluster.timeout, patience=_SETUP, note=note)
+            self._dispatcher = Dispatcher(
+                self._teams, timeout=cluster.timeout, patience=_SETUP, report=report
+            )
             self._opened.callback(self._dispatcher.stop)
             split = f", the model split over {cluster.shards}" if cluster.shards > 1 else ""
-            note(f"{workers} workers of {cluster.cpus:g} CPUs and {gpus:g} GPUs{split}")
+            report(f"{workers} workers of {cluster.cpus:g} CPUs and {gpus:g} GPUs{split}")
             self._dispatcher.wait()
         except BaseException:
             self._opened.close()
@@ -148,7 +150,8 @@ class RayEvaluator:
             ScoreError: When scores are not finite.
             WorkerError: When it cannot be done.
         """
-        (answer,) = self._dispatcher.run(lambda team, _items: team.summarise(metric, reductions), 1)
+        answers = list(self._dispatcher.run(lambda team, _items: team.summarise(metric, reductions), 1))
+        answer = answers[0]
         if answer.failure:
             raise WorkerError(f"the scores of `{metric}` cannot be summed up: {answer.failure}")
         if isinstance(answer.value, Failure):

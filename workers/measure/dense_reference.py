@@ -13,17 +13,17 @@ from ..model.block_calls import Batch
 from ..model.decoder import Decoder
 
 # Tokens that go through a block at a time: more spill out of a CPU's caches, fewer starve a GPU.
-_TOKENS_A_CALL = {"cpu": 1024, "cuda": 8192}
+TOKENS_PER_CALL = {"cpu": 1024, "cuda": 8192}
 # Tokens whose logits exist at a time; over a whole vocabulary they are the largest tensors of all.
-_TOKENS_OF_LOGITS = {"cpu": 128, "cuda": 1024}
+TOKENS_OF_LOGITS = {"cpu": 128, "cuda": 1024}
 # Dense log-probabilities are kept up to this size and computed again for each candidate beyond it.
-_KEPT_BYTES = 1 << 30
+PROBABILITY_BYTES = 1 << 30
 
 
 @torch.no_grad()
 def batches_of(decoder: Decoder, ids: Tensor) -> list[Batch]:
     """Return token ids (sequences, tokens) as batches of the size that suits the device."""
-    size = max(1, _TOKENS_A_CALL.get(decoder.device.type, 1024) // ids.shape[1])
+    size = max(1, TOKENS_PER_CALL.get(decoder.device.type, 1024) // ids.shape[1])
     return [decoder.enter(part) for part in ids.split(size)]
 
 
@@ -99,9 +99,9 @@ class DenseReference:
         decoder: Decoder,
         batches: Sequence[Batch],
         left: Sequence[Tensor],
-        kept_bytes: int = _KEPT_BYTES,
+        kept_bytes: int = PROBABILITY_BYTES,
     ) -> None:
-        self._piece = _TOKENS_OF_LOGITS.get(decoder.device.type, 128)
+        self._piece = TOKENS_OF_LOGITS.get(decoder.device.type, 128)
         self._pieces: list[_Dense] = []
         vocabulary = decoder.model.get_output_embeddings().weight.shape[0]  # type: ignore[operator]
         room = kept_bytes // (4 * vocabulary)

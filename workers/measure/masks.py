@@ -86,21 +86,21 @@ def packed(mask: Tensor) -> memoryview:
     return (eights * _GATHER).bitwise_right_shift_(56).to(torch.uint8).cpu().numpy().data
 
 
-def soft_mask(ranks: Tensor, ratio: Tensor, group: str, band: float) -> Tensor:
+def soft_mask(ranks: Tensor, ratio: Tensor, group: str, half_width: float) -> Tensor:
     """Return how much of each weight is kept, (rows, columns) from 0 to 1: a mask with a soft edge.
 
-    Weights whose place is within ``band`` of the ratio's, as a share of their group, are kept in part, the
-    more the higher they stand. So what a model does becomes a smooth function of the ratio.
+    Weights whose place is within ``half_width`` of the ratio's, as a share of their group, are kept in part,
+    the more the higher they stand. So what a model does becomes a smooth function of the ratio.
 
     Args:
         ranks: Places in the order of scores, (rows, columns).
         ratio: The ratio, a number as a tensor; gradients flow back to it.
         group: ``row`` or ``layer``.
-        band: Half of the edge's width, as a share of the group.
+        half_width: Half of the edge's width, as a share of the group.
     """
     rows, columns = ranks.shape
     size = group_size(rows, columns, group)
-    return ((ranks + (0.5 + band * size - size * ratio)) / (2 * band * size)).clamp(0, 1)
+    return ((ranks + (0.5 + half_width * size - size * ratio)) / (2 * half_width * size)).clamp(0, 1)
 
 
 def _smallest(scores: Tensor, count: int) -> Tensor:

@@ -19,7 +19,14 @@ LayerResults = list[LayerResult] | Failure  # one a layer
 
 
 class Window(NamedTuple):
-    """Some tokens: ``tokens`` of a part, 0 being all; with a number, that one of so large windows."""
+    """Which tokens to run on.
+
+    Attributes:
+        part: The part of the calibration tokens.
+        tokens: How many of it; 0 is all.
+        number: Which of the windows of so many tokens that the part has, counted from 0; None takes the
+            beginnings of its first sequences.
+    """
 
     part: Part
     tokens: int

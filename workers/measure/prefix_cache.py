@@ -15,7 +15,7 @@ from torch import Tensor
 from ...search.core.candidate import Candidate, Layer
 
 KEPT_BYTES = 1 << 29
-_CHAINS = 3  # candidates whose states should fit; where they do not, some blocks are left out
+CHAINS = 3  # candidates whose states should fit; where they do not, some blocks are left out
 
 
 class Prefix(NamedTuple):
@@ -44,15 +44,23 @@ class Prefixes:
         self.blocks = self.reused = 0
 
     def longest(self, candidate: Candidate, tokens: object, blocks: range) -> Prefix | None:
-        """Return what is known of the most blocks of a candidate on some tokens, as far as ``blocks`` go."""
+        """Return the states of a candidate that are known furthest into some blocks.
+
+        Args:
+            candidate: Whose states are wanted.
+            tokens: What the states are of: those on other tokens do not count.
+            blocks: The blocks to run; the more of them the states have behind them, the fewer are left.
+
+        Returns:
+            The states, or None where not even those behind the first of the blocks are known.
+        """
         self.blocks += len(blocks)
         for block in range(blocks.stop, blocks.start, -1):
             key = self._key(candidate, tokens, block)
             if key in self._states:
                 self.reused += block - blocks.start
-                for before in range(
-                    block, blocks.start, -1
-                ):  # all that led here is as likely to be wanted again
+                # Whoever wants these states again may also want those on the way to them.
+                for before in range(block, blocks.start, -1):
                     if (touched := self._key(candidate, tokens, before)) in self._states:
                         self._states.move_to_end(touched)
                 return self._states[key]
@@ -61,7 +69,7 @@ class Prefixes:
     def keep(self, candidate: Candidate, tokens: object, prefix: Prefix) -> None:
         """Keep the states before a block, if there is room for states at this spacing."""
         size = sum(states.numel() * states.element_size() for states in prefix.hidden)
-        spacing = -(-size * len(self._ends) * _CHAINS // self._kept_bytes)
+        spacing = -(-size * len(self._ends) * CHAINS // self._kept_bytes)
         if prefix.block % spacing or size > self._kept_bytes:
             return
         self._states[self._key(candidate, tokens, prefix.block)] = prefix

@@ -1,6 +1,6 @@
 """Sensitivities: how KL changes with each layer's ratio, all of them from one backward pass.
 
-A mask is a step function of its ratio, which has no derivative of use. With the edge of the mask blurred,
+A mask is a step function of its ratio, which has no derivative of use. Under a mask with a soft edge,
 the model's output is smooth in the ratios, and what gradients flow back to them says which layers would
 be pruned more cheaply. The relaxation is that of differentiable pruning thresholds (such as DSA, Ning et al.
 2020, and BESA, Xu et al. 2024); here it serves a search: nothing is trained, and candidates are always
@@ -19,7 +19,7 @@ from ..model.block_calls import Batch
 from ..model.decoder import Decoder
 from .shard import Shard
 
-# Half of the blurred edge, as a share of the group. Against differences of KL over 2 to 15 points of ratio
+# Half of the soft edge, as a share of the group. Against differences of KL over 2 to 15 points of ratio
 # on SmolLM2-135M at 60 %, derivatives are right to a few percent.
 EDGE_HALF_WIDTH = 0.05
 FORWARD_PASSES = 4  # what it costs: forwards, forwards again a block at a time, and backwards for two

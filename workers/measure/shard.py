@@ -27,7 +27,7 @@ from .score_summary import of_block, quantiles
 
 SCREEN_ROWS = 32
 _KEPT_REDUCTIONS = 64  # a layer; each is one row or column of numbers
-_ORDER_BYTES = 1 << 29  # orders of scores that are kept, two bytes a weight and metric
+ORDER_BYTES = 1 << 29  # orders of scores that are kept, two bytes per weight and metric
 _METRICS_SEEN = 4096
 S = TypeVar("S")
 T = TypeVar("T")
@@ -183,7 +183,7 @@ class Shard:
         decoder: The dense model.
         calibration: Its calibration.
         pattern: ``unstructured`` or ``N:M``.
-        rows: Rows a layer that the screen looks at.
+        rows: Rows per layer that the screen looks at.
         threads: Layers measured at a time; one thread of arithmetic each.
         blocks: The blocks; all if left out.
     """
@@ -235,7 +235,7 @@ class Shard:
         return {i: weights for i, weights, _ in pruned}, sum(count for _, _, count in pruned)
 
     def soft_weights(
-        self, candidate: Candidate, block: int, ratios: Mapping[int, Tensor], band: float
+        self, candidate: Candidate, block: int, ratios: Mapping[int, Tensor], half_width: float
     ) -> dict[int, Tensor]:
         """Return a block's weights under masks with soft edges, by layer index, differentiable in ratios.
 
@@ -243,19 +243,19 @@ class Shard:
             candidate: Says how the weights are ordered.
             block: The block.
             ratios: A number as a tensor for each layer of the block, by layer index.
-            band: Half of the edge's width, as a share of the group.
+            half_width: Half of the edge's width, as a share of the group.
 
         Raises:
             ScoreError: When scores are not finite.
         """
         keep_order = self._keeps_order(candidate)
 
-        def blur(held: HeldLayer) -> tuple[int, Tensor]:
+        def soften(held: HeldLayer) -> tuple[int, Tensor]:
             order = held.order(candidate, keep=keep_order)
-            kept = soft_mask(order, ratios[held.index], candidate.group, band)
+            kept = soft_mask(order, ratios[held.index], candidate.group, half_width)
             return held.index, held.weights * kept.to(held.weights.dtype)
 
-        return dict(self._each(blur, self.of_block(block)))
+        return dict(self._each(soften, self.of_block(block)))
 
     def of_block(self, block: int) -> list[HeldLayer]:
         """Return a block's layers, large ones first: so no core is idle at the end."""
@@ -297,7 +297,7 @@ class Shard:
         while len(self._uses) > _METRICS_SEEN:
             self._uses.popitem(last=False)
         width = 4 if candidate.group == "layer" else 2
-        room = _ORDER_BYTES // (width * sum(held.layer.size for held in self.held))
+        room = ORDER_BYTES // (width * sum(held.layer.size for held in self.held))
         if name in self._ordered:
             return True
         if count < 3 or not room:

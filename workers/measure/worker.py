@@ -54,7 +54,7 @@ class WorkerOptions(TypedDict, total=False):
         pattern: ``unstructured`` or ``N:M``.
         device: Where to run.
         model: Where to load the model from, if not from where it was calibrated.
-        rows: Rows a layer that the screen stage looks at.
+        rows: Rows per layer that the screen stage looks at.
         reuse: Whether hidden states are kept for candidates that agree on the first blocks.
         blocks: The blocks it holds, next to each other; all if left out.
     """

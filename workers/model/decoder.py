@@ -28,9 +28,10 @@ def weight_of(module: nn.Module) -> nn.Parameter:
 
 
 def oriented(module: nn.Module, stored: Tensor) -> Tensor:
-    """Return a view (rows, columns) = (outputs, inputs) of what is stored like a module's weight.
+    """Return a view (rows, columns) = (outputs, inputs) of a tensor that is stored as a module's weight is.
 
-    The same view of such a view is the stored form again: GPT-2's Conv1D is a transposed linear layer.
+    Linear layers are stored that way; GPT-2's Conv1D is stored transposed. So given a view (rows, columns)
+    the function returns the stored form.
     """
     return stored.T if type(module).__name__ == "Conv1D" else stored
 

@@ -116,7 +116,10 @@ def empty_model(source: str, dtype: torch.dtype) -> tuple[nn.Module, Any, list[P
 
 
 def _emptied(_module: nn.Module, _name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
-    """Return an empty parameter in the place of one that a module registers; one is tied as it is."""
+    """Return a parameter without memory, on the device meta, to be registered instead of the given one.
+
+    One that is on meta already is returned itself, so that parameters that are tied stay one.
+    """
     if parameter is None or parameter.is_meta:
         return parameter
     return nn.Parameter(parameter.detach().to("meta"), requires_grad=False)

@@ -59,7 +59,7 @@ def outline(source: str, *, tokens: int, length: int, gradients: bool) -> Outlin
     Args:
         source: As for ``model_of_config``.
         tokens: Tokens of statistics, a multiple of ``length``.
-        length: Tokens a sequence.
+        length: Tokens per sequence.
         gradients: Whether the leaf G is calibrated.
 
     Raises:

@@ -7,23 +7,22 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ...search.core import defaults
-from ..measure.dense_reference import _KEPT_BYTES, _TOKENS_A_CALL, _TOKENS_OF_LOGITS
+from ..measure.dense_reference import PROBABILITY_BYTES, TOKENS_OF_LOGITS, TOKENS_PER_CALL
 from ..measure.partition import split_blocks
-from ..measure.prefix_cache import _CHAINS, KEPT_BYTES
+from ..measure.prefix_cache import CHAINS, KEPT_BYTES
 from ..measure.sensitivity import FORWARD_PASSES
-from ..measure.shard import _ORDER_BYTES, SCREEN_ROWS
+from ..measure.shard import ORDER_BYTES, SCREEN_ROWS
 from ..measure.windows import tokens_per_step
 from .model_sizes import Outline
 from .rates import Rates, quadratic_operations
 
 _RUNTIME = {"cpu": 500 << 20, "cuda": 1 << 30}  # interpreter and libraries; a GPU's context and workspaces
 _ALLOCATOR = 0.1  # of all else: what allocators hold and cannot give
-# Bytes a weight while one layer is masked: its copy in 32 bits, scores, what selection moves, the mask; on a
-# GPU selection also returns the scores and 64-bit places of those removed, at 75 %.
+# Bytes per weight while one layer is masked: its copy in 32 bits, scores, what selection moves, the mask; on
+# a GPU selection also returns the scores and 64-bit places of those removed, at 75 %.
 _MASKING = {"cpu": 4 + 4 + 4 + 4 + 1, "cuda": 4 + 4 + 4 + 4 + 1 + 9}
-_BLURRING = (
-    24  # bytes a weight of a block on the way back: order, edge, its gradient, blurred weights and theirs
-)
+# Bytes per weight of a block on the way back: order, edge, its gradient, softly masked weights and theirs.
+_SOFT_MASKS = 24
 _PASSES_OF_LOGITS = 8  # over the vocabulary, to compare one token
 _PASSES_OF_STATES = 3  # over a layer's inputs and outputs beside its product: norms, activations, residuals
 _COPIES_OF_LOGITS = 4
@@ -65,7 +64,7 @@ class Plan:
         memory: Bytes by purpose on the worker that needs most.
         fits: Whether that is no more than a device has.
         calibration: Bytes of the calibration folder, without a copy of the model.
-        seconds: Seconds a candidate by stage, on one copy.
+        seconds: Seconds per candidate by stage, on one copy.
         pace: The same for the slowest shard: what a copy takes when several candidates are on their way.
     """
 
@@ -122,10 +121,11 @@ def memory_of(outline: Outline, machine: Machine, tokens: Tokens, blocks: range)
     layers = [layer for layer in outline.layers if layer.block in blocks]
     size = sum(layer.size for layer in layers)
     heaviest = max(outline.weights[block] for block in blocks)
-    called = min(_TOKENS_A_CALL[machine.device], max(tokens.selection, tokens.length))
+    called = min(TOKENS_PER_CALL[machine.device], max(tokens.selection, tokens.length))
     widest = max(layer.rows + layer.columns for layer in layers)
     largest = max(layer.size for layer in layers)
-    logits = _COPIES_OF_LOGITS * 4 * _TOKENS_OF_LOGITS[machine.device] * outline.vocabulary
+    probabilities = min(4 * tokens.selection * outline.vocabulary, PROBABILITY_BYTES)
+    logits = _COPIES_OF_LOGITS * 4 * TOKENS_OF_LOGITS[machine.device] * outline.vocabulary
     masking = _MASKING[machine.device] * largest * min(machine.threads, len(layers)) + width * heaviest
     running = 4 * called * widest * _PASSES_OF_STATES
     order = 2 * size
@@ -135,15 +135,15 @@ def memory_of(outline: Outline, machine: Machine, tokens: Tokens, blocks: range)
         "weights": width * (sum(outline.weights[block] for block in blocks) + outline.outside),
         "statistics": sum(outline.statistics[block] for block in blocks),
         "sampled rows": sum(2 * 4 * min(SCREEN_ROWS, x.rows) * x.columns for x in layers),
-        "orders of scores": _ORDER_BYTES // order * order,
-        "dense probabilities": min(4 * tokens.selection * outline.vocabulary, _KEPT_BYTES) if is_last else 0,
-        "hidden states": 3 * tokens.selection * states + min(_CHAINS * chain, KEPT_BYTES),
+        "orders of scores": ORDER_BYTES // order * order,
+        "dense probabilities": probabilities if is_last else 0,
+        "hidden states": 3 * tokens.selection * states + min(CHAINS * chain, KEPT_BYTES),
         "one block at work": max(
             masking + running,
             logits if is_last else 0,
             # Sensitivities keep what entered each block, and all that a block computes on its way back.
             len(blocks) * tokens_per_step(tokens.statistics) * states
-            + _BLURRING * max(sum(x.size for x in layers if x.block == b) for b in blocks) + 2 * running,
+            + _SOFT_MASKS * max(sum(x.size for x in layers if x.block == b) for b in blocks) + 2 * running,
         ),
         "libraries": _RUNTIME[machine.device],
     }  # fmt: skip
@@ -174,9 +174,9 @@ def seconds_of(
         """
         if machine.device == "cpu":
             return 0.0
-        calls = passes * len(blocks) * -(-count // _TOKENS_A_CALL[machine.device])
+        calls = passes * len(blocks) * -(-count // TOKENS_PER_CALL[machine.device])
         if blocks.stop == len(outline.weights):
-            calls += passes * -(-count // min(tokens.length, _TOKENS_OF_LOGITS[machine.device]))
+            calls += passes * -(-count // min(tokens.length, TOKENS_OF_LOGITS[machine.device]))
         return (masks * len(own) + calls) / rates.calls
 
     share = sum(min(SCREEN_ROWS, x.rows) * x.columns for x, _ in own) / size
@@ -195,9 +195,9 @@ def seconds_of(
         "sensitivity": masking
         + applying
         + size / rates.ordered
-        + _BLURRING * size / rates.copied
+        + _SOFT_MASKS * size / rates.copied
         + FORWARD_PASSES * _running(outline, tokens, rates, blocks, found)
-        + launches(2, FORWARD_PASSES, found),  # whole masks on the way there, blurred ones on the way back
+        + launches(2, FORWARD_PASSES, found),  # whole masks on the way there, soft ones on the way back
     }
 
 

@@ -71,7 +71,7 @@ GPUS: dict[str, tuple[float, float, float, int]] = {
     "rtx4090": (82.6, 165, 1008, 24),
 }
 PRODUCT_EFFICIENCY, MEMORY_EFFICIENCY = 0.5, 0.7
-# Bytes a weight: reads and writes of the kernels involved. Hashing is limited by the way to the host and
+# Bytes per weight: reads and writes of the kernels involved. Hashing is limited by the way to the host and
 # the host itself, and a layer's kernels by their launches. All but the first were set by an H200.
 _BYTES_SCORED, _BYTES_SELECTED, _BYTES_ORDERED = 24, 94, 270
 _DIGESTED, _CALLS = 3.5e9, 1500.0

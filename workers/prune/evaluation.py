@@ -32,7 +32,7 @@ class EvaluationRequest:
     Attributes:
         model: Hub name, folder or ``.gguf`` file.
         text: A file, ``hub:NAME`` or ``wikitext2``, the test part of WikiText-2; empty for no text.
-        window: Tokens a window.
+        window: Tokens per window.
         windows: Windows from the beginning of the text; 0 for all.
         against: The dense model to compare with, if any.
         tasks: Names of lm-eval's tasks.
@@ -66,12 +66,12 @@ class EvaluationRequest:
             )
 
 
-def evaluate(request: EvaluationRequest, tell: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
+def evaluate(request: EvaluationRequest, report: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
     """Return perplexity, KL to a dense model and results of tasks, with how they were measured.
 
     Args:
         request: What to evaluate on what.
-        tell: Called with a line on each step.
+        report: Called with a sentence on each step.
 
     Raises:
         ModelError: When a model cannot be loaded.
@@ -93,12 +93,12 @@ def evaluate(request: EvaluationRequest, tell: Callable[[str], None] = lambda _:
                     f"{request.against}"
                 )
             result["against"] = model_reference(request.against)
-        tell(f"{len(windows)} windows of {request.window} tokens")
+        report(f"{len(windows)} windows of {request.window} tokens")
         result |= figures(model, windows, dense)
         result["text"] = about
         del dense
     if harness is not None:
-        tell(f"tasks {', '.join(request.tasks)}")
+        report(f"tasks {', '.join(request.tasks)}")
         result["tasks"] = _run_tasks(harness, request, model, tokenizer)
     names = ("python", "secateur", "torch", "transformers", *(("lm_eval",) if harness is not None else ()))
     result |= {
