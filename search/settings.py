@@ -26,7 +26,42 @@ from .toml import SettingsError, number, read_section, sentence
 
 
 class SearchSettings(BaseModel):
-    """What a run searches, on what, and for how long."""
+    """What a run searches, on what, and for how long: the options of ``secateur search``, by the same names.
+
+    Attributes:
+        calibration: The calibration folder.
+        searcher: A name of ``SEARCHERS``; ``auto`` takes the one that fits what is searched.
+        space: What varies: a space of metrics (``tree``, ``meta``), one of ratios (``curve``, ``block``,
+            ``layer``, ``feature``, ``ramp``, ``owl``, ``dlp``, ``dsa``, ``alpha``), or one of each, as
+            ``tree+curve``.
+        metric: The metric whose ratios are searched, as text or by a published name; Wanda if left out.
+        allocation: The published ratios whose metric is searched; uniform if left out.
+        sparsity: Fraction of weights to remove, in [0, 1), or an interval of which every candidate has its
+            own.
+        pattern: ``unstructured``, or ``N:M`` for N removed of M consecutive inputs.
+        group: The weights that compete with each other, ``row`` or ``layer``.
+        objectives: Names of ``OBJECTIVES``, all minimised; chosen for what is searched if left out.
+        budget: Candidates (400), tokens run through pruned models (``2Mtokens``) or seconds of measuring
+            (``1800s``).
+        seed: Seed of the searcher.
+        batch: Candidates asked for at a time; the searcher's own number if left out.
+        promote: Share of a batch that passes the screen, and each rung.
+        rungs: Tokens to race on before all of them, growing; chosen for what is searched if left out.
+        sensitivity: Tokens on which the best of a batch tells how KL changes with each ratio; chosen if left
+            out.
+        phase: Batches for which metrics and ratios are varied in turn; 0 varies both.
+        stage: The stage that decides: ``screen``, ``layer`` or ``model``.
+        seeding: Whether the searcher learns from the published rules that are measured first.
+        max_size: Most nodes of a metric.
+        reuse: Whether hidden states are kept for candidates that begin alike; no figure changes by it.
+        model: Load the model from here instead of where it was calibrated.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        dtype: ``float32`` or ``bfloat16``.
+        threads: CPU threads; 0 uses all cores.
+
+    Raises:
+        SettingsError: From ``read``, for an unknown name or a value that cannot be used.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

@@ -254,6 +254,32 @@ class TestMistakes:
             secateur.run_search(tmp_path, tmp_path / "run", sparsty=0.5)
 
 
+class TestHelp:
+    def test_describes_every_setting_of_a_search(self):
+        text = secateur.SearchSettings.__doc__
+        for name in secateur.SearchSettings.model_fields:
+            assert re.search(rf"^ +{name}: [A-Z`]", text, re.MULTILINE), name
+
+    def test_shows_every_option_of_a_function(self):
+        import inspect
+
+        for function, request in (
+            (secateur.calibrate, secateur.CalibrationRequest),
+            (secateur.prune, secateur.PruneRequest),
+            (secateur.evaluate, secateur.EvaluationRequest),
+        ):
+            shown = inspect.signature(function).parameters
+            for name, parameter in inspect.signature(request).parameters.items():
+                assert shown[name].default == parameter.default, name
+                assert re.search(rf"^ +{name}: ", function.__doc__, re.MULTILINE), name
+
+    def test_names_every_function_of_the_front_door(self):
+        for command in ("calibrate", "run_search", "resume", "measure", "prune", "evaluate", "plan",
+                        "compare", "report", "plot", "snapshot", "export", "import_rule", "submit"):  # fmt: skip
+            assert f"``{command}``" in secateur.__doc__
+            assert getattr(secateur, command).__doc__.splitlines()[0].endswith(".")
+
+
 class TestProgress:
     def test_appears_with_the_time_whenever_nothing_was_said_for_a_while(self):
         lines = []
