@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 # has been imported. Nothing is imported before it is asked for, so that
 # `import secateur` and `secateur --help` stay fast on a machine where torch takes seconds.
 _HOMES = {
+    "Abilities": "search.searchers.abilities",
     "Archive": "results.archive.archive",
     "Calibration": "workers.calibrate.folder",
     "Candidate": "search.core.candidate",
@@ -24,6 +25,7 @@ _HOMES = {
     "PruneRequest": "service.prune_model",
     "SEARCHERS": "search.searchers.table",
     "SearchSettings": "search.settings",
+    "SearcherRow": "search.searchers.table",
     "Trial": "search.core.candidate",
     "CalibrationRequest": "workers.calibrate.calibration",
     "calibrate": "workers.calibrate.calibration",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from ..metrics_dsl.errors import SecateurError
+from ..search.core import defaults
 
 if TYPE_CHECKING:
     import pandas
@@ -28,7 +29,9 @@ MODEL = typer.Option(help="Load the model from here instead of where it was cali
 DEVICE = typer.Option(help="auto, cpu, cuda or cuda:N.")
 DTYPE = typer.Option(help="float32 or bfloat16.")
 THREADS = typer.Option(help="CPU threads; 0 uses all cores.")
-SPARSITY = typer.Option(help="Fraction of weights to remove, in [0, 1); 0.5, or what the pattern says.")
+SPARSITY = typer.Option(
+    help=f"Fraction of weights to remove, in [0, 1); {defaults.SPARSITY:g}, or what the pattern says."
+)
 PATTERN = typer.Option(help="unstructured or N:M (N removed of M), such as 2:4.")
 RAY = typer.Option(
     "--ray", help="Measure on Ray workers: local starts them here, auto or an address joins a cluster."

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..metrics_dsl.errors import SecateurError
+from ..search.core import defaults
 from .options import DTYPE, JSON, THREADS, app, print_json
 
 if TYPE_CHECKING:
@@ -46,14 +47,18 @@ def plan(
     gpu_memory: Annotated[
         str | None, typer.Option(help="Memory of each, such as 40GiB; what its kind has if left out.")
     ] = None,
-    budget: Annotated[int, typer.Option(help="Candidates of the search.")] = 200,
-    tokens: Annotated[int, typer.Option(help="Tokens of statistics.")] = 8192,
-    selection_tokens: Annotated[int, typer.Option(help="Tokens that candidates are measured on.")] = 2048,
-    holdout_tokens: Annotated[int, typer.Option(help="Tokens for final figures only.")] = 4096,
-    sequence_length: Annotated[int, typer.Option(help="Tokens a sequence.")] = 512,
+    budget: Annotated[int, typer.Option(help="Candidates of the search.")] = defaults.BUDGET,
+    tokens: Annotated[int, typer.Option(help="Tokens of statistics.")] = defaults.TOKENS,
+    selection_tokens: Annotated[
+        int, typer.Option(help="Tokens that candidates are measured on.")
+    ] = defaults.SELECTION_TOKENS,
+    holdout_tokens: Annotated[
+        int, typer.Option(help="Tokens for final figures only.")
+    ] = defaults.HOLDOUT_TOKENS,
+    sequence_length: Annotated[int, typer.Option(help="Tokens a sequence.")] = defaults.SEQUENCE_LENGTH,
     gradients: Annotated[bool, typer.Option(help="Compute the leaf G (a backward pass).")] = True,
     dtype: Annotated[str, DTYPE] = "float32",
-    threads: Annotated[int, THREADS] = 0,
+    threads: Annotated[int, THREADS] = defaults.THREADS,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Say what a search would need of memory and time, from the model's configuration alone."""

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..search.core import defaults
 from .options import CONFIG, DEVICE, DTYPE, JSON, app, note, print_json
 
 _CODE = typer.Option(help="Run code that comes with the model.")
@@ -22,7 +23,10 @@ def prune(
         str, typer.Option(help="A metric, a published one's name, FILE.json or RUN:KEY.")
     ] = "wanda",
     sparsity: Annotated[
-        float | None, typer.Option(help="Fraction of weights to remove, in [0, 1); 0.5 if nothing says it.")
+        float | None,
+        typer.Option(
+            help=f"Fraction of weights to remove, in [0, 1); {defaults.SPARSITY:g} if nothing says it."
+        ),
     ] = None,
     ratios: Annotated[
         str | None,
@@ -35,15 +39,15 @@ def prune(
     text: Annotated[
         str, typer.Option(help="self, a .txt, .jsonl(.gz) or .parquet file, or hub:NAME.")
     ] = "self",
-    tokens: Annotated[int, typer.Option(help="Tokens of statistics.")] = 8192,
-    sequence_length: Annotated[int, typer.Option(help="Tokens a sequence.")] = 512,
+    tokens: Annotated[int, typer.Option(help="Tokens of statistics.")] = defaults.TOKENS,
+    sequence_length: Annotated[int, typer.Option(help="Tokens a sequence.")] = defaults.SEQUENCE_LENGTH,
     statistics: Annotated[
         str, typer.Option(help="one-shot (of the dense model) or sequential (behind pruned blocks).")
     ] = "one-shot",
     repair: Annotated[
         str, typer.Option(help="Make up for what is removed: none, obs (SparseGPT's update), bias or scale.")
     ] = "none",
-    seed: Annotated[int, typer.Option(help="Seed of sampling and order.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of sampling and order.")] = defaults.SEED,
     dtype: Annotated[
         str | None,
         typer.Option(
@@ -107,7 +111,7 @@ def evaluate(
         str | None,
         typer.Option(help="A file, hub:NAME or wikitext2; wikitext2 if neither text nor tasks are given."),
     ] = None,
-    window: Annotated[int, typer.Option(help="Tokens a window.")] = 1024,
+    window: Annotated[int, typer.Option(help="Tokens a window.")] = defaults.WINDOW,
     windows: Annotated[int, typer.Option(help="Windows from the text's beginning; 0 for all.")] = 0,
     against: Annotated[str | None, typer.Option(help="The dense model, for KL.")] = None,
     tasks: Annotated[str, typer.Option(help="Tasks of lm-eval, such as arc_easy,piqa.")] = "",

@@ -9,6 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from ..metrics_dsl.errors import SecateurError
+from ..search.core import defaults
+from ..search.searchers.table import AUTO, batches_help, searchers_help
 from .options import (
     CONFIG,
     CPUS_PER_WORKER,
@@ -43,11 +45,15 @@ def calibrate(
     text: Annotated[
         str, typer.Option(help="self, a .txt, .jsonl(.gz) or .parquet file, or hub:NAME.")
     ] = "self",
-    tokens: Annotated[int, typer.Option(help="Tokens of statistics.")] = 8192,
-    selection_tokens: Annotated[int, typer.Option(help="Tokens that candidates are measured on.")] = 2048,
-    holdout_tokens: Annotated[int, typer.Option(help="Tokens for final figures only.")] = 4096,
-    sequence_length: Annotated[int, typer.Option(help="Tokens a sequence.")] = 512,
-    seed: Annotated[int, typer.Option(help="Seed of sampling and order.")] = 0,
+    tokens: Annotated[int, typer.Option(help="Tokens of statistics.")] = defaults.TOKENS,
+    selection_tokens: Annotated[
+        int, typer.Option(help="Tokens that candidates are measured on.")
+    ] = defaults.SELECTION_TOKENS,
+    holdout_tokens: Annotated[
+        int, typer.Option(help="Tokens for final figures only.")
+    ] = defaults.HOLDOUT_TOKENS,
+    sequence_length: Annotated[int, typer.Option(help="Tokens a sequence.")] = defaults.SEQUENCE_LENGTH,
+    seed: Annotated[int, typer.Option(help="Seed of sampling and order.")] = defaults.SEED,
     gradients: Annotated[bool, typer.Option(help="Compute the leaf G (a backward pass).")] = True,
     dtype: Annotated[str, DTYPE] = "float32",
     device: Annotated[str, DEVICE] = "auto",
@@ -99,7 +105,7 @@ def measure(
     model: Annotated[str | None, MODEL] = None,
     device: Annotated[str, DEVICE] = "auto",
     dtype: Annotated[str, DTYPE] = "float32",
-    threads: Annotated[int, THREADS] = 0,
+    threads: Annotated[int, THREADS] = defaults.THREADS,
     config: Annotated[Path | None, CONFIG] = None,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
@@ -154,9 +160,7 @@ def measure(
 def search(
     calibration: Annotated[Path, DIR],
     out: Annotated[Path, typer.Option(help="The run folder to write.", show_default=False)],
-    searcher: Annotated[
-        str, typer.Option(help="gp, descent, nsga3, tpe, evolution, cma, random or grid.")
-    ] = "gp",
+    searcher: Annotated[str, typer.Option(help=searchers_help())] = AUTO,
     space: Annotated[
         str,
         typer.Option(
@@ -180,15 +184,13 @@ def search(
     ] = None,
     budget: Annotated[
         str, typer.Option(help="Candidates (400), tokens (2Mtokens) or seconds of measuring (1800s).")
-    ] = "200",
-    seed: Annotated[int, typer.Option(help="Seed of the searcher.")] = 0,
+    ] = str(defaults.BUDGET),
+    seed: Annotated[int, typer.Option(help="Seed of the searcher.")] = defaults.SEED,
     seeds: Annotated[int, typer.Option(help="Runs with seeds from --seed on, in folders of their own.")] = 1,
-    batch: Annotated[
-        int | None, typer.Option(help="Candidates asked for at a time; 16, or 4 for descent, if left out.")
-    ] = None,
+    batch: Annotated[int | None, typer.Option(help=batches_help())] = None,
     promote: Annotated[
         float, typer.Option(help="Share of a batch that passes the screen, and each rung.")
-    ] = 0.25,
+    ] = defaults.PROMOTE,
     rungs: Annotated[
         str | None,
         typer.Option(help="Tokens to race on before all, such as 256,1024, or none; chosen if left out."),
@@ -202,18 +204,18 @@ def search(
     ] = 0,
     stage: Annotated[str, typer.Option(help="The stage that decides: screen, layer or model.")] = "model",
     seeding: Annotated[bool, typer.Option(help="Start the searcher from published rules.")] = True,
-    max_size: Annotated[int, typer.Option(help="Most nodes of a metric.")] = 20,
+    max_size: Annotated[int, typer.Option(help="Most nodes of a metric.")] = defaults.MAX_SIZE,
     reuse: Annotated[bool, typer.Option(help="Keep hidden states for candidates that begin alike.")] = True,
     model: Annotated[str | None, MODEL] = None,
     device: Annotated[str, DEVICE] = "auto",
     dtype: Annotated[str, DTYPE] = "float32",
-    threads: Annotated[int, THREADS] = 0,
+    threads: Annotated[int, THREADS] = defaults.THREADS,
     ray: Annotated[str | None, RAY] = None,
     workers: Annotated[str, WORKERS] = "auto",
-    shards: Annotated[int, SHARDS] = 1,
+    shards: Annotated[int, SHARDS] = defaults.SHARDS,
     gpus_per_worker: Annotated[float | None, GPUS_PER_WORKER] = None,
-    cpus_per_worker: Annotated[float, CPUS_PER_WORKER] = 1.0,
-    timeout: Annotated[float, TIMEOUT] = 1800.0,
+    cpus_per_worker: Annotated[float, CPUS_PER_WORKER] = defaults.CPUS_PER_WORKER,
+    timeout: Annotated[float, TIMEOUT] = defaults.TIMEOUT,
     config: Annotated[Path | None, CONFIG] = None,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
@@ -242,10 +244,10 @@ def resume(
     run: Annotated[Path, RUN],
     ray: Annotated[str | None, RAY] = None,
     workers: Annotated[str, WORKERS] = "auto",
-    shards: Annotated[int, SHARDS] = 1,
+    shards: Annotated[int, SHARDS] = defaults.SHARDS,
     gpus_per_worker: Annotated[float | None, GPUS_PER_WORKER] = None,
-    cpus_per_worker: Annotated[float, CPUS_PER_WORKER] = 1.0,
-    timeout: Annotated[float, TIMEOUT] = 1800.0,
+    cpus_per_worker: Annotated[float, CPUS_PER_WORKER] = defaults.CPUS_PER_WORKER,
+    timeout: Annotated[float, TIMEOUT] = defaults.TIMEOUT,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Continue a run that was interrupted, wherever it was measured before."""

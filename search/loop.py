@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from ..metrics_dsl.errors import SecateurError
+from .core import defaults
 from .core.budget import Budget
 from .core.candidate import STAGES, Candidate, Measurement, Stage, Trial
 from .core.objectives import RUNG, Objective, point
@@ -35,8 +36,8 @@ class Funnel:
     """
 
     objectives: Sequence[Objective]
-    batch: int = 32
-    promote: float = 0.25
+    batch: int = defaults.BATCH
+    promote: float = defaults.PROMOTE
     last: Stage = "model"
     always: frozenset[str] = field(default=frozenset(), repr=False)
     screen: float | None = INDIFFERENCE

@@ -24,20 +24,15 @@ from ..metrics_dsl.expression import Expression
 from ..metrics_dsl.operators import FULL, LEAVES, OPERATORS, Leaf, Operator
 from ..metrics_dsl.parser import parse_metric
 from ..metrics_dsl.published import PUBLISHED, read_metric
+from .contradictions import choose, contradiction, descends, objection
+from .core import defaults
 from .core.budget import Budget
 from .core.candidate import Stage, parse_pattern
 from .core.objectives import look_up, look_up_objectives
-from .searchers.table import SEARCHERS
+from .searchers.table import AUTO, SEARCHERS, SearcherRow
 from .spaces.allocation import ALLOCATIONS
-from .spaces.ratio_space import RATIO_SPACES
+from .spaces.varied import METRIC_SPACES, SPACES
 from .toml import SettingsError, number, sentence
-
-METRIC_SPACES = ("tree", "meta")
-TREE_SEARCHERS = ("gp", "random")
-DESCENDING = ("descent", "gp")  # searchers that use sensitivities
-LARGEST_DESCENT_BATCH = 4  # lengths of a step, and the mean of the path
-SMALLEST_CMA_BATCH = 5  # the mean, and four samples to rank
-ONE_NUMBER_SPACES = ("ramp", "owl", "dlp", "dsa", "alpha")
 
 
 class SearchSettings(BaseModel):
@@ -46,24 +41,24 @@ class SearchSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     calibration: Path
-    searcher: str = "gp"
+    searcher: str = AUTO  # a name once the settings are read
     space: str = "tree"
     metric: str | None = None
     allocation: str | None = None
-    sparsity: float | tuple[float, float] = 0.5
+    sparsity: float | tuple[float, float] = defaults.SPARSITY
     pattern: str = "unstructured"
     group: Literal["row", "layer"] = "row"
     objectives: tuple[str, ...] = ()
-    budget: int | str = 200
-    seed: int = Field(default=0, ge=0, lt=2**32)  # what NumPy and pymoo take
+    budget: int | str = defaults.BUDGET
+    seed: int = Field(default=defaults.SEED, ge=0, lt=2**32)  # what NumPy and pymoo take
     batch: int | None = Field(default=None, ge=1)
-    promote: float = Field(default=0.25, gt=0, le=1)
+    promote: float = Field(default=defaults.PROMOTE, gt=0, le=1)
     rungs: tuple[int, ...] | None = None
     sensitivity: int | None = Field(default=None, ge=0)
     phase: int = Field(default=0, ge=0)
     stage: Stage = "model"
     seeding: bool = True
-    max_size: int = Field(default=20, ge=3, le=100)
+    max_size: int = Field(default=defaults.MAX_SIZE, ge=3, le=100)
     operators: tuple[str, ...] | None = None  # what metrics may be made of; all if left out
     leaves: tuple[str, ...] | None = None
     start_from: tuple[str, ...] = ()  # metrics, candidates' files and runs to begin with
@@ -72,7 +67,7 @@ class SearchSettings(BaseModel):
     model: str | None = None
     device: str = "auto"
     dtype: Literal["float32", "bfloat16"] = "float32"
-    threads: int = Field(default=0, ge=0, le=1024)
+    threads: int = Field(default=defaults.THREADS, ge=0, le=1024)
 
     @field_validator("calibration")
     @classmethod
@@ -89,7 +84,8 @@ class SearchSettings(BaseModel):
     @field_validator("searcher")
     @classmethod
     def _known_searcher(cls, name: str) -> str:
-        look_up(SEARCHERS, name, "a searcher")
+        if name != AUTO:
+            look_up(SEARCHERS, name, "a searcher")
         return name
 
     @field_validator("space")
@@ -98,7 +94,7 @@ class SearchSettings(BaseModel):
         names = [name.strip() for name in text.split("+")]
         kinds = [name in METRIC_SPACES for name in names]
         for name in names:
-            look_up(dict.fromkeys((*METRIC_SPACES, *RATIO_SPACES)), name, "a space")
+            look_up(SPACES, name, "a space")
         if kinds.count(True) > 1 or kinds.count(False) > 1:
             raise SecateurError(f"expected at most one space of metrics and one of ratios, got {text!r}")
         return "+".join(sorted(names, key=lambda name: name not in METRIC_SPACES))
@@ -186,9 +182,9 @@ class SearchSettings(BaseModel):
         """Minimise size too where metrics are searched, and density where sparsities are."""
         if values.get("objectives"):
             return values
-        is_given = str(values.get("space", "tree")).split("+")[0].strip() in RATIO_SPACES
+        is_given = str(values.get("space", "tree")).split("+")[0].strip() not in METRIC_SPACES
         names = ("kl",) if is_given else ("kl", "size")
-        is_interval = len(re.split("[:,]", str(values.get("sparsity", 0.5)))) > 1
+        is_interval = len(re.split("[:,]", str(values.get("sparsity", defaults.SPARSITY)))) > 1
         return {**values, "objectives": ("kl", "density") if is_interval else names}
 
     @field_validator("objectives", mode="before")
@@ -226,109 +222,33 @@ class SearchSettings(BaseModel):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        """Refuse what contradicts itself, or would be without effect."""
-        if self.metric is not None and self.metric_space:
-            raise SecateurError(
-                f"expected a given metric or a space of metrics, got both ({self.metric} and "
-                f"{self.metric_space}); leave one out, or search the metric's ratios with --space layer"
-            )
-        if self.allocation is not None and self.ratio_space:
-            raise SecateurError(
-                f"expected a given allocation or a space of ratios, got both ({self.allocation} and "
-                f"{self.ratio_space}); leave one out"
-            )
-        if self.pattern != "unstructured" and (self.ratio_space or self.allocation):
-            raise SecateurError(
-                f"expected the pattern unstructured where ratios differ between layers, got {self.pattern}: "
-                "a pattern fixes every ratio"
-            )
-        if isinstance(self.sparsity, tuple) and "density" not in self.objectives:
-            raise SecateurError(
-                "expected density among the objectives of an interval of sparsities, got "
-                f"{','.join(self.objectives)}: the least sparsity would win; add --objectives kl,density"
-            )
-        if "density" in self.objectives and not isinstance(self.sparsity, tuple):
-            raise SecateurError(
-                f"expected an interval of sparsities such as 0.3:0.75 for the objective density, got "
-                f"{self.sparsity}, which every candidate has"
-            )
-        if "size" in self.objectives and not self.metric_space:
-            raise SecateurError(
-                "expected objectives that differ between candidates, got size with a given metric"
-            )
-        if Budget.parse(self.budget).unit == "tokens" and self.stage != "model":
-            raise SecateurError(
-                f"expected a budget of candidates or seconds for the stage {self.stage}, which runs no "
-                f"tokens, got {self.budget}"
-            )
-        if self.phase and not (self.metric_space == "tree" and self.ratio_space):
-            raise SecateurError(
-                f"expected trees and ratios to take turns in phases, got the space {self.space!r}; leave "
-                "--phase out"
-            )
-        if self.phase and self.searcher != "gp":
-            raise SecateurError(f"expected the searcher gp for phases, got {self.searcher!r}")
-        if self.metric_space == "tree" and self.searcher not in TREE_SEARCHERS:
-            raise SecateurError(
-                f"expected a searcher of trees ({', '.join(TREE_SEARCHERS)}) for the space {self.space}, got "
-                f"{self.searcher!r}, which varies numbers; choose another --searcher or --space"
-            )
-        if self.searcher == "descent" and not (self.can_descend and not self.metric_space):
-            raise SecateurError(
-                "expected a given metric, the objective kl first, the stage model and a space of ratios such "
-                f"as layer, not feature, for the searcher descent, got the space {self.space}, objectives "
-                f"{','.join(self.objectives)} and the stage {self.stage}; --searcher gp descends in ratios "
-                "while metrics vary"
-            )
-        if self.sensitivity and not (self.can_descend and self.searcher in DESCENDING):
-            raise SecateurError(
-                f"expected a searcher that uses sensitivities ({', '.join(DESCENDING)}) on ratios, gp at one "
-                f"sparsity, got {self.searcher!r} on {self.space} at {self.sparsity}; leave --sensitivity out"
-            )
-        if self.searcher == "descent" and self.sensitivity == 0:
-            raise SecateurError("expected tokens for the sensitivities that descent follows, got 0")
-        if self.searcher == "cma" and (self.metric_space or self.ratio_space == "feature"):
-            raise SecateurError(
-                f"expected a space of numbers alone, such as curve, for the searcher cma, got {self.space}"
-            )
-        if self.searcher == "descent" and self.batch_size > LARGEST_DESCENT_BATCH:
-            raise SecateurError(
-                f"expected batches of at most {LARGEST_DESCENT_BATCH} for the searcher descent, which tries "
-                f"three lengths of a step and the mean of its path, got {self.batch}"
-            )
-        if self.searcher == "cma" and self.batch_size < SMALLEST_CMA_BATCH:
-            raise SecateurError(
-                f"expected batches of at least {SMALLEST_CMA_BATCH} for the searcher cma, which learns from "
-                f"their ranks, got {self.batch}"
-            )
-        if self.searcher == "cma" and len(self.objectives) > 1:
-            raise SecateurError(
-                f"expected one objective for the searcher cma, got {','.join(self.objectives)}; choose "
-                "another --searcher for several, such as nsga3"
-            )
-        if self.searcher == "grid" and not (
-            self.space in ONE_NUMBER_SPACES and not isinstance(self.sparsity, tuple)
-        ):
-            raise SecateurError(
-                f"expected a space of one number ({', '.join(ONE_NUMBER_SPACES)}) and one sparsity for the "
-                f"searcher grid, got the space {self.space} and the sparsity {self.sparsity}"
-            )
+        """Refuse what contradicts itself, or would be without effect; choose a searcher if none is named."""
+        if self.searcher == AUTO:
+            object.__setattr__(self, "searcher", choose(self)[0])  # a frozen model sets nothing itself
+            self.model_fields_set.discard("searcher")
+        if found := contradiction(self) or objection(self, self.row):
+            raise SecateurError(found)
         return self
 
     @property
-    def batch_size(self) -> int:
-        """Candidates asked for at a time; chosen for the searcher if nothing is said."""
-        return self.batch or (LARGEST_DESCENT_BATCH if self.searcher == "descent" else 16)
+    def row(self) -> SearcherRow:
+        """What the table says of the searcher."""
+        return SEARCHERS[self.searcher]
 
     @property
-    def can_descend(self) -> bool:
-        """Whether the sensitivity of KL to ratios leads anywhere: in linear spaces, gp at one sparsity."""
-        return (
-            self.ratio_space not in ("", "feature")
-            and (isinstance(self.sparsity, float) or self.searcher == "descent")
-            and self.stage == "model"
-            and self.objectives[0] == "kl"
-        )
+    def chosen(self) -> str:
+        """A sentence on which searcher was chosen and why; empty where it was named."""
+        return "" if "searcher" in self.model_fields_set else choose(self)[1]
+
+    @property
+    def batch_size(self) -> int:
+        """Candidates asked for at a time; the searcher's own number if nothing is said."""
+        return self.batch or self.row.can.batch
+
+    @property
+    def descends(self) -> bool:
+        """Whether the searcher uses the sensitivity of KL to each ratio."""
+        return descends(self, self.row.can)
 
     @property
     def metric_space(self) -> str:

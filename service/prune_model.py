@@ -12,6 +12,7 @@ from typing import Any
 
 from ..metrics_dsl.errors import SecateurError
 from ..results.export.rule_source import Rule, RuleError, ratios_of, read_ratios, read_rule
+from ..search.core import defaults
 from ..search.core.candidate import Candidate, parse_pattern
 from ..search.core.objectives import look_up
 from ..search.settings import SearchSettings
@@ -56,11 +57,11 @@ class PruneRequest:
     group: str | None = None
     pattern: str | None = None
     text: str = "self"
-    tokens: int = 8192
-    sequence_length: int = 512
+    tokens: int = defaults.TOKENS
+    sequence_length: int = defaults.SEQUENCE_LENGTH
     statistics: str = "one-shot"
     repair: str = "none"
-    seed: int = 0
+    seed: int = defaults.SEED
     dtype: str | None = None
     device: str = "auto"
     trust_remote_code: bool = False
@@ -214,7 +215,7 @@ def _sparsity(request: PruneRequest, rule: Rule) -> float:
     counts = parse_pattern(rule.pattern or "unstructured")
     if counts:
         return counts[0] / counts[1]
-    return 0.5 if request.sparsity is None else float(request.sparsity)
+    return defaults.SPARSITY if request.sparsity is None else float(request.sparsity)
 
 
 def _check_run(rule: Rule, decoder: Decoder) -> None:

@@ -13,12 +13,13 @@ from ..results.archive.database import ArchiveError
 from ..results.archive.remembering import RememberingEvaluator
 from ..results.summary.compare import incumbents
 from ..search.baselines import BaselinesFirst, build_funnel, build_problem, check_leaves
+from ..search.core import defaults
 from ..search.core.budget import Budget
 from ..search.core.candidate import Candidate, Stage, Trial
 from ..search.core.protocols import Evaluator
 from ..search.loop import run
 from ..search.searchers.table import build_searcher
-from ..search.settings import DESCENDING, SearchSettings
+from ..search.settings import SearchSettings
 from ..search.spaces.optishear import MetaSpace
 from ..search.toml import SettingsError
 from ..workers.calibrate.folder import Calibration
@@ -134,6 +135,8 @@ def _run_all(runs: dict[Path, SearchSettings], listener: Listener, cluster: Clus
                 listener.line(
                     f"searching on {calibration.folder}: {len(evaluator.layers)} layers, {weights:,} weights"
                 )
+                if own.chosen:
+                    listener.line(own.chosen)
                 # A release may choose other numbers of tokens: a run goes on with those it began with.
                 rungs, sensitivity = archive.fact("race", (list(rungs), sensitivity))
                 archive.note(race=(rungs, sensitivity))
@@ -256,14 +259,14 @@ def _rungs(settings: SearchSettings, sequences: int, length: int) -> tuple[int, 
     is_metric_alone = not settings.ratio_space and not isinstance(settings.sparsity, tuple)
     if is_metric_alone or settings.stage != "model" or tokens < _FEWEST_TO_RACE:
         return ()
-    return (tokens // 4,)
+    return (tokens // defaults.RUNG_PART,)
 
 
 def _sensitivity(settings: SearchSettings, tokens: int) -> int:
     """Return on how many of the statistics tokens sensitivities are found, none where nobody uses them."""
     if settings.sensitivity is not None:
         return settings.sensitivity
-    return tokens_per_step(tokens) if settings.can_descend and settings.searcher in DESCENDING else 0
+    return tokens_per_step(tokens) if settings.descends else 0
 
 
 def _measure_holdout(

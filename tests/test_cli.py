@@ -232,6 +232,17 @@ class TestRatios:
         assert front.sort_values("density")["kl"].is_monotonic_decreasing
         assert "rules on the front are not published ones" in done.stdout
 
+    def test_a_search_for_ratios_takes_descent_by_itself_and_says_so(self, tiny_calibration, tmp_path):
+        options = ("--space", "layer", "--sparsity", 0.6, "--rungs", 64, "--budget", 50)
+        done = in_process("search", tiny_calibration.folder, *options, "--out", tmp_path / "run")
+        assert done.returncode == 0, done.stderr
+        assert "the searcher is descent, chosen for the space layer; --searcher names another" in done.stderr
+        assert SearchSettings.load(tmp_path / "run" / "run.toml").searcher == "descent"
+        assert any(trial.measurement.sensitivities for trial in Archive(tmp_path / "run").trials())
+        again = in_process("resume", tmp_path / "run")
+        assert again.stdout == done.stdout
+        assert "chosen" not in again.stderr
+
     def test_the_meta_family_says_how_many_metrics_it_has(self, tiny_calibration, tmp_path):
         options = ("--space", "meta", "--searcher", "tpe", "--objectives", "kl", "--budget", 24)
         done = in_process("search", tiny_calibration.folder, *options, "--out", tmp_path / "run")

@@ -19,7 +19,6 @@ from secateur.search.core.objectives import OBJECTIVES, look_up_objectives, poin
 from secateur.search.loop import PATIENCE, Funnel, run
 from secateur.search.searchers.descent import _visits
 from secateur.search.searchers.table import SEARCHERS, build_searcher
-from secateur.search.settings import DESCENDING, ONE_NUMBER_SPACES, TREE_SEARCHERS
 from secateur.search.spaces.allocation import Dense
 from secateur.search.spaces.metric_space import MetricSpace
 from secateur.search.spaces.optishear import MetaSpace
@@ -56,12 +55,12 @@ META = MetaSpace()
 def can(searcher, space):
     """Whether a searcher can represent a space."""
     if searcher == "grid":
-        return space in ONE_NUMBER_SPACES
+        return space in ("ramp", "owl", "dlp", "dsa", "alpha")
     if searcher == "cma":
         return not {"tree", "meta", "feature"} & set(space.split("+"))
     if searcher == "descent":
         return space in ("curve", "block", "layer", "ramp", "owl")
-    return "tree" not in space or searcher in TREE_SEARCHERS
+    return "tree" not in space or searcher in ("gp", "random")
 
 
 PAIRS = [(searcher, space) for searcher in SEARCHERS for space in SPACES if can(searcher, space)]
@@ -173,7 +172,7 @@ def test_seeds_are_asked_first(name):
 @pytest.mark.parametrize("name", ["gp", "nsga3", "tpe", "evolution", "cma", "descent"])
 def test_ratios_are_found_better_than_by_chance(name):
     def best(searcher):
-        sensitivity = 100 if searcher in DESCENDING else 0
+        sensitivity = 100 if searcher in ("descent", "gp") else 0
         funnel_ = Funnel(look_up_objectives(["kl"]), 8, screen=None, sensitivity=sensitivity)
         batches = run(
             build_searcher(searcher, problem("kl", space="curve"), 0), FakeEvaluator(), funnel_, 240

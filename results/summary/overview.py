@@ -16,6 +16,7 @@ import pandas as pd
 from ...metrics_dsl.expression import Expression
 from ...metrics_dsl.operators import LEAVES, OPERATORS
 from ...metrics_dsl.parser import parse
+from ...search.core import defaults
 from ...search.core.candidate import STAGES, Layer
 from ..archive.archive import Archive
 from ..archive.front import DECIDED, front, hypervolume, non_dominated
@@ -84,7 +85,7 @@ class Overview:
         given = "" if "metrics" in kinds else f" of the metric {own.get('metric', 'wanda')}"
         if "layerwise ratios" not in kinds and own.get("allocation"):
             given = f" at the ratios of {own['allocation']}"
-        sparsity = own.get("sparsity", 0.5)
+        sparsity = own.get("sparsity", defaults.SPARSITY)
         ends = sparsity if isinstance(sparsity, list) else [sparsity]
         at = " to ".join(f"{100 * end:.4g}\N{NO-BREAK SPACE}%" for end in ends)
         pattern = "" if own.get("pattern") == "unstructured" else f", pattern {own.get('pattern')}"

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ...metrics_dsl.errors import SecateurError
 from ..core.candidate import Candidate, Trial
 from ..core.objectives import rung_point
 from ..spaces.problem import Problem
 from ..spaces.variables import Encoding
+from .abilities import CMA
 
 _Floats = NDArray[np.float64]
 _FIRST_STEP = 0.12  # of a number's range
@@ -34,12 +34,8 @@ class CovarianceAdaptation:
     """
 
     def __init__(self, problem: Problem, *, seed: int) -> None:
+        CMA.check("cma", problem)
         variables = problem.variables
-        if problem.trees or not variables or any(v.choices for v in variables) or len(problem.objectives) > 1:
-            raise SecateurError(
-                "expected one objective and a space of numbers such as curve for the searcher cma; choose "
-                "another --searcher, --space or --objectives"
-            )
         self._problem = problem
         self._rng = np.random.default_rng(seed)
         self._low = np.array([v.low for v in variables])

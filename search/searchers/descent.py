@@ -19,12 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...metrics_dsl.errors import SecateurError
-from ...metrics_dsl.expression import Expression
 from ..core.candidate import Candidate, Layer, Trial
 from ..spaces.problem import Problem
 from ..spaces.ratio_space import LinearSpace
 from ..spaces.ratios import project, sizes
 from ..spaces.variables import Encoding, Values
+from .abilities import DESCENT
 
 _Floats = NDArray[np.float64]
 _MEMORY = 0.6  # how much of the mean of earlier prices each new estimate leaves
@@ -156,7 +156,7 @@ class Descent:
     """
 
     def __init__(self, problem: Problem, *, seed: int) -> None:
-        if not can_descend(problem) or not isinstance(problem.metrics, Expression):
+        if not (can_descend(problem) and DESCENT.can_vary(problem.varied)):
             raise SecateurError(
                 "expected a given metric, the objective kl first and a space of ratios such as layer for the "
                 "searcher descent; choose another --searcher, or --searcher gp to descend in ratios while "

@@ -22,6 +22,7 @@ from ..spaces.problem import Problem
 from ..spaces.ratio_space import LinearSpace
 from ..spaces.ratios import sizes
 from ..spaces.variables import Encoding, Values, blend, draw, mutate
+from .abilities import EVOLUTION
 
 _FIRST_STEP, _LEAST_STEP, _LARGEST_STEP = 0.15, 0.004, 0.5
 
@@ -45,7 +46,7 @@ class Evolution:
     """
 
     def __init__(self, problem: Problem, *, seed: int, elite: int = 0) -> None:
-        problem.check_numbers("evolution")
+        EVOLUTION.check("evolution", problem)
         self._problem = problem
         self._rng = random.Random(seed)
         self._elite = elite or (6 if len(problem.objectives) == 1 else 24)

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from deap import gp
 
-from ...metrics_dsl.errors import SecateurError
 from ...metrics_dsl.expression import MAX_EXPONENT, Expression, MetricError, constant
 from ...metrics_dsl.operators import COLUMN, FULL, LEAVES, OPERATORS, ROW, SCALAR, Shape
 from ..core.candidate import Candidate, Trial
@@ -26,6 +25,7 @@ from ..core.selection import best_first
 from ..spaces.metric_space import EXPONENTS, MetricSpace, replace_at, walk
 from ..spaces.problem import Problem
 from ..spaces.variables import Encoding, Values, blend, draw, mutate
+from .abilities import GP
 from .descent import descent_at_one_sparsity
 
 # DEAP chooses among types in the order of a set, which for classes differs between processes: numbers
@@ -58,8 +58,7 @@ class GeneticProgramming:
     """
 
     def __init__(self, problem: Problem, *, seed: int, population: int = 20) -> None:
-        if not (problem.trees or problem.variables):
-            raise SecateurError("expected metrics or ratios to search, got one given rule; choose a --space")
+        GP.check("gp", problem)
         self._problem = problem
         self._rng = random.Random(seed)
         self._population_size = population

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ...metrics_dsl.errors import SecateurError
 from ..core.candidate import Candidate, Trial
 from ..spaces.problem import Problem
 from ..spaces.variables import Encoding
+from .abilities import GRID
 
 
 class GridSearcher:
@@ -21,13 +21,7 @@ class GridSearcher:
     """
 
     def __init__(self, problem: Problem) -> None:
-        variables = problem.variables
-        if problem.trees or len(variables) != 1 or variables[0].choices:
-            names = [*(["trees"] if problem.trees else []), *(v.name for v in variables)]
-            raise SecateurError(
-                f"expected a space of one number for the searcher grid, such as ramp or owl, got "
-                f"{', '.join(names[:6]) or 'nothing to search'}; choose another --space or --searcher"
-            )
+        GRID.check("grid", problem)
         self._problem = problem
         self._asked = 0
 

@@ -18,10 +18,12 @@ from pymoo.core.variable import Choice, Real
 from pymoo.operators.selection.tournament import TournamentSelection
 from pymoo.util.ref_dirs import get_reference_directions
 
+from ..core import defaults
 from ..core.candidate import Candidate, Trial
 from ..core.objectives import point
 from ..spaces.problem import Problem
 from ..spaces.variables import Encoding, draw
+from . import abilities
 
 _FEWEST = 8  # measured points from which the population starts
 
@@ -41,8 +43,8 @@ class NSGA3Searcher:
         SecateurError: When trees are searched, or nothing is.
     """
 
-    def __init__(self, problem: Problem, *, seed: int, batch: int = 16) -> None:
-        problem.check_numbers("nsga3")
+    def __init__(self, problem: Problem, *, seed: int, batch: int = defaults.BATCH) -> None:
+        abilities.NSGA3.check("nsga3", problem)
         self._problem = problem
         self._rng = random.Random(seed)
         self._seed, self._batch = seed, batch

@@ -1,12 +1,43 @@
-"""The table of searchers."""
+"""The table of searchers: what each is called, how it is made and what it can search.
+
+Reading it imports no library that searches.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from ..core.objectives import look_up
-from ..core.protocols import Searcher
-from ..spaces.problem import Problem
+from ..core import defaults
+from .abilities import ANYTHING, CMA, DESCENT, EVOLUTION, GP, GRID, NSGA3, TPE, Abilities
+
+if TYPE_CHECKING:
+    from ..core.protocols import Searcher
+    from ..spaces.problem import Problem
+
+
+@dataclass(frozen=True)
+class SearcherRow:
+    """A searcher as the table has it.
+
+    Attributes:
+        name: The name in settings.
+        build: Returns a new one for (problem, seed, batch); libraries that take long are imported here.
+        meaning: What it does, in a few words that help texts and documents show.
+        can: What it can search.
+    """
+
+    name: str
+    build: Callable[[Problem, int, int], Searcher]
+    meaning: str
+    can: Abilities = ANYTHING
+
+
+def _descent(problem: Problem, seed: int, _batch: int) -> Searcher:
+    from .descent import Descent
+
+    return Descent(problem, seed=seed)
 
 
 def _gp(problem: Problem, seed: int, _batch: int) -> Searcher:
@@ -25,12 +56,6 @@ def _tpe(problem: Problem, seed: int, _batch: int) -> Searcher:
     from .tpe import TPESearcher  # imports Optuna
 
     return TPESearcher(problem, seed=seed)
-
-
-def _descent(problem: Problem, seed: int, _batch: int) -> Searcher:
-    from .descent import Descent
-
-    return Descent(problem, seed=seed)
 
 
 def _evolution(problem: Problem, seed: int, _batch: int) -> Searcher:
@@ -57,22 +82,40 @@ def _grid(problem: Problem, _seed: int, _batch: int) -> Searcher:
     return GridSearcher(problem)
 
 
-SEARCHERS: dict[str, Callable[[Problem, int, int], Searcher]] = {
-    "gp": _gp,
-    "nsga3": _nsga3,
-    "tpe": _tpe,
-    "evolution": _evolution,
-    "descent": _descent,
-    "cma": _cma,
-    "random": _random,
-    "grid": _grid,
+SEARCHERS: dict[str, SearcherRow] = {
+    row.name: row
+    for row in (
+        SearcherRow("descent", _descent, "steps along the sensitivities of all layers", DESCENT),
+        SearcherRow("gp", _gp, "genetic programming, with descent in ratios that vary beside metrics", GP),
+        SearcherRow("nsga3", _nsga3, "NSGA-III, a front along reference directions", NSGA3),
+        SearcherRow("tpe", _tpe, "tree-structured Parzen estimation", TPE),
+        SearcherRow("evolution", _evolution, "an elite and its mutations, after EvoPress", EVOLUTION),
+        SearcherRow("cma", _cma, "covariance matrix adaptation", CMA),
+        SearcherRow("random", _random, "independent draws"),
+        SearcherRow("grid", _grid, "even steps, halved", GRID),
+    )
 }
+AUTO = "auto"  # stands for the searcher that is chosen for what is searched
 
 
-def build_searcher(name: str, problem: Problem, seed: int, batch: int = 16) -> Searcher:
+def searchers_help() -> str:
+    """Return what a help text says of the searchers."""
+    rows = "; ".join(f"{row.name}: {row.meaning}" for row in SEARCHERS.values())
+    return f"{AUTO}: chosen for what is searched. Or {rows}."
+
+
+def batches_help() -> str:
+    """Return what a help text says of the candidates that are asked for at a time."""
+    own = [f" or {r.can.batch} for {r.name}" for r in SEARCHERS.values() if r.can.batch != defaults.BATCH]
+    return f"Candidates asked for at a time; {defaults.BATCH},{''.join(own)}, if left out."
+
+
+def build_searcher(name: str, problem: Problem, seed: int, batch: int = defaults.BATCH) -> Searcher:
     """Return a new searcher by name.
 
     Raises:
         SecateurError: For an unknown name, or a problem that the searcher cannot represent.
     """
-    return look_up(SEARCHERS, name, "a searcher")(problem, seed, batch)
+    from ..core.objectives import look_up  # imports NumPy
+
+    return look_up(SEARCHERS, name, "a searcher").build(problem, seed, batch)

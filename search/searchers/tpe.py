@@ -15,6 +15,7 @@ from ..core.candidate import Candidate, Trial
 from ..core.objectives import rung_point
 from ..spaces.problem import Problem
 from ..spaces.variables import Encoding
+from .abilities import TPE
 
 
 class TPESearcher:
@@ -32,7 +33,7 @@ class TPESearcher:
     """
 
     def __init__(self, problem: Problem, *, seed: int) -> None:
-        problem.check_numbers("tpe")
+        TPE.check("tpe", problem)
         self._problem = problem
         names = [f"{i} {variable.name}" for i, variable in enumerate(problem.variables)]
         self._distributions: dict[str, BaseDistribution] = {

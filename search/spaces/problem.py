@@ -9,14 +9,15 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ...metrics_dsl.errors import SecateurError
 from ...metrics_dsl.expression import Expression
+from ..core import defaults
 from ..core.candidate import Candidate, Layer
 from ..core.objectives import Objective
 from .metric_space import MetricSpace
 from .optishear import MetaSpace
 from .ratio_space import RatioSpace
 from .variables import Encoding, Values, Variable
+from .varied import Varied, together
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Problem:
     metrics: MetricSpace | MetaSpace | Expression
     ratios: RatioSpace
     objectives: Sequence[Objective]
-    sparsity: float | tuple[float, float] = 0.5
+    sparsity: float | tuple[float, float] = defaults.SPARSITY
     group: str = "row"
     seeds: Sequence[Encoding] = field(default=(), repr=False)
     starts: Sequence[Encoding] = field(default=(), repr=False, kw_only=True)
@@ -86,17 +87,12 @@ class Problem:
         own = () if isinstance(self.sparsity, float) else (Variable("sparsity", *self.sparsity),)
         return (*self.metric_variables, *self.ratios.variables, *own)
 
-    def check_numbers(self, searcher: str) -> None:
-        """Check that a searcher of numbers can represent the problem.
-
-        Raises:
-            SecateurError: When trees are searched, or nothing is.
-        """
-        if self.trees or not self.variables:
-            raise SecateurError(
-                f"expected numbers to search for the searcher {searcher}, got "
-                f"{'trees' if self.trees else 'nothing'}; choose --searcher gp or a ratio space"
-            )
+    @cached_property
+    def varied(self) -> frozenset[Varied]:
+        """What a searcher has to vary; nothing where one rule is given."""
+        parts: list[Varied] = ["trees"] if self.trees else []
+        parts += ["choices" if variable.choices else "one number" for variable in self.variables]
+        return together(parts)
 
     def candidate(self, encoding: Encoding) -> Candidate:
         """Return the complete rule that an encoding stands for."""

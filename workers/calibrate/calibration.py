@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ...metrics_dsl.errors import SecateurError
+from ...search.core import defaults
 from ..model.block_calls import Batch, check_arguments
 from ..model.decoder import Decoder
 from ..model.load import (
@@ -74,11 +75,11 @@ class CalibrationRequest:
 
     model: str
     text: str = "self"
-    tokens: int = 8192
-    selection_tokens: int = 2048
-    holdout_tokens: int = 4096
-    sequence_length: int = 512
-    seed: int = 0
+    tokens: int = defaults.TOKENS
+    selection_tokens: int = defaults.SELECTION_TOKENS
+    holdout_tokens: int = defaults.HOLDOUT_TOKENS
+    sequence_length: int = defaults.SEQUENCE_LENGTH
+    seed: int = defaults.SEED
     gradients: bool = True
     dtype: str = "float32"
     device: str = "auto"

@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 
 from ...metrics_dsl.errors import SecateurError
+from ...search.core import defaults
 
 
 @dataclass(frozen=True)
@@ -25,10 +26,10 @@ class Cluster:
 
     address: str = "local"
     workers: int | None = None
-    shards: int = 1
+    shards: int = defaults.SHARDS
     gpus: float | None = None
-    cpus: float = 1.0
-    timeout: float = 1800.0
+    cpus: float = defaults.CPUS_PER_WORKER
+    timeout: float = defaults.TIMEOUT
 
     def __post_init__(self) -> None:
         if self.address not in ("local", "auto") and not re.fullmatch(r"[^\s/:]+:\d{1,5}", self.address):

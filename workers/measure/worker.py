@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ...metrics_dsl.errors import SecateurError
 from ...metrics_dsl.expression import Expression, MetricError
+from ...search.core import defaults
 from ...search.core.candidate import Candidate, Layer, Measurement, Reduction, Stage, parse_pattern
 from ..calibrate.folder import Calibration, CalibrationError
 from ..model.block_calls import Batch
@@ -43,7 +44,7 @@ class Device:
 
     name: str = "auto"
     dtype: str = "float32"
-    threads: int = 0
+    threads: int = defaults.THREADS
 
 
 class WorkerOptions(TypedDict, total=False):

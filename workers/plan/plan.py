@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ...search.core import defaults
 from ..measure.dense_reference import _KEPT_BYTES, _TOKENS_A_CALL, _TOKENS_OF_LOGITS
 from ..measure.partition import split_blocks
 from ..measure.prefix_cache import _CHAINS, KEPT_BYTES
@@ -15,7 +16,6 @@ from ..measure.windows import tokens_per_step
 from .model_sizes import Outline
 from .rates import Rates, quadratic_operations
 
-PROMOTED = 0.25  # share of a batch that passes the screen, or a rung of a quarter of the tokens
 _RUNTIME = {"cpu": 500 << 20, "cuda": 1 << 30}  # interpreter and libraries; a GPU's context and workspaces
 _ALLOCATOR = 0.1  # of all else: what allocators hold and cannot give
 # Bytes a weight while one layer is masked: its copy in 32 bits, scores, what selection moves, the mask; on a
@@ -88,10 +88,10 @@ class Plan:
         Args:
             budget: Candidates.
             space: ``metrics``, which are screened before the best quarter goes on, or ``ratios``, which race
-                on a quarter of the tokens first.
+                on a quarter of the tokens first: the defaults of a search.
         """
-        first = self.pace["screen"] if space == "metrics" else self.pace["model"] / 4
-        return budget * (first + PROMOTED * self.pace["model"]) / self.replicas / 3600
+        first = self.pace["screen"] if space == "metrics" else self.pace["model"] / defaults.RUNG_PART
+        return budget * (first + defaults.PROMOTE * self.pace["model"]) / self.replicas / 3600
 
 
 def make_plan(outline: Outline, machine: Machine, tokens: Tokens, rates: Rates) -> Plan:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ...metrics_dsl.errors import SecateurError
+from ...search.core import defaults
 from ..calibrate.folder import token_hash
 from ..calibrate.text import TextError, read_text
 from ..model.load import ModelError, choose_device, choose_dtype, load_model, model_reference
@@ -43,7 +44,7 @@ class EvaluationRequest:
 
     model: str
     text: str = "wikitext2"
-    window: int = 1024
+    window: int = defaults.WINDOW
     windows: int = 0
     against: str | None = None
     tasks: tuple[str, ...] = ()
