@@ -285,7 +285,7 @@ def guarded(
     function: Callable[..., Result],
     what: str,
     error: type[SecateurError] = PluginError,
-    passing: type[Exception] = SecateurError,
+    passing: type[Exception] | tuple[type[Exception], ...] = SecateurError,
 ) -> Callable[..., Result]:
     """Return a function of somebody else's whose failures are one sentence with file and line.
 
@@ -352,7 +352,7 @@ def notes(words: Iterable[str] | None = None) -> list[dict[str, str]]:
 def missing(noted: Iterable[Mapping[str, str]]) -> list[str]:
     """Return which of the noted plugins and packages this process does not use as they were noted."""
     wanted = list(noted)
-    if any("version" in note for note in wanted):
+    if any("version" in note for note in wanted):  # installed ones may not have been asked for yet
         fill(*(table.rows for table in _tables))
     here = notes()
     return [
@@ -360,3 +360,15 @@ def missing(noted: Iterable[Mapping[str, str]]) -> list[str]:
         else f"the package {n['name']} {n.get('version', '')}"
         for n in wanted if dict(n) not in here
     ]  # fmt: skip
+
+
+def lacking(noted: Iterable[Mapping[str, str]]) -> str:
+    """Return what is missing of the noted plugins and what to do about it; empty if nothing is."""
+    found = missing(noted)
+    if not found:
+        return ""
+    verb = "is" if len(found) == 1 else "are"
+    return (
+        f"{' and '.join(found)}, which {verb} not in use here; give --plugin FILE.py, or call "
+        "secateur.use_plugin, before it is read"
+    )

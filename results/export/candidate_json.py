@@ -10,7 +10,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ...metrics_dsl.errors import MetricError
 from ...metrics_dsl.parser import parse_metric
+from ...metrics_dsl.plugins import lacking
 from ...search.core.candidate import Candidate, Layer
 from .candidate_record import CandidateRecord, ExportError
 
@@ -23,6 +25,7 @@ _LAYER = {"name": str, "block": int, "kind": str, "rows": int, "columns": int}
 def to_json(record: CandidateRecord) -> dict[str, Any]:
     """Return what the file holds."""
     candidate = record.candidate
+    needed = record.needed_plugins
     return {
         "format": FORMAT,
         "version": VERSION,
@@ -35,7 +38,7 @@ def to_json(record: CandidateRecord) -> dict[str, Any]:
             for layer, ratio in zip(record.layers, candidate.ratios, strict=True)
         ],
         "figures": dict(record.figures),
-        "provenance": dict(record.provenance),
+        "provenance": {**record.provenance, **({"plugins": needed} if needed else {})},
     }
 
 
@@ -72,5 +75,15 @@ def read_json(path: Path) -> CandidateRecord:
         figures = {name: float(value) for name, value in content.get("figures", {}).items()}
         return CandidateRecord(candidate, layers, content["pattern"], figures, content.get("provenance", {}))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
+        if isinstance(error, MetricError) and (found := _lacking(content.get("provenance"))):
+            raise ExportError(f"the metric in {path} needs {found} ({error})") from None
         reason = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
         raise ExportError(f"{path} is no complete candidate: {reason}") from None
+
+
+def _lacking(provenance: Any) -> str:
+    """Return which plugins a file names that this process does not use; nothing if it cannot be read."""
+    try:
+        return lacking(provenance["plugins"])
+    except (KeyError, TypeError, AttributeError):
+        return ""

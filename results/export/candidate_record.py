@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ...metrics_dsl.errors import SecateurError
+from ...metrics_dsl.plugins import notes, origin_of
 from ...search.core.candidate import Candidate, Layer, parse_pattern
+from ...search.core.objectives import OBJECTIVES
 from ..archive.keys import whole_key
 
 if TYPE_CHECKING:
@@ -69,6 +71,11 @@ class CandidateRecord:
         return tuple(found)
 
     @property
+    def needed_plugins(self) -> list[dict[str, str]]:
+        """The plugins and packages that add operators or leaves of the metric: name, and hash or version."""
+        return notes(self.candidate.metric.operators | self.candidate.metric.leaves)
+
+    @property
     def sparsity(self) -> float:
         """Fraction of all weights removed, of ``removed``."""
         return sum(self.removed) / sum(layer.size for layer in self.layers)
@@ -99,7 +106,8 @@ def find(archive: Archive, key: str) -> CandidateRecord:
     """
     key = whole_key(archive, key)
     row = archive.frame(f"key == {key!r}").iloc[0]
-    figures = {name: float(row[name]) for name in FIGURES if row[name] == row[name]}
+    names = dict.fromkeys((*FIGURES, *(n for n in archive.objectives if origin_of(OBJECTIVES, n))))
+    figures = {name: float(row[name]) for name in names if row[name] == row[name]}
     settings = archive.folder / "run.toml"
     provenance = {
         "run": archive.folder.absolute().name,

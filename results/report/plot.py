@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ...metrics_dsl.errors import SecateurError
-from ...search.core.objectives import look_up
+from ...search.core.objectives import OBJECTIVES, look_up
 from ..archive.archive import Archive
 from ..files import check_file, replace_file
 from ..summary.overview import Overview
@@ -142,8 +142,9 @@ PLOTS: dict[str, Callable[[Overview, Axes], None]] = {
 
 def _name_axes(axes: Axes, across: str, up: str) -> None:
     units = {"kl": "KL, nats per token", "size": "size, nodes of the metric"}
-    axes.set_xlabel(units.get(across, across.replace("_", " ")))
-    axes.set_ylabel(units.get(up, up.replace("_", " ")))
+    titles = {name: objective.title for name, objective in OBJECTIVES.items()} | units
+    axes.set_xlabel(titles.get(across, across.replace("_", " ")))
+    axes.set_ylabel(titles.get(up, up.replace("_", " ")))
     axes.spines[["top", "right"]].set_visible(False)
 
 

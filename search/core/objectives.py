@@ -95,6 +95,8 @@ def _admitted(objective: Objective, origin: str) -> Objective:
         raise SecateurError(f"expected a stage of {name} among {', '.join(STAGES)}, got {objective.stage!r}")
 
     def value(trial: Trial) -> float | None:
+        if STAGES.index(trial.measurement.stage) < STAGES.index(objective.stage):
+            return None
         found = objective.value(trial)
         number = math.nan if found is None else float(found)
         return number if math.isfinite(number) else None  # no front compares what is not finite

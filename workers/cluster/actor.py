@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ...metrics_dsl.expression import MetricError
 from ...metrics_dsl.parser import parse
+from ...metrics_dsl.plugins import Plugin, use
 from ...search.core.candidate import Candidate, Measurement, Reduction, Stage
 from ...search.core.protocols import Summaries
 from ..calibrate.folder import Calibration
@@ -63,11 +64,13 @@ class Actor:
     Args:
         folder: The calibration folder.
         options: What the worker is made with.
+        plugins: Name and text of the plugins that metrics may need.
     """
 
-    def __init__(self, folder: str, options: WorkerOptions) -> None:
+    def __init__(self, folder: str, options: WorkerOptions, plugins: Sequence[tuple[str, str]] = ()) -> None:
         self._folder = folder
         self._options = options
+        self._plugins = plugins
         address = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
         self._name = f"{address}:{os.getpid()}"
         self._worker: Worker | None = None
@@ -109,12 +112,14 @@ class Actor:
 
     def forward(self, text: Text | None, window: Window, entering: Any) -> ForwardState | Exhausted:
         """Run tokens through the blocks held."""
-        candidate = None if text is None else _candidate(text)
         if isinstance(entering, Exhausted):
             return entering
-        return self._with_memory(
-            lambda worker: _packed(worker.forward(candidate, window, _unpacked(entering)))
-        )
+
+        def work(worker: Worker) -> ForwardState:
+            candidate = None if text is None else _candidate(text)
+            return _packed(worker.forward(candidate, window, _unpacked(entering)))
+
+        return self._with_memory(work)
 
     def model(
         self, text: Text, window: Window, entering: Any = None, dense: Any = None
@@ -173,7 +178,10 @@ class Actor:
         return self._worker.reused if self._worker else (0, 0)
 
     def _loaded(self) -> Worker:
+        """Return the worker; plugins are in use before any metric is read."""
         if self._worker is None:
+            for name, text in self._plugins:
+                use(Plugin(name, text))
             self._worker = Worker(Calibration(self._folder), **self._options)
         return self._worker
 
