@@ -45,6 +45,37 @@ _HOMES = {
     "run_search": "service.search_run",
     "score": "metrics_dsl.score",
     "uniform": "search.core.candidate",
+    # What plugins are written with.
+    "ALLOCATIONS": "search.spaces.allocation",
+    "Allocation": "search.spaces.allocation",
+    "Dense": "search.spaces.allocation",
+    "COLUMN": "metrics_dsl.operators",
+    "FULL": "metrics_dsl.operators",
+    "ROW": "metrics_dsl.operators",
+    "SCALAR": "metrics_dsl.operators",
+    "Shape": "metrics_dsl.operators",
+    "LEAVES": "metrics_dsl.operators",
+    "Leaf": "metrics_dsl.operators",
+    "OPERATORS": "metrics_dsl.operators",
+    "Operator": "metrics_dsl.operators",
+    "CandidateRecord": "results.export.candidate_record",
+    "ExportError": "results.export.candidate_record",
+    "Encoding": "search.spaces.variables",
+    "Problem": "search.spaces.problem",
+    "Evaluator": "search.core.protocols",
+    "Searcher": "search.core.protocols",
+    "Exporter": "results.export.exporters",
+    "Layer": "search.core.candidate",
+    "OBJECTIVES": "search.core.objectives",
+    "Plugin": "metrics_dsl.plugins",
+    "PluginError": "metrics_dsl.plugins",
+    "Published": "metrics_dsl.published",
+    "REPAIRS": "workers.prune.repair",
+    "Repair": "workers.prune.repair",
+    "Repaired": "workers.prune.repair",
+    "SecateurError": "metrics_dsl.errors",
+    "spread": "search.spaces.allocation",
+    "use_plugin": "metrics_dsl.plugins",
 }
 
 _CALLED = {"open": "open_run"}  # names that would hide a builtin where they are defined
@@ -55,7 +86,10 @@ __all__ = ["__version__", *sorted(_HOMES)]
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'secateur' has no attribute {name!r}")
-    return getattr(import_module(f".{_HOMES[name]}", __name__), _CALLED.get(name, name))
+    found = getattr(import_module(f".{_HOMES[name]}", __name__), _CALLED.get(name, name))
+    if name.isupper():  # a table that is asked for holds what installed packages add to it
+        import_module(".metrics_dsl.plugins", __name__).fill(found)
+    return found
 
 
 def __dir__() -> list[str]:

@@ -54,7 +54,7 @@ class LayerLeaves(Mapping[str, Tensor]):
             raise KeyError(name)
         if name not in self._computed:
             try:
-                self._computed[name] = self._compute(LEAVES[name])
+                self._computed[name] = self.compute(LEAVES[name])
             except MetricError as error:
                 self._computed[name] = str(error)
         found = self._computed[name]
@@ -77,7 +77,12 @@ class LayerLeaves(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return 1 + len(self._held)
 
-    def _compute(self, leaf: Leaf) -> Tensor:
+    def compute(self, leaf: Leaf) -> Tensor:
+        """Return a leaf that is computed from others, checked against its row.
+
+        Raises:
+            MetricError: When it is not what its row says.
+        """
         assert leaf.compute is not None
         given = _Needed({n: gram_matrix(self._gram) if n == GRAM else self[n] for n in leaf.needs})
         found = leaf.compute(given)
