@@ -84,7 +84,7 @@ def _starts(row: SearcherRow, space: str) -> None:
     if plain.trees is None:
         return
     ratios = FixedRatios(LAYERS).ratios((), 0.5)
-    given = [plain.encoding(parse(text), ratios, 0.5) for text in ("abs(W) * sqrt(Y)", "square(W) / D")]
+    given = [plain.encoding(parse(text), ratios, 0.5) for text in ("abs(W) * sqrt(V)", "square(W) / D")]
     starts = [encoding for encoding in given if encoding is not None]
     asked = _made(row, replace(plain, starts=starts)).ask(8)
     expected = {plain.candidate(encoding).key for encoding in starts}
