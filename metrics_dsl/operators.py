@@ -304,10 +304,11 @@ def _admitted(operator: Operator, origin: str) -> Operator:
             continue
         if not isinstance(found, Shape):
             raise SecateurError(f"expected {name} to have a Shape for operands of {operands}, got {found!r}")
+    sign = guarded(operator.nonnegative, what)
     return replace(
         operator,
         shape=shape,
-        nonnegative=lambda signs, value: bool(guarded(operator.nonnegative, what)(signs, value)),
+        nonnegative=lambda signs, value: bool(sign(signs, value)),
         compute=_checked(operator, guarded(operator.compute, what, MetricError), what),
         number=operator.number and guarded(operator.number, what, MetricError),
         statistics=operator.statistics and guarded(operator.statistics, what, MetricError),

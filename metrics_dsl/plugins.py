@@ -9,7 +9,6 @@ keeps its meaning for the life of the process, so whatever was worked out from t
 from __future__ import annotations
 
 import functools
-import hashlib
 import linecache
 import re
 import sys
@@ -17,11 +16,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from traceback import extract_tb
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .errors import SecateurError
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoints
 
 ROWS = "SECATEUR"  # the list in a plugin's file
 MOST_BYTES = 1 << 18  # of a plugin's file: it travels to every worker
@@ -52,6 +53,8 @@ class Plugin:
     @cached_property
     def sha256(self) -> str:
         """Hash of the source."""
+        import hashlib  # takes a while, and most processes have no plugin
+
         return hashlib.sha256(self.text.encode()).hexdigest()
 
     @property
@@ -211,10 +214,16 @@ def fill(*tables: Mapping[str, Any]) -> None:
                 raise
 
 
-def _fill(table: _OpenTable) -> None:
+@functools.cache
+def _entry_points() -> EntryPoints:
+    """Return those of all installed packages, which take a hundredth of a second to look through."""
     from importlib.metadata import entry_points
 
-    for point in sorted(entry_points(group=table.group), key=lambda p: (p.name, p.value)):
+    return entry_points()
+
+
+def _fill(table: _OpenTable) -> None:
+    for point in sorted(_entry_points().select(group=table.group), key=lambda p: (p.name, p.value)):
         name, version = (point.dist.name, point.dist.version) if point.dist else (point.value, "")
         origin = _Origin(f"the package {name}", {"name": name, "version": version})
         entry = f"the entry point {point.name} = {point.value} in {table.group}"
@@ -319,6 +328,8 @@ def _at(error: BaseException) -> str:
     """Return the last place in somebody else's code that an error went through."""
     if isinstance(error, SyntaxError) and error.lineno:
         return f" in line {error.lineno}"
+    from traceback import extract_tb
+
     own = str(Path(__file__).parent.parent)
     frames = [f for f in extract_tb(error.__traceback__) if not f.filename.startswith((own, "<frozen "))]
     for frame in reversed(frames):

@@ -178,9 +178,11 @@ class TestPackages:
             (about / "entry_points.txt").write_text(points)
             monkeypatch.syspath_prepend(str(tmp_path))
             plugins._filled.clear()  # as in a new process
+            plugins._entry_points.cache_clear()
 
         yield install
         sys.modules.pop("others_rows", None)
+        plugins._entry_points.cache_clear()
 
     def test_add_rows_of_several_tables_from_one_module(self, install):
         install(operators="others_rows:cbrt", metrics="others_rows:metrics", searchers="others_rows:searcher")
