@@ -17,12 +17,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from .errors import SecateurError
-
-if TYPE_CHECKING:
-    from importlib.metadata import EntryPoints
 
 ROWS = "SECATEUR"  # the list in a plugin's file
 MOST_BYTES = 1 << 18  # of a plugin's file: it travels to every worker
@@ -215,7 +212,7 @@ def fill(*tables: Mapping[str, Any]) -> None:
 
 
 @functools.cache
-def _entry_points() -> EntryPoints:
+def _entry_points() -> Any:  # of another type in every release of Python
     """Return those of all installed packages, which take a hundredth of a second to look through."""
     from importlib.metadata import entry_points
 

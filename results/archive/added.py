@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ...metrics_dsl.errors import SecateurError
@@ -25,12 +24,15 @@ def look_up_of_run(store: Store, name: str) -> Objective:
         raise explained(store.folder, store.fact("plugins", []), error) from None
 
 
-def values_of(store: Store, objective: Objective) -> Sequence[float | None]:
+def values_of(store: Store, objective: Objective) -> list[float | None]:
     """Return an objective's value of each trial in the order told, None for what lacks it.
 
-    A trial that was told stays as it is, so each is worked out once for as long as the store is open.
+    Values are kept for as long as the store is open, by what a row says of its trial.
     """
-    known = store.worked_out.setdefault(objective.name, [])
-    for trial in store.trials(after=len(known)):
-        known.append(None if trial.measurement.failure else objective.value(trial))
-    return known
+    known = store.worked_out.setdefault(objective.name, {})
+    marks = store.rows("SELECT key, status, stage, tokens, seconds FROM trials ORDER BY number")
+    first = next((i for i, mark in enumerate(marks) if mark not in known), len(marks))
+    new = store.trials(after=first) if first < len(marks) else []
+    for mark, trial in zip(marks[first:], new, strict=True):
+        known[mark] = None if trial.measurement.failure else objective.value(trial)
+    return [known[mark] for mark in marks]

@@ -99,7 +99,7 @@ def frame(store: Store, numbers: Sequence[int] | None = None, objectives: Sequen
     for name in ("failure", "alias_of", "worker"):
         columns[name] = [text or None for text in columns.get(name, ())]
     for name, values in worked_out.items():
-        columns[name] = values[: len(rows)] if numbers is None else [values[n - 1] for n in sorted(numbers)]
+        columns[name] = values if numbers is None else [values[n - 1] for n in sorted(numbers)]
     types = {name: "str" if name in _TEXT else "float64" for name in (*COLUMNS, *added)}
     types |= {"size": "int64", "tokens": "int64", "attempts": "int64"}
     result = pd.DataFrame({name: pd.Series(columns.get(name, ()), dtype=types[name]) for name in types})

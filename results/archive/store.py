@@ -68,7 +68,8 @@ class Store:
         self.folder = Path(folder)
         self._path = self.folder / "archive.sqlite"
         self._lock: IO[str] | None = None
-        self.worked_out: dict[str, list[float | None]] = {}  # values of objectives that are no column
+        # Values of objectives that are no column, by what a row says of its trial.
+        self.worked_out: dict[str, dict[tuple[Any, ...], float | None]] = {}
         if write:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = lock(self.folder)
