@@ -30,9 +30,11 @@ __version__ = "0.1.0"
 _HOMES = {
     "ALLOCATIONS": "search.spaces.allocation",
     "Abilities": "search.searchers.abilities",
+    "Allocation": "search.spaces.allocation",
     "Archive": "results.archive.archive",
     "ArchiveError": "results.archive.database",
     "Budget": "search.core.budget",
+    "COLUMN": "metrics_dsl.operators",
     "Calibration": "workers.calibrate.folder",
     "CalibrationError": "workers.calibrate.folder",
     "CalibrationRequest": "workers.calibrate.calibration",
@@ -41,20 +43,25 @@ _HOMES = {
     "CheckpointError": "workers.prune.checkpoint",
     "Cluster": "workers.cluster.settings",
     "Decoder": "workers.model.decoder",
+    "Dense": "search.spaces.allocation",
     "Device": "workers.measure.worker",
     "Dispatcher": "workers.cluster.dispatch",
     "EXPORTERS": "results.export.exporters",
+    "Encoding": "search.spaces.variables",
     "EvaluationError": "workers.prune.evaluation",
     "EvaluationRequest": "workers.prune.evaluation",
     "Evaluator": "search.core.protocols",
     "ExportError": "results.export.candidate_record",
+    "Exporter": "results.export.exporters",
     "Expression": "metrics_dsl.expression",
+    "FULL": "metrics_dsl.operators",
     "Funnel": "search.loop",
     "Job": "service.jobs",
     "JobError": "service.jobs",
     "JobServer": "service.jobs",
     "LEAVES": "metrics_dsl.operators",
     "Layer": "search.core.candidate",
+    "Leaf": "metrics_dsl.operators",
     "Listener": "service.search_run",
     "LocalEvaluator": "workers.measure.local_evaluator",
     "Machine": "workers.plan.plan",
@@ -64,18 +71,26 @@ _HOMES = {
     "OBJECTIVES": "search.core.objectives",
     "OPERATORS": "metrics_dsl.operators",
     "Objective": "search.core.objectives",
+    "Operator": "metrics_dsl.operators",
     "PUBLISHED": "metrics_dsl.published",
+    "Plugin": "metrics_dsl.plugins",
+    "PluginError": "metrics_dsl.plugins",
     "Problem": "search.spaces.problem",
     "PruneRequest": "service.prune_model",
     "PruningError": "workers.prune.pruning",
+    "Published": "metrics_dsl.published",
     "REPAIRS": "workers.prune.repair",
+    "ROW": "metrics_dsl.operators",
     "RateError": "workers.plan.rates",
     "RayEvaluator": "workers.cluster.ray_evaluator",
     "RememberingEvaluator": "results.archive.remembering",
+    "Repair": "workers.prune.repair",
     "RepairError": "workers.prune.repair",
+    "Repaired": "workers.prune.repair",
     "RuleError": "results.export.rule_source",
     "Run": "service.run",
     "Runs": "service.run",
+    "SCALAR": "metrics_dsl.operators",
     "SEARCHERS": "search.searchers.table",
     "ScoreError": "workers.measure.shard",
     "SearchPlan": "service.plan_search",
@@ -84,6 +99,7 @@ _HOMES = {
     "SearcherRow": "search.searchers.table",
     "SecateurError": "metrics_dsl.errors",
     "SettingsError": "search.toml",
+    "Shape": "metrics_dsl.operators",
     "Submission": "service.submission",
     "TextError": "workers.calibrate.text",
     "Tokens": "workers.plan.plan",
@@ -118,9 +134,11 @@ _HOMES = {
     "run_seeds": "service.run",
     "score": "metrics_dsl.score",
     "snapshot": "service.reporting",
+    "spread": "search.spaces.allocation",
     "submit": "service.jobs",
     "tokens_per_step": "workers.measure.windows",
     "uniform": "search.core.candidate",
+    "use_plugin": "metrics_dsl.plugins",
     "weight_matrix": "workers.model.decoder",
 }
 
@@ -132,7 +150,10 @@ __all__ = ["__version__", *sorted(_HOMES)]
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'secateur' has no attribute {name!r}")
-    return getattr(import_module(f".{_HOMES[name]}", __name__), _CALLED.get(name, name))
+    found = getattr(import_module(f".{_HOMES[name]}", __name__), _CALLED.get(name, name))
+    if name.isupper():  # a table that is asked for holds what installed packages add to it
+        import_module(".metrics_dsl.plugins", __name__).fill(found)
+    return found
 
 
 def __dir__() -> list[str]:

@@ -16,6 +16,10 @@ from .expression import Expression, MetricError, constant
 from .operators import OPERATORS, SCALAR, is_even_power, power_of_number
 
 _RANK = {name: rank for rank, name in enumerate("WGXMVYD")}
+# Of these the algebra below is known; of what others add, what their rows say.
+_NORMALISATIONS = ("minmax", "zscore")
+_REDUCTIONS = frozenset(f"{axis}_{what}" for axis in ("row", "col", "all")
+                        for what in ("sum", "mean", "norm", "max"))  # fmt: skip
 _Factors = dict[Expression, float]
 
 
@@ -47,8 +51,8 @@ def unit_sum(number: float, terms: dict[Expression, float], *, turn: bool = True
 
 
 def _sort_key(expression: Expression) -> tuple[int, int, str]:
-    """Weights first, then gradients, then activations: the order people write them in."""
-    rank = min((_RANK[leaf] for leaf in expression.leaves), default=len(_RANK))
+    """Weights first, then gradients, then activations, then what others add: the order people write in."""
+    rank = min((_RANK.get(leaf, len(_RANK)) for leaf in expression.leaves), default=len(_RANK))
     return rank, expression.size, str(expression)
 
 
@@ -75,22 +79,19 @@ def _shapes_kept(expression: Expression, args: tuple[Expression, ...]) -> bool:
 
 
 def _simplify(e: Expression) -> Expression:
-    kind = OPERATORS[e.op].kind
     if e.op in ("add", "sub"):
         return _sum(*terms_of(e))
     if e.op in ("mul", "div", "neg", "pow", "square", "sqrt", "abs"):
         return product_of(*factors_of(e))
-    (arg,) = e.args
-    if kind == "reduction":
-        return _reduction(e, arg)
-    if kind == "normalisation":
-        return _normalisation(e, arg)
-    if arg.op == "const":
-        number = OPERATORS[e.op].number
-        assert number is not None
-        return constant(_tidy(number(arg.value)))
+    if e.op in _REDUCTIONS:
+        return _reduction(e, e.args[0])
+    if e.op in _NORMALISATIONS:
+        return _normalisation(e, e.args[0])
+    number = OPERATORS[e.op].number
+    if number is not None and all(arg.op == "const" for arg in e.args):
+        return constant(_tidy(number(*(arg.value for arg in e.args))))
     if e.op in ("log", "log1p"):
-        return Expression(e.op, (_magnitude(arg),))
+        return Expression(e.op, (_magnitude(e.args[0]),))
     return e
 
 
@@ -313,7 +314,7 @@ def _reduction(e: Expression, arg: Expression) -> Expression:
 
 def _normalisation(e: Expression, arg: Expression) -> Expression:
     """Drop what normalising undoes: another normalisation, a shift, a positive factor."""
-    while arg.op in ("minmax", "zscore"):
+    while arg.op in _NORMALISATIONS:
         arg = arg.args[0]
     _, terms = terms_of(arg)
     if not terms:
@@ -321,6 +322,6 @@ def _normalisation(e: Expression, arg: Expression) -> Expression:
     _, inner = unit_sum(0.0, terms, turn=False)
     if inner.shape == SCALAR:
         return constant(0.0)
-    if inner.op in ("minmax", "zscore"):
+    if inner.op in _NORMALISATIONS:
         return _normalisation(e, inner)
     return Expression(e.op, (inner,))

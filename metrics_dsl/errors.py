@@ -9,3 +9,7 @@ class SecateurError(ValueError):
     Every error that the package raises on purpose is one. Anything else that leaves it, but for errors of
     the disk and of SQLite, is a bug of the package.
     """
+
+
+class MetricError(SecateurError):
+    """A metric that cannot be read or cannot score weights; the message says what to change."""

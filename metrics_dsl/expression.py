@@ -5,16 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from .errors import SecateurError
+from .errors import MetricError as MetricError  # known by this name from here
 from .operators import FULL, LEAVES, OPERATORS, SCALAR, Shape
 
 # Limits keep a proposal readable and every recursion over a tree far from Python's own limit.
 MAX_DEPTH = 64
 MAX_EXPONENT = 16.0
-
-
-class MetricError(SecateurError):
-    """A metric that cannot be read or cannot score weights; the message says what to change."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -118,6 +114,12 @@ class Expression:
             return frozenset((self.op,))
         return frozenset().union(*(arg.leaves for arg in self.args))
 
+    @property
+    def operators(self) -> frozenset[str]:
+        """Names of the operators that occur in the tree."""
+        own = frozenset((self.op,)) if self.args else frozenset()
+        return own.union(*(arg.operators for arg in self.args))
+
 
 def constant(value: float) -> Expression:
     """Return the expression of a finite number."""
@@ -177,7 +179,7 @@ def to_text(expression: Expression) -> str:
         text = to_text(args[index])
         return text if _strength(args[index]) >= weakest else f"({text})"
 
-    if len(args) == 2:
+    if OPERATORS[op].symbol and len(args) == 2:
         strength = _STRENGTH[op]  # both associate to the left, so an equal on the right is wrapped
         return f"{operand(0, strength)} {OPERATORS[op].symbol} {operand(1, strength + 1)}"
     if op == "pow":
@@ -185,4 +187,4 @@ def to_text(expression: Expression) -> str:
         return f"{operand(0, _ATOM)}**{number_text(expression.value)}"
     if op == "neg" and args[0].op != "const":  # -2 is the constant, neg(2) the operation
         return f"-{operand(0, _STRENGTH['pow'])}"
-    return f"{op}({to_text(args[0])})"
+    return f"{op}({', '.join(map(to_text, args))})"

@@ -1,18 +1,22 @@
 """The words of the metric language: its leaves and operators, in two tables.
 
 Parser, scoring, canonical form, notation and documentation read these tables and nothing else, so an
-operator added here exists everywhere. Functions work on torch tensors through tensor methods; torch
-itself is not imported, which keeps parsing and the command line light.
+operator added here exists everywhere; plugins add theirs at the end of this file. Functions work on torch
+tensors through tensor methods; torch itself is not imported, which keeps parsing and the command line light.
 """
 
 from __future__ import annotations
 
+import keyword
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from itertools import product
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .errors import SecateurError
+from .errors import MetricError, SecateurError
+from .plugins import PluginError, guarded, open_table
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,13 +45,29 @@ FULL, COLUMN, ROW, SCALAR = (
 
 @dataclass(frozen=True)
 class Leaf:
-    """A quantity that calibration provides for each linear layer."""
+    """A quantity that calibration provides for each linear layer.
+
+    Attributes:
+        name: The name in text, with a capital first.
+        shape: Whether it varies over rows and columns.
+        nonnegative: Whether it is known to be at least 0.
+        meaning: What it is.
+        unit: Of its values.
+        needs: What it is computed from: leaves that calibration holds, and ``H`` for the mean of x x' over
+            tokens, (columns, columns).
+        compute: Computes it for one layer from a mapping with the tensors that it needs, each (rows,
+            columns), (1, columns) or (rows, 1); None for what calibration itself computes.
+        latex: Its symbol, with {i} and {j} for row and column; its name if left out.
+    """
 
     name: str
     shape: Shape
     nonnegative: bool
     meaning: str
     unit: str
+    needs: tuple[str, ...] = ()
+    compute: Callable[[Mapping[str, Tensor]], Tensor] | None = None
+    latex: str = ""
 
 
 LEAVES: dict[str, Leaf] = {
@@ -66,6 +86,16 @@ LEAVES: dict[str, Leaf] = {
 }  # fmt: skip
 
 
+def broadcast(*shapes: Shape) -> Shape:
+    """Return the shape of values computed one by one from operands."""
+    return Shape(any(s.rows for s in shapes), any(s.columns for s in shapes))
+
+
+def never(_signs: tuple[bool, ...], _value: float | None) -> bool:
+    """Return that nothing is known of a value's sign."""
+    return False
+
+
 @dataclass(frozen=True)
 class Operator:
     """One operator with all that the package knows about it.
@@ -77,28 +107,33 @@ class Operator:
         kind: ``elementwise``, ``reduction`` (loses an axis) or ``normalisation`` (keeps the shape, but
             needs statistics of the whole matrix).
         meaning: Exact semantics in real arithmetic.
+        compute: The tensor function; reductions are given tensors with both axes, normalisations
+            are given the tensor and then the numbers that ``statistics`` returned.
         order: What the operator does to the order of scores: ``increasing`` or ``decreasing`` in its
             operand, ``magnitude`` (increasing in the operand's absolute value; for ``pow`` it depends
             on the exponent), or empty when there is no such rule.
         shape: Shape of the value from the shapes of the operands; ValueError when there is none.
         nonnegative: Whether the value is known to be at least 0, from the operands' and the exponent.
-        compute: The tensor function; reductions are given tensors with both axes, normalisations
-            are given the tensor and then the numbers that ``statistics`` returned.
         number: The same function for plain numbers, where one exists.
         statistics: For normalisations, two (1, 1) tensors from the operand over the whole matrix.
+        python: The function as a torch expression for exports, with {0} and {1} for operands, over all
+            rows and columns; without it exports as code refuse the operator.
+        latex: The function as LaTeX, with {0} and {1}; its name before brackets if left out.
     """
 
     name: str
     arity: int
     kind: str
     meaning: str
-    order: str
-    shape: Callable[..., Shape]
-    nonnegative: Callable[[tuple[bool, ...], float | None], bool]
     compute: Callable[..., Any]
+    order: str = ""
+    shape: Callable[..., Shape] = broadcast
+    nonnegative: Callable[[tuple[bool, ...], float | None], bool] = never
     number: Callable[..., float] | None = None
     symbol: str = ""
-    statistics: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
+    statistics: Callable[[Tensor], tuple[Tensor, ...]] | None = None
+    python: str = ""
+    latex: str = ""
 
 
 def divide(a: Tensor, b: Tensor) -> Tensor:
@@ -128,10 +163,6 @@ def is_even_power(exponent: float) -> bool:
     return not float(exponent).is_integer() or exponent % 2 == 0
 
 
-def _broadcast(*shapes: Shape) -> Shape:
-    return Shape(any(s.rows for s in shapes), any(s.columns for s in shapes))
-
-
 def _same(shape: Shape) -> Shape:
     if shape == SCALAR:
         raise SecateurError("expected an operand with more than one value, got a single number")
@@ -142,10 +173,6 @@ def _always(_signs: tuple[bool, ...], _value: float | None) -> bool:
     return True
 
 
-def _never(_signs: tuple[bool, ...], _value: float | None) -> bool:
-    return False
-
-
 def _if_operands(signs: tuple[bool, ...], _value: float | None) -> bool:
     return all(signs)
 
@@ -153,8 +180,8 @@ def _if_operands(signs: tuple[bool, ...], _value: float | None) -> bool:
 def _infix(
     name: str, symbol: str, meaning: str, compute: Callable[..., Any], number: Callable[..., float]
 ) -> Operator:
-    sign = _never if name == "sub" else _if_operands
-    return Operator(name, 2, "elementwise", meaning, "", _broadcast, sign, compute, number, symbol)
+    sign = never if name == "sub" else _if_operands
+    return Operator(name, 2, "elementwise", meaning, compute, "", broadcast, sign, number, symbol)
 
 
 def _unary(
@@ -166,7 +193,7 @@ def _unary(
     number: Callable[..., float],
     symbol: str = "",
 ) -> Operator:
-    return Operator(name, 1, "elementwise", meaning, order, _broadcast, nonnegative, compute, number, symbol)
+    return Operator(name, 1, "elementwise", meaning, compute, order, broadcast, nonnegative, number, symbol)
 
 
 def _reduction(axis: str, what: str) -> Operator:
@@ -188,7 +215,7 @@ def _reduction(axis: str, what: str) -> Operator:
     of = {"row": "each row", "col": "each column", "all": "the whole matrix"}[axis]
     text = {"norm": "Euclidean norm", "max": "maximum"}.get(what, what)
     sign = _always if what == "norm" else _if_operands
-    return Operator(f"{axis}_{what}", 1, "reduction", f"{text} over {of}", "", shape, sign, compute)
+    return Operator(f"{axis}_{what}", 1, "reduction", f"{text} over {of}", compute, "", shape, sign)
 
 
 def _extremes(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -212,12 +239,12 @@ OPERATORS: dict[str, Operator] = {
         _infix("div", "/", "x / y, and 0 where y = 0", divide, _divide_numbers),
         _unary("pow", "x**c for a whole c, |x|**c for a fractional c, and 0 at x = 0 for a negative c",
                "magnitude", _power_sign, power, power_of_number, "**"),
-        _unary("neg", "-x", "decreasing", _never, lambda x: -x, lambda x: -x, "-"),
+        _unary("neg", "-x", "decreasing", never, lambda x: -x, lambda x: -x, "-"),
         _unary("abs", "|x|", "magnitude", _always, lambda x: x.abs(), abs),
         _unary("square", "x * x", "magnitude", _always, lambda x: x * x, lambda x: x * x),
         _unary("sqrt", "sqrt(|x|)", "magnitude", _always,
                lambda x: x.abs().sqrt(), lambda x: math.sqrt(abs(x))),
-        _unary("log", f"log(|x| + {LOG_OFFSET:g})", "magnitude", _never,
+        _unary("log", f"log(|x| + {LOG_OFFSET:g})", "magnitude", never,
                lambda x: (x.abs() + LOG_OFFSET).log(), lambda x: math.log(abs(x) + LOG_OFFSET)),
         _unary("log1p", "log(1 + |x|)", "magnitude", _always,
                lambda x: x.abs().log1p(), lambda x: math.log1p(abs(x))),
@@ -228,15 +255,96 @@ OPERATORS: dict[str, Operator] = {
                lambda x: x.sigmoid(), lambda x: 0.5 * (1 + math.tanh(0.5 * x))),
         Operator("minmax", 1, "normalisation",
                  "(x - min x) / (max x - min x) over the whole matrix, 0 if x is constant",
-                 "increasing", _same, _always,
-                 lambda x, low, high: divide(x - low, high - low), None, "", _extremes),
+                 lambda x, low, high: divide(x - low, high - low),
+                 "increasing", _same, _always, None, "", _extremes),
         Operator("zscore", 1, "normalisation",
                  "(x - mean x) / standard deviation of x over the whole matrix, 0 if x is constant",
-                 "increasing", _same, _never,
-                 lambda x, mean, deviation: divide(x - mean, deviation), None, "", _moments),
+                 lambda x, mean, deviation: divide(x - mean, deviation),
+                 "increasing", _same, never, None, "", _moments),
         *(_reduction(axis, what) for axis in ("row", "col", "all")
           for what in ("sum", "mean", "norm", "max")),
     )
 }  # fmt: skip
 
 INFIX: dict[str, str] = {o.symbol: o.name for o in OPERATORS.values() if o.symbol and o.name != "neg"}
+
+
+# What others may add ----------------------------------------------------------------------------
+
+GRAM = "H"  # what leaves may be computed from beside other leaves
+KINDS = ("elementwise", "reduction", "normalisation")
+ORDERS = ("", "increasing", "decreasing", "magnitude")
+
+
+def _admitted(operator: Operator, origin: str) -> Operator:
+    """Return an operator of somebody else's, checked, with functions whose failures are sentences."""
+    name, what = operator.name, f"the operator {operator.name} of {origin}"
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or keyword.iskeyword(name) or name == "const":
+        raise SecateurError(f"expected an operator's name in small letters, such as cube, got {name!r}")
+    if operator.kind not in KINDS or operator.order not in ORDERS:
+        raise SecateurError(
+            f"expected the kind of {name} among {', '.join(KINDS)} and its order among increasing, "
+            f"decreasing, magnitude or empty, got {operator.kind!r} and {operator.order!r}"
+        )
+    if operator.symbol or operator.arity not in (1, 2, 3):
+        raise SecateurError(f"expected {name} to be called by name with 1 to 3 operands")
+    if operator.arity > 1 and (operator.kind != "elementwise" or operator.order):
+        raise SecateurError(f"expected 1 operand for {name}, which is a {operator.kind} or has an order")
+    if operator.kind == "reduction" and operator.order:
+        raise SecateurError(f"expected no order for {name}: a reduction does not keep the weights apart")
+    if (operator.kind == "normalisation") != (operator.statistics is not None):
+        raise SecateurError(f"expected statistics for a normalisation and for nothing else, got {name}")
+    shape = guarded(operator.shape, what, passing=ValueError)  # which says that there is no shape
+    for operands in product((FULL, COLUMN, ROW, SCALAR), repeat=operator.arity):
+        try:
+            found = shape(*operands)
+        except PluginError:
+            raise
+        except ValueError:
+            continue
+        if not isinstance(found, Shape):
+            raise SecateurError(f"expected {name} to have a Shape for operands of {operands}, got {found!r}")
+    sign = guarded(operator.nonnegative, what)
+    return replace(
+        operator,
+        shape=shape,
+        nonnegative=lambda signs, value: bool(sign(signs, value)),
+        compute=_checked(operator, guarded(operator.compute, what, MetricError), what),
+        number=operator.number and guarded(operator.number, what, MetricError),
+        statistics=operator.statistics and guarded(operator.statistics, what, MetricError),
+    )
+
+
+def _checked(operator: Operator, compute: Callable[..., Any], what: str) -> Callable[..., Any]:
+    """Return a tensor function that says when its result has not the shape that its operator declares."""
+
+    def call(*tensors: Any) -> Any:
+        found = compute(*tensors)
+        operands = tensors[: operator.arity]
+        rows, columns = (max(x.shape[axis] for x in operands) for axis in (0, 1))
+        declared = operator.shape(*(Shape(x.shape[0] > 1, x.shape[1] > 1) for x in operands))
+        wanted = (rows if declared.rows else 1, columns if declared.columns else 1)
+        got = getattr(found, "shape", None)
+        if min(rows, columns) > 1 and got != wanted:
+            shape = tuple(got) if got is not None else type(found).__name__
+            raise MetricError(f"{what} fails: expected a tensor of {wanted}, got {shape}")
+        return found
+
+    return call
+
+
+def _admitted_leaf(leaf: Leaf, origin: str) -> Leaf:
+    """Return a leaf of somebody else's, checked, with a function whose failures are sentences."""
+    name = leaf.name
+    if not re.fullmatch(r"[A-Z][A-Za-z0-9_]*", name) or keyword.iskeyword(name) or name == GRAM:
+        raise SecateurError(f"expected a leaf's name with a capital first, such as S, got {name!r}")
+    if not isinstance(leaf.shape, Shape) or leaf.compute is None:
+        raise SecateurError(f"expected a shape such as COLUMN and a function compute for the leaf {name}")
+    held = [GRAM, *(known for known, other in LEAVES.items() if other.compute is None)]
+    if other := [n for n in leaf.needs if n not in held]:
+        raise SecateurError(f"expected {name} to need some of {', '.join(held)}, got {other[0]!r}")
+    return replace(leaf, compute=guarded(leaf.compute, f"the leaf {name} of {origin}", MetricError))
+
+
+open_table(OPERATORS, Operator, "an operator", "operators", _admitted)
+open_table(LEAVES, Leaf, "a leaf", "leaves", _admitted_leaf)

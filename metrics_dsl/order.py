@@ -73,6 +73,8 @@ def _increasing(e: Expression) -> Expression:
     operator = OPERATORS[e.op]
     if operator.order == "increasing":
         return e.args[0]
-    if e.op in ("log", "log1p"):
+    if operator.order == "decreasing":
+        return canonical(Expression("neg", e.args))
+    if operator.order == "magnitude" and e.value is None:  # of a power it depends on the exponent
         return canonical(Expression("abs", e.args))
     return e

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from .canonical import canonical
 from .expression import MAX_DEPTH, Expression, MetricError, check_metric, constant
 from .operators import LEAVES, OPERATORS
+from .plugins import fill
 
 MAX_LENGTH = 2000
 _FORBIDDEN = re.compile(r"[^A-Za-z0-9_+\-*/^().,\s]")
@@ -131,6 +132,8 @@ class _Reader:
         raise self._mistake(node, "expected numbers, leaves, + - * / ** and operators by name")
 
     def _call(self, node: ast.Call, name: str, level: int) -> Expression:
+        if name not in OPERATORS:
+            fill(OPERATORS, LEAVES)
         if name in LEAVES:
             raise self._mistake(node, f"{name} is a leaf, not an operator; write {name} * (...)")
         if name not in OPERATORS:
@@ -146,6 +149,8 @@ class _Reader:
         return Expression(name, tuple(self.read(operand, level + 1) for operand in operands))
 
     def _leaf(self, node: ast.Name) -> Expression:
+        if node.id not in LEAVES:
+            fill(OPERATORS, LEAVES)
         if node.id in OPERATORS:
             raise self._mistake(node, f"{node.id} is an operator; write {node.id}(...)")
         if node.id not in LEAVES:

@@ -11,8 +11,11 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from .errors import SecateurError
 from .expression import Expression, MetricError
+from .operators import LEAVES, OPERATORS
 from .parser import did_you_mean, parse_metric
+from .plugins import fill, open_table
 
 
 @dataclass(frozen=True)
@@ -72,18 +75,41 @@ PUBLISHED: dict[str, Published] = {
 }  # fmt: skip
 
 
+_NAME = re.compile(r"[\w+-]+")
+
+
+def _admitted(metric: Published, _origin: str) -> Published:
+    """Return a metric of somebody else's, checked: it can be read, and its name is not a metric itself."""
+    if not _NAME.fullmatch(metric.name) or metric.name in LEAVES or metric.name in OPERATORS:
+        raise SecateurError(f"expected the name of a metric such as mine-2026, got {metric.name!r}")
+    if metric.group not in ("row", "layer"):
+        raise SecateurError(
+            f"expected the group row or layer for the metric {metric.name}, got {metric.group!r}"
+        )
+    try:
+        parse_metric(metric.text)
+    except MetricError as error:
+        raise SecateurError(f"the metric {metric.name} cannot be read: {error}") from None
+    return metric
+
+
+open_table(PUBLISHED, Published, "a published metric", "metrics", _admitted)
+
+
 def read_metric(text: str) -> Expression:
     """Return a metric from the name of a published one or from its text.
 
     Raises:
         MetricError: For text that is neither; a name that is nearly right is told.
     """
+    if text not in PUBLISHED and _NAME.fullmatch(text):
+        fill(PUBLISHED)
     if text in PUBLISHED:
         return PUBLISHED[text].expression
     try:
         return parse_metric(text)
     except MetricError as error:
-        hint = did_you_mean(text, PUBLISHED) if re.fullmatch(r"[\w+-]+", text) else ""
+        hint = did_you_mean(text, PUBLISHED) if _NAME.fullmatch(text) else ""
         if "did you mean" not in hint:
             raise
         raise MetricError(f"expected a metric or the name of a published one, got {text!r}{hint}") from error

@@ -10,6 +10,8 @@ import numpy as np
 
 from ..metrics_dsl.errors import SecateurError
 from ..metrics_dsl.expression import Expression
+from ..metrics_dsl.operators import LEAVES, OPERATORS
+from ..metrics_dsl.plugins import fill
 from ..metrics_dsl.published import PUBLISHED
 from .core.candidate import Candidate, Trial
 from .core.objectives import look_up_objectives
@@ -43,11 +45,16 @@ class Baseline:
 
 
 def check_leaves(settings: SearchSettings, leaves: frozenset[str]) -> None:
-    """Check that a calibration has what the given metric needs.
+    """Check that a calibration has what the given metric, or metrics of the leaves that are named, need.
 
     Raises:
         SecateurError: When it lacks a leaf.
     """
+    if absent := [name for name in settings.leaves or () if name not in leaves]:
+        raise SecateurError(
+            f"expected leaves that the calibration has ({', '.join(n for n in LEAVES if n in leaves)}), got "
+            f"{', '.join(absent)}; calibrate with gradients or leave it out of the leaves"
+        )
     missing = settings.given_metric.leaves - leaves
     if missing and not settings.metric_space:
         raise SecateurError(
@@ -56,8 +63,20 @@ def check_leaves(settings: SearchSettings, leaves: frozenset[str]) -> None:
         )
 
 
-def build_problem(settings: SearchSettings, evaluator: Evaluator) -> tuple[Problem, list[Baseline]]:
-    """Return what the settings say to search, and the published rules to compare with."""
+def build_problem(
+    settings: SearchSettings, evaluator: Evaluator, starts: Sequence[Expression] = ()
+) -> tuple[Problem, list[Baseline]]:
+    """Return what the settings say to search, and the published rules to compare with.
+
+    Args:
+        settings: What to search.
+        evaluator: Knows the layers and leaves.
+        starts: Metrics that the searcher asks for first.
+
+    Raises:
+        SecateurError: When a start is none of the metrics that are searched.
+    """
+    fill(OPERATORS, LEAVES, PUBLISHED, ALLOCATIONS)
     metric = settings.given_metric
     wanda = PUBLISHED["wanda"].expression
     dense = Dense(evaluator.layers, evaluator.summarise, wanda if settings.metric_space else metric)
@@ -65,7 +84,9 @@ def build_problem(settings: SearchSettings, evaluator: Evaluator) -> tuple[Probl
     if settings.metric_space == "meta":
         metrics = MetaSpace(settings.group)
     elif settings.metric_space:
-        metrics = MetricSpace(evaluator.leaves, settings.group, settings.max_size)
+        leaves = frozenset(settings.leaves or evaluator.leaves)
+        operators = frozenset(settings.operators) if settings.operators else None
+        metrics = MetricSpace(leaves, settings.group, settings.max_size, operators=operators)
     ratios: RatioSpace = _fixed(settings, dense)
     if settings.ratio_space:
         ratios = RATIO_SPACES[settings.ratio_space](dense)
@@ -74,7 +95,28 @@ def build_problem(settings: SearchSettings, evaluator: Evaluator) -> tuple[Probl
     problem = Problem(metrics, ratios, objectives, settings.sparsity, settings.group, phase=settings.phase)
     if settings.seeding and problem.variables:
         problem = replace(problem, seeds=seeds(problem, found))
-    return problem, found
+    own = [encoding for start in starts for encoding in _of_start(problem, start, settings, dense)]
+    return replace(problem, starts=list(dict.fromkeys(own))), found
+
+
+def _of_start(problem: Problem, start: Expression, settings: SearchSettings, dense: Dense) -> list[Encoding]:
+    """Return the encodings of a metric to begin with, at the ratios of the published ones."""
+    fixed = _fixed(settings, dense)
+    found = [problem.encoding(start, fixed.ratios((), s), s) for s in _targets(settings)]
+    if problem.trees is None or None in found:
+        raise SecateurError(
+            f"expected metrics of the searched space to start from, got `{start}`, which uses "
+            f"{', '.join(sorted(start.leaves | start.operators))} and has {start.size} nodes; name its words "
+            "among the leaves and operators, give a larger --max-size, or start from another one"
+        )
+    return [encoding for encoding in found if encoding is not None]
+
+
+def _targets(settings: SearchSettings) -> list[float]:
+    """Return the sparsities at which published rules are measured."""
+    if isinstance(settings.sparsity, tuple):
+        return [float(target) for target in np.linspace(*settings.sparsity, _SPARSITIES)]
+    return [settings.sparsity]
 
 
 def build_funnel(
@@ -106,11 +148,9 @@ def baselines(settings: SearchSettings, dense: Dense, evaluator: Evaluator) -> l
     are searched too, with Wanda. Over an interval all are measured at its ends and its middle.
     """
     found: list[Baseline] = []
-    interval = settings.sparsity if isinstance(settings.sparsity, tuple) else None
-    targets = np.linspace(*interval, _SPARSITIES) if interval else [settings.sparsity]
     fixed = _fixed(settings, dense)
-    for target in map(float, targets):
-        at = f" @ {target:.4g}" if interval else ""
+    for target in _targets(settings):
+        at = f" @ {target:.4g}" if isinstance(settings.sparsity, tuple) else ""
         own = (
             settings.metric
             if settings.metric in PUBLISHED
@@ -126,7 +166,7 @@ def baselines(settings: SearchSettings, dense: Dense, evaluator: Evaluator) -> l
             for allocation in ALLOCATIONS.values():
                 for label, ratios in allocation.variants(dense, target).items():
                     name = own if label == "uniform" else f"{own} + {label}"
-                    is_one = allocation.name != "atp"
+                    is_one = label == allocation.name
                     found.append(Baseline(f"{name}{at}", dense.metric, ratios, target, is_one))
     return list({(b.metric, b.ratios): b for b in reversed(found)}.values())[::-1]
 

@@ -124,6 +124,9 @@ def run(
 
     The loop keeps no state outside its arguments: run again with an evaluator that remembers, it
     repeats itself, which is how a search is resumed.
+
+    Raises:
+        SecateurError: When none of the first candidates that were measured to the end has an objective.
     """
     budget = Budget(budget) if isinstance(budget, int) else budget
     known: dict[str, Trial] = {}
@@ -135,6 +138,8 @@ def run(
             return
         fresh = {c.key: c for c in asked if c.key not in known}
         trials = _measure(list(fresh.values()), evaluator, funnel, known, originals)
+        if not any(trial.status == "measured" for trial in known.values()):
+            _check_objectives([trial for trial in trials if trial.status == "measured"], funnel)
         known.update((trial.candidate.key, trial) for trial in trials)
         searcher.tell([known[candidate.key] for candidate in asked])
         if trials:
@@ -142,6 +147,18 @@ def run(
         cost = budget.cost(trials)
         spent += cost
         idle = 0 if cost else idle + 1
+
+
+def _check_objectives(measured: Sequence[Trial], funnel: Funnel) -> None:
+    """Refuse an objective that what is measured does not hold: its front would stay empty."""
+    for objective in funnel.objectives:
+        if measured and all(objective.value(trial) is None for trial in measured):
+            known = ", ".join(sorted(measured[0].measurement.values))
+            layers = "errors of all layers" if measured[0].measurement.layer_errors else "no errors of layers"
+            raise SecateurError(
+                f"expected the objective {objective.name} to have a value once the stage {funnel.last} has "
+                f"measured {known} and {layers}, got none for any of {len(measured)} candidates"
+            )
 
 
 def _measure(

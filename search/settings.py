@@ -8,10 +8,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from ..metrics_dsl.errors import SecateurError
 from ..metrics_dsl.expression import Expression
+from ..metrics_dsl.operators import FULL, LEAVES, OPERATORS, Leaf, Operator
 from ..metrics_dsl.parser import parse_metric
 from ..metrics_dsl.published import PUBLISHED, read_metric
 from .contradictions import choose, contradiction, descends, objection
@@ -84,6 +93,10 @@ class SearchSettings(BaseModel):
     stage: Stage = "model"
     seeding: bool = True
     max_size: int = Field(default=defaults.MAX_SIZE, ge=3, le=100)
+    operators: tuple[str, ...] | None = None  # what metrics may be made of; all if left out
+    leaves: tuple[str, ...] | None = None
+    start_from: tuple[str, ...] = ()  # metrics, candidates' files and runs to begin with
+    plugins: tuple[Path, ...] = ()  # noted here, and used by whoever was asked to
     reuse: bool = True
     model: str | None = None
     device: str = "auto"
@@ -169,6 +182,34 @@ class SearchSettings(BaseModel):
             )
         return tuple(found)
 
+    @field_validator("operators", "leaves", mode="before")
+    @classmethod
+    def _known_words(cls, value: Any, info: ValidationInfo) -> Any:
+        """Read names separated by commas, each of the table, and put them in its order."""
+        if value is None:
+            return None
+        parts = value.split(",") if isinstance(value, str) else list(value)
+        table: Mapping[str, Leaf | Operator] = LEAVES if info.field_name == "leaves" else OPERATORS
+        what = "a leaf" if info.field_name == "leaves" else "an operator"
+        named = {look_up(table, str(part).strip(), what).name for part in parts}
+        if not named:
+            raise SecateurError(f"expected at least {what}, got none; leave it out for all of them")
+        if info.field_name == "leaves" and not any(LEAVES[name].shape == FULL for name in named):
+            full = [name for name, leaf in LEAVES.items() if leaf.shape == FULL]
+            raise SecateurError(
+                f"expected a leaf that tells all weights apart ({', '.join(full)}), got {', '.join(named)}"
+            )
+        return tuple(name for name in table if name in named)
+
+    @field_validator("start_from", "plugins", mode="before")
+    @classmethod
+    def _absolute_each(cls, values: Any, info: ValidationInfo) -> Any:
+        """Keep places that are the same from everywhere; a metric is no place, RUN:KEY has one before it."""
+        given = [values] if isinstance(values, str | Path) else list(values)
+        if info.field_name == "plugins":
+            return tuple(Path(value).expanduser().absolute() for value in given)
+        return tuple(_with_place(str(value).strip()) for value in given)
+
     @model_validator(mode="before")
     @classmethod
     def _objectives_of_space(cls, values: dict[str, Any]) -> dict[str, Any]:
@@ -201,6 +242,17 @@ class SearchSettings(BaseModel):
                 f"{values['sparsity']}; leave it out"
             )
         return {**values, "sparsity": share}
+
+    @model_validator(mode="after")
+    def _words_of_trees(self) -> Self:
+        """Refuse what trees are made of, or begin with, where none are searched."""
+        named = [n for n in ("operators", "leaves", "start_from") if getattr(self, n) not in (None, ())]
+        if named and self.metric_space != "tree":
+            raise SecateurError(
+                f"expected the space tree for {' and '.join(named)}, which say what metrics are searched, "
+                f"got the space {self.space}; leave them out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -274,10 +326,20 @@ class SearchSettings(BaseModel):
     def to_toml(self) -> str:
         """Return the text of a TOML file with all settings."""
         values = self.model_dump(mode="json", exclude_none=True)
+        values = {n: v for n, v in values.items() if v or n not in ("start_from", "plugins")}
         # Strings, numbers, booleans and lists of strings are written alike in JSON and TOML, but for two:
         # TOML knows no pairs of surrogates, and takes "delete" as an escape alone.
         written = {n: json.dumps(v, ensure_ascii=False).replace("\x7f", "\\u007f") for n, v in values.items()}
         return "[search]\n" + "".join(f"{n} = {text}\n" for n, text in written.items())
+
+
+def _with_place(text: str) -> str:
+    """Return what to start from with its path absolute, if it has one that exists."""
+    if not text:
+        raise SecateurError("expected a metric, a file or a run to start from, got an empty text")
+    run, colon, key = text.rpartition(":")
+    place = Path(run if colon else text).expanduser()
+    return f"{place.absolute()}{colon}{key if colon else ''}" if place.exists() else text
 
 
 def _is_number(value: Any, wanted: float) -> bool:

@@ -19,7 +19,7 @@ ON_CLUSTER = ("--ray", "auto")
 # Settings of `secateur search` beside those of the run: a config may have them too.
 BESIDE = ("out", "seeds", "ray", "workers", "shards", "gpus_per_worker", "cpus_per_worker", "timeout")
 # What the package is made of, with all folders inside; the root of a clone holds more.
-FOLDERS = ("cli", "metrics_dsl", "results", "search", "service", "workers")
+FOLDERS = ("cli", "metrics_dsl", "results", "search", "service", "testing", "workers")
 SUFFIXES = (".py", ".json", ".css", ".js", ".typed")
 
 

@@ -14,6 +14,7 @@ os.environ.setdefault("TQDM_DISABLE", "1")
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
+import secateur
 import torch
 from secateur.workers.calibrate.calibration import CalibrationRequest, calibrate
 from secateur.workers.calibrate.folder import Calibration
@@ -139,3 +140,21 @@ def installed(wheel, tmp_path_factory):
     place = run("-c", "import secateur; print(secateur.__file__)", module="")
     assert str(folder) in place.stdout, place.stderr
     return run
+
+
+@pytest.fixture
+def own_tables():
+    """Leave the tables as they were: in one process a name that was added stays."""
+    from secateur.metrics_dsl import canonical, order, plugins
+
+    for name in secateur.__all__:  # all tables are made
+        getattr(secateur, name)
+    before = [(table.rows, dict(table.rows)) for table in plugins._tables]
+    yield
+    for rows, kept in before:
+        rows.clear()
+        rows.update(kept)
+    for state in (plugins._used, plugins._origins, plugins._filled):
+        state.clear()
+    for cached in (canonical.canonical, canonical.factors_of, canonical.terms_of, order.order_form):
+        cached.cache_clear()

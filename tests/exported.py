@@ -1,7 +1,6 @@
 """What tests of exports share: records, a run with layers, statistics of a made-up layer."""
 
 import random
-from dataclasses import asdict
 
 import torch
 from secateur.metrics_dsl.expression import MetricError
@@ -10,13 +9,13 @@ from secateur.metrics_dsl.order import order_form
 from secateur.metrics_dsl.parser import parse
 from secateur.metrics_dsl.published import PUBLISHED
 from secateur.metrics_dsl.score import score
-from secateur.results.archive.archive import Archive
 from secateur.results.export.candidate_record import CandidateRecord
-from secateur.search.core.candidate import Candidate, Measurement, Trial, uniform
+from secateur.search.core.candidate import Candidate
 from secateur.search.spaces.metric_space import MetricSpace
-from support import FakeEvaluator
+from secateur.testing import LAYERS
+from secateur.testing import small_run as make_run
 
-LAYERS = FakeEvaluator.layers
+__all__ = ["LAYERS", "make_run"]
 SHAPE = (24, 32)
 
 
@@ -24,34 +23,6 @@ def record(text, ratio=0.5, group="row", pattern="unstructured", layers=LAYERS, 
     metric = parse(text) if isinstance(text, str) else text
     ratios = ratio if isinstance(ratio, tuple) else (ratio,) * len(layers)
     return CandidateRecord(Candidate(metric, ratios, group), tuple(layers), pattern, **facts)
-
-
-def make_run(folder, layers=LAYERS):
-    """A run with measured, alias, rejected and failed rows; its best one has uneven ratios."""
-    ratios = tuple(0.25 + 0.5 * i / (len(layers) - 1) for i in range(len(layers)))
-    best = Candidate(parse("abs(W) * X"), ratios)
-
-    def trial(text, kl, status="measured", **facts):
-        candidate = uniform(parse(text), layers, 0.5)
-        return Trial(candidate, Measurement("model", (), {"kl": kl, "sparsity": 0.5}, 1.5), status, **facts)
-
-    screened = Measurement("screen", (), {"layer_error": 3.0, "sparsity": 0.5})
-    trials = [
-        Trial(best, Measurement("model", (), {"kl": 0.5, "sparsity": 0.5}, 2.0, tokens=100), "measured"),
-        trial("abs(W)", 2.0),
-        trial("2 * abs(W)", 2.0, "alias", alias_of=trial("abs(W)", 2.0).candidate.key),
-        trial("abs(W) * V", 0.75),
-        trial("square(W) * X**1.2 * G", 0.75),
-        Trial(uniform(parse("W"), layers, 0.5), screened, "rejected"),
-        Trial(uniform(parse("exp(W)"), layers, 0.5), Measurement("screen", failure="not finite"), "failed"),
-    ]
-    with Archive(folder, write=True) as archive:
-        archive.keep(
-            objectives=["kl", "size"], baselines={best.key: "wanda"}, pattern="unstructured",
-            layers=[asdict(layer) for layer in layers], calibration="c" * 64, versions={"torch": "2"},
-        )  # fmt: skip
-        archive.add(trials)
-    return trials
 
 
 def statistics(seed=0, dtype=torch.float32, shape=SHAPE):

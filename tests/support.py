@@ -1,4 +1,4 @@
-"""What several test files use: the command line in a process, small models, a fake evaluator, archives."""
+"""What several test files use: the command line in a process, small models, archives."""
 
 import contextlib
 import io
@@ -10,12 +10,12 @@ import time
 from contextlib import closing
 from pathlib import Path
 
-import numpy as np
 import torch
 from secateur.results.archive.archive import Archive
-from secateur.search.core.candidate import Layer, Measurement
-from secateur.search.core.protocols import ignore
+from secateur.testing import FakeEvaluator
 from secateur.workers.calibrate.calibration import CalibrationRequest
+
+__all__ = ["ROOT", "FakeEvaluator"]  # the latter is public and known from here too
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -88,59 +88,6 @@ def save_tokenizer(folder: Path) -> None:
 def small_request(model: Path, text: object, **changes) -> CalibrationRequest:
     sizes = {"tokens": 512, "selection_tokens": 128, "holdout_tokens": 128, "sequence_length": 64}
     return CalibrationRequest(str(model), text=str(text), device="cpu", **{**sizes, **changes})
-
-
-class FakeEvaluator:
-    """Measures by a formula: the further a metric's size is from 7, the worse it is.
-
-    So are ratios the further they are from growing with depth, and the sparser they are.
-    """
-
-    layers = tuple(
-        Layer(f"blocks.{b}.{kind}", b, kind, rows, 64)
-        for b in range(4)
-        for kind, rows in (("q", 48), ("v", 16), ("up", 96))
-    )
-    leaves = frozenset("WGXMVYD")
-
-    def __init__(self):
-        self.measured = []
-
-    def measure(self, candidates, stage, part="selection", tokens=0, done=ignore):
-        found = []
-        for c in candidates:
-            self.measured.append((c.key, stage, part, tokens))
-            found.append(self._one(c, stage))
-            done([(c, found[-1])])
-        return found
-
-    def summarise(self, metric, reductions):
-        rng = np.random.default_rng(len(str(metric)))
-        shapes = {"quantiles": (len(self.layers), 65)}
-        return {r: np.sort(rng.random(shapes.get(r, 4)), axis=-1) for r in reductions}
-
-    def _one(self, c, stage):
-        if "exp" in str(c.metric):
-            return Measurement(stage, failure="exp is not measured here")
-        sizes = np.array([layer.size for layer in self.layers])
-        sparsity = float(np.array(c.ratios) @ sizes / sizes.sum())
-        wanted = sparsity + 0.1 * (np.array([layer.block for layer in self.layers]) - 1.5)
-        error = abs(c.metric.size - 7) + len(str(c.metric)) / 100
-        error += 10 * float(np.square(np.array(c.ratios) - wanted).mean()) + sparsity
-        values = {"layer_error": error, "sparsity": sparsity}
-        tokens = 0
-        if stage == "sensitivity":  # the derivative of kl below by each ratio
-            slopes = 10 * (np.array(c.ratios) - wanted) / len(self.layers) + sizes / sizes.sum() / 2
-            return Measurement(stage, seconds=0.01, tokens=400, sensitivities=tuple(slopes))
-        if stage == "model":
-            values |= {"kl": error / 2, "perplexity": 10 + error, "model_error": error}
-            tokens = 100
-        fingerprint = f"{str(c.metric)[:40]} {c.ratios}"
-        errors = (error,) * len(self.layers)
-        return Measurement(stage, errors, values, 0.01, fingerprint=fingerprint, tokens=tokens)
-
-    def close(self):
-        pass
 
 
 def count(folder, table="measurements"):

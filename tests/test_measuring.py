@@ -10,6 +10,7 @@ import torch
 from secateur.metrics_dsl.parser import parse_metric
 from secateur.metrics_dsl.published import PUBLISHED
 from secateur.search.core.candidate import Candidate, uniform
+from secateur.testing import EVALUATOR_CHECKS, FakeEvaluator
 from secateur.workers.calibrate.calibration import CalibrationRequest, calibrate
 from secateur.workers.calibrate.folder import Calibration, CalibrationError
 from secateur.workers.calibrate.gradients import keep_states
@@ -117,6 +118,12 @@ class TestStatistics:
         assert tiny_calibration.manifest["versions"]["torch"]
 
 
+@pytest.mark.parametrize("check", EVALUATOR_CHECKS)
+def test_the_local_evaluator_and_the_fake_one_keep_the_contract(check, tiny_evaluator):
+    for evaluator in (tiny_evaluator, FakeEvaluator()):
+        EVALUATOR_CHECKS[check](evaluator)
+
+
 class TestErrors:
     @pytest.mark.parametrize("group", ["row", "layer"])
     def test_the_gram_error_is_the_output_error(self, tiny_evaluator, dense, inputs, group):
@@ -138,14 +145,6 @@ class TestErrors:
             assert [m.layer_errors for m in screen] == [m.layer_errors for m in layer]
             assert [m.fingerprint for m in screen] == [m.fingerprint for m in layer]
         evaluator.close()
-
-    def test_what_is_measured_does_not_depend_on_the_company(self, tiny_evaluator):
-        candidates = [uniform(p.expression, tiny_evaluator.layers, 0.6) for p in PUBLISHED.values()]
-        for stage in ("screen", "layer"):
-            together = tiny_evaluator.measure(candidates, stage)
-            alone = [tiny_evaluator.measure([c], stage)[0] for c in candidates]
-            assert [m.layer_errors for m in together] == [m.layer_errors for m in alone]
-            assert [m.fingerprint for m in together] == [m.fingerprint for m in alone]
 
     def test_different_masks_have_different_fingerprints(self, tiny_evaluator):
         texts = ("abs(W)", "abs(W) * X", "G", "square(W) * V", "W")

@@ -1,7 +1,5 @@
 """Searchers and the loop: one behaviour for every searcher, and what the loop promises."""
 
-import random
-from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -9,7 +7,7 @@ import pytest
 import torch
 from secateur.metrics_dsl.operators import LEAVES
 from secateur.metrics_dsl.order import order_form
-from secateur.metrics_dsl.parser import parse, parse_metric
+from secateur.metrics_dsl.parser import parse
 from secateur.metrics_dsl.published import PUBLISHED
 from secateur.metrics_dsl.score import score
 from secateur.search.baselines import BaselinesFirst
@@ -19,37 +17,17 @@ from secateur.search.core.objectives import OBJECTIVES, look_up_objectives, poin
 from secateur.search.loop import PATIENCE, Funnel, run
 from secateur.search.searchers.descent import _visits
 from secateur.search.searchers.table import SEARCHERS, build_searcher
-from secateur.search.spaces.allocation import Dense
-from secateur.search.spaces.metric_space import MetricSpace
-from secateur.search.spaces.optishear import MetaSpace
-from secateur.search.spaces.problem import FixedRatios, Problem
 from secateur.search.spaces.ratio_space import RATIO_SPACES
 from secateur.search.spaces.variables import Encoding
-from support import FakeEvaluator
+from secateur.testing import LAYERS, SEARCHER_CHECKS, FakeEvaluator, problem, told
+from secateur.testing.fake import DENSE
 
-LAYERS = FakeEvaluator.layers
+SPACES = ("tree", "meta", "curve", "block", "layer", "feature", "ramp", "owl", "tree+curve", "meta+layer")
+__all__ = ["DENSE", "LAYERS", "problem"]
 
 
 def complete(metric):
     return uniform(metric, LAYERS, 0.5)
-
-
-DENSE = Dense(LAYERS, FakeEvaluator().summarise, parse_metric("abs(W) * X"))
-SPACES = ("tree", "meta", "curve", "block", "layer", "feature", "ramp", "owl", "tree+curve", "meta+layer")
-
-
-def problem(objectives="kl", leaves="WGXMVYD", space="tree", sparsity=0.5, **changes):
-    names = space.split("+")
-    metrics = DENSE.metric
-    if "tree" in names:
-        metrics = MetricSpace(frozenset(leaves))
-    elif "meta" in names:
-        metrics = META
-    ratios = RATIO_SPACES[names[-1]](DENSE) if names[-1] in RATIO_SPACES else FixedRatios(LAYERS)
-    return Problem(metrics, ratios, look_up_objectives(objectives.split(",")), sparsity, **changes)
-
-
-META = MetaSpace()
 
 
 def can(searcher, space):
@@ -77,72 +55,16 @@ def search(name, seed=0, budget=60, evaluator=None, **changes):
     return [t for batch in run(searcher, evaluator, funnel(**changes), budget) for t in batch]
 
 
-def told(searcher, rounds=5, count=8):
-    """Ask and tell through the fake evaluator; return all that was asked."""
-    fake, asked = FakeEvaluator(), []
-    for _ in range(rounds):
-        batch = searcher.ask(count)
-        found = fake.measure(batch, "model")
-        slopes = fake.measure(batch[:1], "sensitivity", "statistics")[0].sensitivities
-        found[0] = replace(found[0], sensitivities=slopes)
-        trials = [
-            Trial(c, m, "failed" if m.failure else "measured") for c, m in zip(batch, found, strict=True)
-        ]
-        searcher.tell(trials)
-        asked += [c.key for c in batch]
-    return asked
-
-
+@pytest.mark.parametrize("check", SEARCHER_CHECKS)
 @pytest.mark.parametrize(("name", "space"), PAIRS)
-class TestEverySearcherOnEverySpace:
-    def test_proposes_complete_candidates_that_hold_the_sparsity(self, name, space):
-        searcher = build_searcher(name, problem(leaves="WX", space=space), 0)
-        sizes = [layer.size for layer in LAYERS]
-        for candidate in searcher.ask(10):
-            assert len(candidate.ratios) == len(LAYERS)
-            assert candidate.metric.leaves <= set("WX")
-            assert parse_metric(str(candidate.metric)) == candidate.metric
-            removed = sum(r * size for r, size in zip(candidate.ratios, sizes, strict=True)) / sum(sizes)
-            assert removed == pytest.approx(0.5, abs=1e-3)
+def test_every_searcher_keeps_the_contract_on_every_space(check, name, space):
+    SEARCHER_CHECKS[check](SEARCHERS[name], space)
 
-    def test_one_seed_gives_one_search(self, name, space):
-        def asked(seed):
-            return told(build_searcher(name, problem(space=space), seed))
 
-        assert asked(3) == asked(3)
-        if name != "grid":
-            assert asked(3) != asked(4)
-
-    def test_neither_reads_nor_changes_the_global_generators(self, name, space):
-        expected = told(build_searcher(name, problem(space=space), 5))
-        random.seed(99)
-        np.random.seed(99)
-        before = random.getstate(), np.random.get_state()[1].tolist()
-        assert told(build_searcher(name, problem(space=space), 5)) == expected
-        assert (random.getstate(), np.random.get_state()[1].tolist()) == before
-
-    def test_survives_batches_of_failures_and_rejects(self, name, space):
-        searcher = build_searcher(name, problem(space=space), 0)
-        for status in ("failed", "rejected"):
-            asked = searcher.ask(6)
-            failure = "broken" if status == "failed" else ""
-            searcher.tell([Trial(c, Measurement("screen", failure=failure), status) for c in asked])
-        assert searcher.ask(3)
-
-    def test_works_with_two_objectives_and_with_four(self, name, space):
-        if name == "cma":
-            return  # of one objective
-        for objectives in ("kl,size", "kl,size,perplexity,model_error"):
-            assert told(build_searcher(name, problem(objectives, space=space), 0), rounds=3)
-
-    def test_an_interval_of_sparsities_is_searched_too(self, name, space):
-        if name in ("grid", "cma"):
-            return  # the sparsity is a second number, and density a second objective
-        if name == "descent":
-            return  # tries one sparsity after the other: TestDescentOverAnInterval
-        searcher = build_searcher(name, problem("kl,density", space=space, sparsity=(0.3, 0.75)), 0)
-        means = [float(np.mean(c.ratios)) for c in searcher.ask(20)]
-        assert 0.25 < min(means) < 0.5 < max(means) < 0.8
+@pytest.mark.parametrize(("name", "space"), [pair for pair in PAIRS if pair[0] != "grid"])
+def test_another_seed_gives_another_search(name, space):
+    first, second = (told(build_searcher(name, problem(space=space), seed)) for seed in (3, 4))
+    assert first != second
 
 
 @pytest.mark.parametrize("name", ["nsga3", "tpe", "evolution", "cma", "grid"])

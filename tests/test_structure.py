@@ -14,7 +14,7 @@ from secateur.metrics_dsl.published import PUBLISHED
 from secateur.search.core.versions import library_versions
 from support import ROOT
 
-TOP = ("cli", "metrics_dsl", "results", "search", "service", "workers")
+TOP = ("cli", "metrics_dsl", "results", "search", "service", "testing", "workers")
 FILES = sorted(path for folder in TOP for path in (ROOT / folder).rglob("*.py"))
 # What a folder may import, itself and what lies inside the folder named included; faces come last.
 CORE = ("metrics_dsl", "search/core")
@@ -36,6 +36,7 @@ ALLOWED = {
     "results/terminal": [*CORE, "results/archive", "results/summary"],
     "results/report": [*CORE, "results/archive", "results/summary", "results/export"],
     "service": ["metrics_dsl", "search", "workers", "results"],
+    "testing": ["metrics_dsl", "search", "workers", "results"],
     "cli": ["metrics_dsl", "search", "workers", "results", "service"],
 }  # fmt: skip
 # Libraries that take long to import, or of which one file should know: where they may be imported.

@@ -50,10 +50,13 @@ class Archive(Store):
         Raises:
             SecateurError: For an unknown objective, or a condition that cannot be read.
         """
-        from .front import front, front_of_store
+        from .frame import chosen, frame
+        from .front import front, front_of_store, names_of
 
-        names = objectives or self.objectives
-        return front_of_store(self, names) if where is None else front(self.frame(where), names)
+        names = names_of(objectives or self.objectives, self)
+        if where is None:
+            return front_of_store(self, names)
+        return front(chosen(frame(self, objectives=names), where), names)
 
     def best(self, by: str = "kl", where: Where = None) -> pandas.Series:
         """Return the row with the least value of a column among those measured to the end.

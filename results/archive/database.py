@@ -6,10 +6,12 @@ import fcntl
 import os
 import socket
 import sqlite3
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO
 
 from ...metrics_dsl.errors import SecateurError
+from ...metrics_dsl.plugins import lacking
 
 _BETWEEN_MACHINES = ("nfs", "nfs4", "cifs", "smb3", "lustre", "gpfs", "beegfs", "ceph", "afs")
 
@@ -73,3 +75,9 @@ def lock(folder: Path) -> IO[str]:
     file.write(f"process {os.getpid()} on {socket.gethostname()}")
     file.flush()
     return file
+
+
+def explained(folder: Path, noted: Iterable[Mapping[str, str]], error: SecateurError) -> SecateurError:
+    """Return what is wrong with reading a run, worded by the plugins that it notes and this process lacks."""
+    found = lacking(noted)
+    return ArchiveError(f"{folder} was made with {found} ({error})") if found else error

@@ -14,6 +14,7 @@ import pandas as pd
 from ...metrics_dsl.errors import SecateurError
 from ...search.core.candidate import STAGES
 from ...search.core.objectives import density
+from .added import look_up_of_run, values_of
 from .store import FIGURES
 
 if TYPE_CHECKING:
@@ -68,12 +69,19 @@ _STORED = ("key", "status", "stage", "metric", "group", "size", "seconds", "fail
            "ratio_min", "ratio_max", *FIGURES)  # fmt: skip
 
 
-def frame(store: Store, numbers: Sequence[int] | None = None) -> pd.DataFrame:
+def frame(store: Store, numbers: Sequence[int] | None = None, objectives: Sequence[str] = ()) -> pd.DataFrame:
     """Return one row a candidate in the order told, with the columns of ``COLUMNS``.
 
-    ``attrs`` hold the run, its objectives, pattern, units and versions. With ``numbers`` only those come.
+    Objectives that others have added follow: the run's, and those that are asked for. ``attrs`` hold the run,
+    its objectives, pattern, units and versions. With ``numbers`` only those rows come.
+
+    Raises:
+        SecateurError: For an objective that is not known, or a plugin that is not in use.
     """
     with store.reading():
+        names = dict.fromkeys(n for n in (*store.objectives, *objectives) if n not in COLUMNS)
+        added = {name: look_up_of_run(store, name) for name in names}
+        worked_out = {name: values_of(store, objective) for name, objective in added.items()}
         among = "" if numbers is None else f" WHERE number IN ({', '.join(map(str, numbers))})"
         wanted = ", ".join(f'"{name}"' for name in _STORED)
         rows = store.rows(f"SELECT {wanted} FROM trials{among} ORDER BY number")
@@ -91,11 +99,14 @@ def frame(store: Store, numbers: Sequence[int] | None = None) -> pd.DataFrame:
     columns["baseline"] = list(map((facts.pop("baselines") or {}).get, columns.get("key", ())))
     for name in ("failure", "alias_of", "worker"):
         columns[name] = [text or None for text in columns.get(name, ())]
-    types = {name: "str" if name in _TEXT else "float64" for name in COLUMNS}
+    for name, values in worked_out.items():
+        columns[name] = values if numbers is None else [values[n - 1] for n in sorted(numbers)]
+    types = {name: "str" if name in _TEXT else "float64" for name in (*COLUMNS, *added)}
     types |= {"size": "int64", "tokens": "int64", "attempts": "int64"}
-    result = pd.DataFrame({name: pd.Series(columns.get(name, ()), dtype=types[name]) for name in COLUMNS})
+    result = pd.DataFrame({name: pd.Series(columns.get(name, ()), dtype=types[name]) for name in types})
     result.attrs = {name: value for name, value in facts.items() if value is not None}
-    result.attrs |= {"run": str(store.folder), "units": UNITS}
+    units = UNITS | {name: objective.unit for name, objective in added.items() if objective.unit}
+    result.attrs |= {"run": str(store.folder), "units": units}
     return result
 
 

@@ -11,7 +11,8 @@ import pandas as pd
 
 from ...metrics_dsl.errors import SecateurError
 from ...search.core.objectives import density, look_up_objectives
-from .frame import frame
+from .database import explained
+from .frame import COLUMNS, frame
 
 if TYPE_CHECKING:
     from .store import Store
@@ -27,15 +28,20 @@ HISTORY_COLUMNS = {
 }
 
 
-def names_of(objectives: Sequence[str] | str) -> list[str]:
+def names_of(objectives: Sequence[str] | str, store: Store | None = None) -> list[str]:
     """Return the names of objectives given as a list or separated by commas.
 
     Raises:
-        SecateurError: For an unknown objective.
+        SecateurError: For an unknown objective; where a store is given, it says which plugin its run needs.
     """
     if isinstance(objectives, str):
         objectives = objectives.split(",")
-    return [objective.name for objective in look_up_objectives([name.strip() for name in objectives])]
+    try:
+        return [objective.name for objective in look_up_objectives([name.strip() for name in objectives])]
+    except SecateurError as error:
+        if store is None:
+            raise
+        raise explained(store.folder, store.fact("plugins", []), error) from None
 
 
 def non_dominated(points: np.ndarray) -> np.ndarray:
@@ -71,7 +77,9 @@ def front(rows: pd.DataFrame, objectives: Sequence[str] | str) -> pd.DataFrame:
 
 def front_of_store(store: Store, objectives: Sequence[str] | str) -> pd.DataFrame:
     """Return the same as ``front(store.frame(), objectives)``, reading whole rows of the front alone."""
-    names = names_of(objectives)
+    names = names_of(objectives, store)
+    if any(name not in COLUMNS for name in names):
+        return front(frame(store, objectives=names), names)
     selected = ", ".join("sparsity" if name == "density" else name for name in names)
     with store.reading():
         found = store.rows(

@@ -16,10 +16,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Self
 
+from ...metrics_dsl.errors import SecateurError
+from ...metrics_dsl.expression import Expression
 from ...metrics_dsl.parser import parse
 from ...search.core.candidate import Candidate, Measurement, Part, Stage, Trial
 from .counts import Counts
-from .database import ArchiveError, connect, lock
+from .database import ArchiveError, connect, explained, lock
 from .run_folder import RunFolder
 
 SCHEMA = 5
@@ -69,6 +71,8 @@ class Store:
         place = RunFolder(self.folder)
         self._path = place.archive_file
         self._lock: IO[str] | None = None
+        # Values of objectives that are no column, by what a row says of its trial.
+        self.worked_out: dict[str, dict[tuple[Any, ...], float | None]] = {}
         if write:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = lock(self.folder)
@@ -155,15 +159,20 @@ class Store:
         ).fetchone()
         return None if row is None else _measurement(stage, row)
 
-    def trials(self) -> list[Trial]:
-        """Return all trials in the order told."""
+    def trials(self, after: int = 0) -> list[Trial]:
+        """Return all trials in the order told, or those that came after so many.
+
+        Raises:
+            SecateurError: For a metric that cannot be read, such as one of a plugin that is not in use.
+        """
         rows = self._db.execute(
             f'SELECT metric, ratios, "group", status, alias_of, stage, {_MEASURED}, {_NUMBERS} '
-            "FROM trials JOIN by_layer USING (key) ORDER BY number"
+            "FROM trials JOIN by_layer USING (key) WHERE number > ? ORDER BY number",
+            (after,),
         )
         return [
             Trial(
-                Candidate(parse(metric), tuple(array("d", ratios)), group),
+                Candidate(self.metric(metric), tuple(array("d", ratios)), group),
                 _measurement(stage, rest),
                 status,
                 alias_of,
@@ -182,11 +191,23 @@ class Store:
 
         Raises:
             KeyError: When there is none.
+            SecateurError: For a metric that cannot be read.
         """
         query = 'SELECT metric, ratios, "group" FROM trials JOIN by_layer USING (key) WHERE key = ?'
         for metric, ratios, group in self.rows(query, (key,)):
-            return Candidate(parse(metric), tuple(array("d", ratios)), group)
+            return Candidate(self.metric(metric), tuple(array("d", ratios)), group)
         raise KeyError(key)
+
+    def metric(self, text: str) -> Expression:
+        """Return a metric of the run.
+
+        Raises:
+            SecateurError: When it cannot be read; it says which plugin the run needs.
+        """
+        try:
+            return parse(text)
+        except SecateurError as error:
+            raise explained(self.folder, self.fact("plugins", []), error) from None
 
     @property
     def objectives(self) -> list[str]:

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from ...metrics_dsl.errors import SecateurError
+from ...metrics_dsl.expression import MetricError
 from ...metrics_dsl.parser import parse_metric
+from ...metrics_dsl.plugins import lacking
 from ...search.core import reading
 from ...search.core.candidate import Candidate, Layer
 from .candidate_record import CandidateRecord, ExportError
@@ -25,6 +27,7 @@ SCHEMA = Path(__file__).with_name("candidate.schema.json")
 def to_json(record: CandidateRecord) -> dict[str, Any]:
     """Return what the file holds."""
     candidate = record.candidate
+    needed = record.needed_plugins
     return {
         "format": FORMAT,
         "version": VERSION,
@@ -37,7 +40,7 @@ def to_json(record: CandidateRecord) -> dict[str, Any]:
             for layer, ratio in zip(record.layers, candidate.ratios, strict=True)
         ],
         "figures": dict(record.figures),
-        "provenance": dict(record.provenance),
+        "provenance": {**record.provenance, **({"plugins": needed} if needed else {})},
     }
 
 
@@ -71,4 +74,14 @@ def read_json(path: Path) -> CandidateRecord:
         candidate = Candidate(parse_metric(metric), ratios, group)
         return CandidateRecord(candidate, layers, pattern, figures, content.get("provenance", {}))
     except SecateurError as error:
+        if isinstance(error, MetricError) and (found := _lacking(content.get("provenance"))):
+            raise ExportError(f"the metric in {path} needs {found} ({error})") from None
         raise ExportError(f"{path} is no complete candidate: {error}") from None
+
+
+def _lacking(provenance: Any) -> str:
+    """Return which plugins a file names that this process does not use; nothing if it cannot be read."""
+    try:
+        return lacking(provenance["plugins"])
+    except (KeyError, TypeError, AttributeError):
+        return ""

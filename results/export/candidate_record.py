@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ...metrics_dsl.errors import SecateurError
+from ...metrics_dsl.plugins import notes, origin_of
 from ...search.core.candidate import Candidate, Layer, count_removed, parse_pattern
+from ...search.core.objectives import OBJECTIVES
 from ..archive.keys import whole_key
 from ..archive.run_folder import RunFolder
 
@@ -63,6 +65,11 @@ class CandidateRecord:
         )
 
     @property
+    def needed_plugins(self) -> list[dict[str, str]]:
+        """The plugins and packages that add operators or leaves of the metric: name, and hash or version."""
+        return notes(self.candidate.metric.operators | self.candidate.metric.leaves)
+
+    @property
     def sparsity(self) -> float:
         """Fraction of all weights removed, of ``removed``."""
         return sum(self.removed) / sum(layer.size for layer in self.layers)
@@ -93,7 +100,8 @@ def find(archive: Archive, key: str) -> CandidateRecord:
     """
     key = whole_key(archive, key)
     row = archive.frame(f"key == {key!r}").iloc[0]
-    figures = {name: float(row[name]) for name in FIGURES if row[name] == row[name]}
+    names = dict.fromkeys((*FIGURES, *(n for n in archive.objectives if origin_of(OBJECTIVES, n))))
+    figures = {name: float(row[name]) for name in names if row[name] == row[name]}
     provenance = {
         "run": archive.folder.absolute().name,
         "key": key,

@@ -106,6 +106,7 @@ def write_evopress(record: CandidateRecord, path: Path) -> None:
         "metric": found.metric,
         "group": record.candidate.group,
         "key": record.candidate.key,
+        **({"plugins": record.needed_plugins} if record.needed_plugins else {}),
         "meaning": "ratio = sparsity + level * weights_diff / (rows * columns); EvoPress's database is made "
         "with this sparsity and weights_diff, for levels from lowest to highest",
     }

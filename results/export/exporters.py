@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from ...metrics_dsl.errors import SecateurError
+from ...metrics_dsl.plugins import guarded, open_table
 from ...search.core.files import Output, whole
 from ...search.core.objectives import look_up
 from ..archive.archive import Archive
@@ -50,7 +52,10 @@ class Exporter:
 
 
 def _write_text(record: CandidateRecord, path: Path) -> None:
-    path.write_text(f"{record.candidate.metric}\n")
+    needed = [f"# needs {n['name']}, sha256 {n['sha256']}" if "sha256" in n
+              else f"# needs the package {n['name']} {n['version']}"
+              for n in record.needed_plugins]  # fmt: skip
+    path.write_text("\n".join([str(record.candidate.metric), *needed]) + "\n")
 
 
 EXPORTERS: dict[str, Exporter] = {
@@ -78,6 +83,21 @@ EXPORTERS: dict[str, Exporter] = {
                  write_optuna),
     )
 }  # fmt: skip
+
+
+def _admitted(exporter: Exporter, origin: str) -> Exporter:
+    """Return an exporter of somebody else's, checked, with a function whose failures are sentences."""
+    if exporter.subject not in ("candidate", "run", "masks") or exporter.suffix[:1] not in ("", "."):
+        raise ExportError(
+            f"expected the subject candidate, run or masks and a suffix such as .txt for the exporter "
+            f"{exporter.name}, got {exporter.subject!r} and {exporter.suffix!r}"
+        )
+    what = f"the exporter {exporter.name} of {origin}"
+    passing = (SecateurError, OSError)  # errors of the disk are told as everywhere
+    return replace(exporter, write=guarded(exporter.write, what, ExportError, passing))
+
+
+open_table(EXPORTERS, Exporter, "an exporter", "exporters", _admitted)
 
 
 def export(

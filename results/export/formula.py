@@ -1,9 +1,9 @@
 r"""A metric as a formula: LaTeX in the notation of the field, and text for sympy.
 
 LaTeX has indices: :math:`|W_{ij}| \Vert X_j \Vert`. The text for ``sympy.sympify`` has no names of ours to
-import: leaves become symbols, operators that sympy has become sympy's, and reductions and normalisations
-become functions that it does not know, such as ``row_sum(Abs(W))``. Divisions are plain ones: the values are
-ours wherever no divisor is 0.
+import: leaves become symbols, operators that sympy has become sympy's, and reductions, normalisations and
+what others add become functions that it does not know, such as ``row_sum(Abs(W))``. Divisions are plain
+ones: the values are ours wherever no divisor is 0.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from ...metrics_dsl.expression import Expression, number_text
-from ...metrics_dsl.operators import EXP_LIMIT, LEAVES, LOG_OFFSET
+from ...metrics_dsl.operators import EXP_LIMIT, LEAVES, LOG_OFFSET, OPERATORS
+from ...metrics_dsl.plugins import origin_of
 from .candidate_record import CandidateRecord
 
 # Leaf -> (symbol with {i} and {j} for its row and column, what it is)
@@ -25,6 +26,7 @@ LEAF_SYMBOLS = {
     "D": (r"[H^{{-1}}]_{{{j}{j}}}", "diagonal of the damped inverse Gram matrix of the inputs"),
     "Y": (r"\Vert Y_{{{i}}} \Vert", "root-mean-square of output i over tokens"),
 }
+_ATOMS = "WGXMY"  # those whose symbol takes an exponent without brackets
 _SUM, _PRODUCT, _POWER, _ATOM = 1, 2, 3, 4  # how strongly a piece binds
 
 
@@ -53,7 +55,9 @@ def _latex(e: Expression, i: str, j: str) -> tuple[str, int]:
             text = rf"{mantissa} \cdot 10^{{{int(exponent)}}}"
         return text, _ATOM if e.value >= 0 and "10^" not in text else _SUM
     if not e.args:
-        return LEAF_SYMBOLS[e.op][0].format(i=i, j=j), _POWER if e.op in "VD" else _ATOM
+        return symbol_of(e.op, i, j), _ATOM if e.op in _ATOMS else _POWER
+    if origin_of(OPERATORS, e.op):
+        return _added(e, [_latex(arg, i, j)[0] for arg in e.args]), _ATOM
     axis, _, what = e.op.partition("_")
     if what:
         return _reduction(e.args[0], axis, what, i, j)
@@ -74,6 +78,25 @@ def _latex(e: Expression, i: str, j: str) -> tuple[str, int]:
         base = _wrapped(x, _ATOM) if is_bare else _bars(e.args[0], i, j)
         return f"{base}^{{{number_text(power)}}}", _POWER
     return _function(e, x[0], i, j), _ATOM
+
+
+def _added(e: Expression, operands: list[str]) -> str:
+    """Return the formula that an operator of somebody else's has, or its name before its operands."""
+    if template := OPERATORS[e.op].latex:
+        return template.format(*operands)
+    name = e.op.replace("_", r"\_")
+    return rf"\operatorname{{{name}}}\left( {', '.join(operands)} \right)"
+
+
+def symbol_of(leaf: str, i: str = "i", j: str = "j") -> str:
+    """Return the symbol of a leaf at row i and column j."""
+    if leaf in LEAF_SYMBOLS:
+        return LEAF_SYMBOLS[leaf][0].format(i=i, j=j)
+    if own := LEAVES[leaf].latex:
+        return own.format(i=i, j=j)
+    index = i * LEAVES[leaf].shape.rows + j * LEAVES[leaf].shape.columns
+    name = leaf.replace("_", r"\_")
+    return rf"\mathrm{{{name}}}" + (f"_{{{index}}}" if index else "")
 
 
 def _function(e: Expression, x: str, i: str, j: str) -> str:
@@ -109,7 +132,7 @@ def write_latex(record: CandidateRecord, path: Path) -> None:
     """Write the formula, and what its symbols are as comments."""
     metric = record.candidate.metric
     lines = [
-        f"% {LEAF_SYMBOLS[name][0].format(i='i', j='j')}: {LEAF_SYMBOLS[name][1]}"
+        f"% {symbol_of(name)}: {LEAF_SYMBOLS[name][1] if name in LEAF_SYMBOLS else LEAVES[name].meaning}"
         for name in LEAVES
         if name in metric.leaves
     ]
@@ -133,6 +156,8 @@ def to_sympy(expression: Expression) -> Any:
         if not e.args:
             return sympy.Symbol(e.op)
         x, *others = (convert(arg) for arg in e.args)
+        if origin_of(OPERATORS, e.op):
+            return sympy.Function(e.op)(x, *others)
         if e.op == "pow":
             assert e.value is not None
             return (x if e.value.is_integer() else sympy.Abs(x)) ** number(e.value)

@@ -170,8 +170,8 @@ def to_modifier(record: CandidateRecord) -> str:
     needed = order_form(metric, record.candidate.group).leaves | {"W"}
     if missing := [name for name in sorted(needed) if name not in _LEAVES]:
         raise ExportError(
-            f"llm-compressor runs no backward pass, so it cannot compute {', '.join(missing)} of `{metric}`; "
-            "export python or masks instead"
+            f"llm-compressor runs no backward pass and knows no leaves of plugins, so it cannot compute "
+            f"{', '.join(missing)} of `{metric}`; export python or masks instead"
         )
     needs_gram = bool(needed & {"D", "Y"})
     scores = scores_function(record, needed)

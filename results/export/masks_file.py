@@ -57,6 +57,7 @@ def write_masks(record: CandidateRecord, masks: Iterable[tuple[str, Tensor]], pa
         "group": record.candidate.group,
         "sparsity": removed / sum(layer.size for layer in record.layers),
         "calibration": record.provenance.get("calibration"),
+        **({"plugins": record.needed_plugins} if record.needed_plugins else {}),
     }
     # One entry, for safetensors writes several in an order that changes from file to file.
     save_file(packed, path, {"secateur": json.dumps(metadata)})

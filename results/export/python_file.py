@@ -13,10 +13,11 @@ import textwrap
 from pathlib import Path
 
 from ...metrics_dsl.expression import Expression
-from ...metrics_dsl.operators import COLUMN, EXP_LIMIT, LEAVES, LOG_OFFSET, ROW
+from ...metrics_dsl.operators import COLUMN, EXP_LIMIT, LEAVES, LOG_OFFSET, OPERATORS, ROW
 from ...metrics_dsl.order import order_form
+from ...metrics_dsl.plugins import origin_of
 from ...search.core.candidate import parse_pattern
-from .candidate_record import CandidateRecord
+from .candidate_record import CandidateRecord, ExportError
 
 # How each leaf is computed, in the words of someone who has the layer at hand.
 HOW = {
@@ -159,11 +160,34 @@ class _Writer:
             return f"power({parts[0][0]}, {e.value!r})", _ATOM
         if e.op in _HELPERS:
             return f"{e.op}({parts[0][0]})", _ATOM
+        if origin := origin_of(OPERATORS, e.op):
+            return self._added(e, [text for text, _ in parts], origin), _ATOM
         inner = _wrapped(*parts[0], _ATOM)
         if e.op in _METHODS:
             return _METHODS[e.op].format(inner), _ATOM
         axis, _, what = e.op.partition("_")
         return _REDUCTIONS[what].format(inner, over=_OVER[axis]), _ATOM
+
+    def _added(self, e: Expression, operands: list[str], origin: str) -> str:
+        """Return the code of an operator of somebody else's; operands have names, for it may repeat them.
+
+        Raises:
+            ExportError: When its row does not say it.
+        """
+        template = OPERATORS[e.op].python
+        if not template:
+            raise ExportError(
+                f"the operator {e.op} of {origin} does not say how it is computed without us; give its row "
+                "python=..., or export masks or json instead"
+            )
+        names = []
+        for arg, text in zip(e.args, operands, strict=True):
+            if not text.isidentifier():
+                self._names[arg] = f"part_{len(self.lines) + 1}"
+                self.lines.append(f"{self._names[arg]} = {text}")
+                text = self._names[arg]
+            names.append(text)
+        return f"({template.format(*names)})"
 
 
 def _wrapped(text: str, strength: int, weakest: int) -> str:
@@ -200,7 +224,7 @@ def scores_function(record: CandidateRecord, leaves: frozenset[str]) -> str:
     described = []
     for name in names:
         start = f"{name}  {LEAVES[name].shape!s:{width}}  "
-        text = f"{start}{HOW[name]} [{LEAVES[name].unit}]"
+        text = f"{start}{HOW.get(name, LEAVES[name].meaning)} [{LEAVES[name].unit}]"
         described += textwrap.wrap(text, 98, subsequent_indent=" " * len(start), break_on_hyphens=False)
     group = {"layer": "whole matrix"}.get(record.candidate.group, record.candidate.group)
     return f'''def scores({", ".join(names)}):

@@ -247,4 +247,4 @@ def switch(name: str, label: str, panels: Sequence[tuple[str, Markup]]) -> Marku
 
 
 def _name(objective: str) -> str:
-    return _NAMES.get(objective, OBJECTIVES[objective].name if objective in OBJECTIVES else objective)
+    return _NAMES.get(objective, OBJECTIVES[objective].title if objective in OBJECTIVES else objective)

@@ -11,7 +11,7 @@ import numpy as np
 
 from ...metrics_dsl.errors import SecateurError
 from ...search.core.files import Output, whole
-from ...search.core.objectives import look_up
+from ...search.core.objectives import OBJECTIVES, look_up
 from ..archive.archive import Archive
 from ..summary.overview import Overview
 from .svg import axis, depth_ticks, short
@@ -187,8 +187,9 @@ PLOTS: dict[str, Callable[[Overview, Axes], None]] = {
 
 def _name_axes(axes: Axes, across: str, up: str) -> None:
     units = {"kl": "KL, nats per token", "size": "size, nodes of the metric"}
-    axes.set_xlabel(units.get(across, across.replace("_", " ")))
-    axes.set_ylabel(units.get(up, up.replace("_", " ")))
+    titles = {name: objective.title for name, objective in OBJECTIVES.items()} | units
+    axes.set_xlabel(titles.get(across, across.replace("_", " ")))
+    axes.set_ylabel(titles.get(up, up.replace("_", " ")))
     axes.spines[["top", "right"]].set_visible(False)
 
 

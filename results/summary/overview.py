@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ...metrics_dsl.expression import Expression
 from ...metrics_dsl.operators import LEAVES, OPERATORS
 from ...metrics_dsl.parser import parse
 from ...search.core import defaults
@@ -32,7 +31,7 @@ class Overview:
         archive: Open for reading; see ``Archive.reading`` where it is being written.
 
     Raises:
-        SecateurError: For objectives that this release does not know.
+        SecateurError: For objectives or metrics that this process does not know; it names their plugin.
     """
 
     def __init__(self, archive: Archive) -> None:
@@ -47,6 +46,9 @@ class Overview:
         self.baselines = self.rows[self.rows["baseline"].notna()]
         is_decided = self.rows["status"].isin(DECIDED)
         self.decided = self.rows[is_decided & np.isfinite(self.rows[self.objectives]).all(axis=1)]
+        if archive.fact("plugins"):
+            for text in self.decided["metric"].unique():
+                archive.metric(text)  # says at once which plugin is missing
 
     def fact(self, name: str, default: Any = None) -> Any:
         """Return a fact about the run."""
@@ -163,7 +165,8 @@ class Overview:
         Shares, 0 to 1: of all fully measured metrics, and of their best quarter by the first objective.
         """
         measured = self.decided.sort_values(self.objectives[0], kind="stable").drop_duplicates("metric")
-        counts = [set(_words(parse(text))) for text in measured["metric"]]
+        metrics = [parse(text) for text in measured["metric"]]
+        counts = [metric.operators | metric.leaves for metric in metrics]
         quarter = counts[: max(1, len(counts) // 4)]
         every, best = (Counter(word for words in some for word in words) for some in (counts, quarter))
         meanings = {n: leaf.meaning for n, leaf in LEAVES.items()} | {
@@ -184,8 +187,3 @@ class Overview:
     def failures(self) -> pd.Series:
         """Return the reasons why distinct candidates failed, with counts, the most frequent first."""
         return self.rows.loc[self.rows["alias_of"].isna(), "failure"].dropna().value_counts()
-
-
-def _words(expression: Expression) -> set[str]:
-    own = {expression.op} if expression.op != "const" else set()
-    return own.union(*(_words(arg) for arg in expression.args))

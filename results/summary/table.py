@@ -47,7 +47,7 @@ _LEFT = ("search", "metric", "baseline", "key", "worker", "stage")
 
 def columns_for(objectives: Sequence[str]) -> dict[str, tuple[str, str]]:
     """Return the columns of a table, the objectives that are not among them first."""
-    more = {name: (name.replace("_", " "), _MORE[name]) for name in objectives if name not in TABLE}
+    more = {n: (n.replace("_", " "), _MORE.get(n, "{:.4g}")) for n in objectives if n not in TABLE}
     return {**more, **TABLE}
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -11,7 +13,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ...metrics_dsl.errors import SecateurError
-from .candidate import Stage, Trial
+from ...metrics_dsl.plugins import fill, guarded, open_table
+from .candidate import STAGES, Stage, Trial
 
 T = TypeVar("T")
 
@@ -25,12 +28,20 @@ class Objective:
         stage: The earliest stage that knows it.
         value: Reads it from a trial; None while the trial lacks the measurement it needs.
         meaning: What it is, with its unit.
+        unit: For headings, where the name alone does not say it.
     """
 
     name: str
     stage: Stage
     value: Callable[[Trial], float | None]
     meaning: str
+    unit: str = ""
+
+    @property
+    def title(self) -> str:
+        """What tables and pictures call it."""
+        words = self.name.replace("_", " ")
+        return f"{words}, {self.unit}" if self.unit else words
 
 
 def _measured(name: str, stage: Stage, meaning: str) -> Objective:
@@ -67,12 +78,47 @@ OBJECTIVES: dict[str, Objective] = {
 }  # fmt: skip
 
 
+RUNG = "_rung"  # ends the names of what was measured on some of the selection tokens
+# Columns of a run's table that are no objectives.
+_TAKEN = (
+    "key", "status", "stage", "metric", "group", "sparsity", "ratio_min", "ratio_max", "kl_holdout",
+    "kl_holdout_error", "kl_rung", "tokens", "worker", "attempts", "baseline", "alias_of", "failure",
+    "run", "number", "candidates", "best", "hypervolume", "ratios", "layer_errors",
+)  # fmt: skip
+
+
+def _admitted(objective: Objective, origin: str) -> Objective:
+    """Return an objective of somebody else's, checked, with a function whose failures are sentences."""
+    name = objective.name
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name.endswith(RUNG) or name in _TAKEN:
+        raise SecateurError(
+            f"expected an objective's name in small letters, such as worst_layer, that is no other column "
+            f"of a run's table, got {name!r}"
+        )
+    if objective.stage not in STAGES:
+        raise SecateurError(f"expected a stage of {name} among {', '.join(STAGES)}, got {objective.stage!r}")
+
+    def value(trial: Trial) -> float | None:
+        if STAGES.index(trial.measurement.stage) < STAGES.index(objective.stage):
+            return None
+        found = objective.value(trial)
+        number = math.nan if found is None else float(found)
+        return number if math.isfinite(number) else None  # no front compares what is not finite
+
+    return replace(objective, value=guarded(value, f"the objective {name} of {origin}"))
+
+
+open_table(OBJECTIVES, Objective, "an objective", "objectives", _admitted)
+
+
 def look_up(table: Mapping[str, T], name: str, what: str) -> T:
-    """Return an entry of a table.
+    """Return an entry of a table, of an installed package's too.
 
     Raises:
         SecateurError: For an unknown name, with the nearest known one.
     """
+    if name not in table:
+        fill(table)
     if name in table:
         return table[name]
     close = difflib.get_close_matches(name, table, n=1, cutoff=0.5)
@@ -90,9 +136,6 @@ def look_up_objectives(names: Iterable[str]) -> list[Objective]:
     if not found or len({o.name for o in found}) != len(found):
         raise SecateurError(f"expected different objectives such as kl,size; got {[o.name for o in found]}")
     return found
-
-
-RUNG = "_rung"  # ends the names of what was measured on some of the selection tokens
 
 
 def rung_point(trial: Trial, objectives: Sequence[Objective]) -> tuple[float, ...] | None:

@@ -63,7 +63,7 @@ class GeneticProgramming:
         self._rng = random.Random(seed)
         self._population_size = population
         self._population: list[_Member] = []
-        self._waiting = list(problem.seeds)
+        self._waiting = [*problem.seeds, *problem.starts]
         self._asked: dict[str, Encoding] = {}
         self._known: set[Encoding] = set()
         self._batches = 0
@@ -123,7 +123,8 @@ class GeneticProgramming:
             order = best_first([values for values, _ in found])
             best = [found[i][1] for i in order]
             with_its_ratios = [self._joined(encoding, best[0]) for encoding in best]
-            self._waiting = list(dict.fromkeys([*best[:_SEEDS], *with_its_ratios]))
+            starts = [self._joined(encoding, best[0]) for encoding in self._problem.starts]
+            self._waiting = list(dict.fromkeys([*best[:_SEEDS], *with_its_ratios, *starts]))
 
     def _joined(self, of_metric: Encoding, of_ratios: Encoding) -> Encoding:
         """Return the metric of one encoding with the ratios of another."""
@@ -230,7 +231,7 @@ class GeneticProgramming:
         elif kind - _SUBTREE < _NODE:
             (child,) = gp.mutNodeReplacement(tree, self._primitives)
         else:
-            return self._move_number(first)
+            return self._move_number(first) or self._child_tree(first, second, _CROSSOVER)
         return _expression(iter(child))
 
     def _parent(self) -> _Member:
@@ -244,11 +245,15 @@ class GeneticProgramming:
             return self._population[min(entrants)]
         return min((self._population[i] for i in entrants), key=lambda member: member.point)
 
-    def _move_number(self, metric: Expression) -> Expression:
-        """Scale one constant, shift one exponent, or raise one factor to a new exponent."""
+    def _move_number(self, metric: Expression) -> Expression | None:
+        """Scale one constant, shift one exponent, or raise one factor to a new exponent; None without any."""
         nodes = walk(metric)
         numbers = [i for i, node in enumerate(nodes) if node.value is not None]
-        if not numbers or self._rng.random() < 0.5:
+        assert self._problem.trees is not None
+        if not self._problem.trees.allows("pow"):
+            if not numbers:
+                return None
+        elif not numbers or self._rng.random() < 0.5:
             places = [i for i, node in enumerate(nodes) if node.op != "const"]
             exponent = round(math.exp(self._rng.gauss(0, 0.4)), 2)
             return replace_at(metric, self._rng.choice(places), lambda e: Expression("pow", (e,), exponent))
@@ -316,7 +321,7 @@ def _primitive_set(space: MetricSpace) -> Any:
             primitives.terminals[type_].append(gp.Terminal(leaf, True, type_))
     for value in (0.1, 0.5, 1.0, 2.0, 10.0):
         primitives.terminals[_TYPES[SCALAR]].append(_node(constant(value)))
-    for operator in OPERATORS.values():
+    for operator in (o for o in OPERATORS.values() if space.allows(o.name)):
         for shapes in product(_TYPES, repeat=operator.arity):
             try:
                 result = operator.shape(*shapes)

@@ -11,7 +11,7 @@ from ..spaces.variables import Encoding, draw
 
 
 class RandomSearcher:
-    """Draws metrics and ratios independently of what was measured.
+    """Draws metrics and ratios independently of what was measured, after what the user starts from.
 
     Args:
         problem: What to draw from.
@@ -21,13 +21,15 @@ class RandomSearcher:
     def __init__(self, problem: Problem, *, seed: int) -> None:
         self._problem = problem
         self._rng = random.Random(seed)
+        self._waiting = list(problem.starts)
 
     def ask(self, count: int) -> list[Candidate]:
-        """Return ``count`` random candidates."""
+        """Return ``count`` candidates."""
         trees = self._problem.trees
-        encodings = [
+        encodings, self._waiting = self._waiting[:count], self._waiting[count:]
+        encodings += [
             Encoding(trees.draw(self._rng) if trees else None, draw(self._problem.variables, self._rng))
-            for _ in range(count)
+            for _ in range(count - len(encodings))
         ]
         return [self._problem.candidate(encoding) for encoding in encodings]
 

@@ -5,14 +5,17 @@ Reading it imports no library that searches.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from ...metrics_dsl.errors import SecateurError
+from ...metrics_dsl.plugins import guarded, open_table
 from ..core import defaults
 from .abilities import ANYTHING, CMA, DESCENT, EVOLUTION, GP, GRID, NSGA3, TPE, Abilities
 
 if TYPE_CHECKING:
+    from ..core.candidate import Candidate, Trial
     from ..core.protocols import Searcher
     from ..spaces.problem import Problem
 
@@ -95,7 +98,50 @@ SEARCHERS: dict[str, SearcherRow] = {
         SearcherRow("grid", _grid, "even steps, halved", GRID),
     )
 }
+
+
+class _Guarded:
+    """A searcher of somebody else's whose failures are sentences."""
+
+    def __init__(self, searcher: Searcher, problem: Problem, what: str) -> None:
+        self._searcher = searcher
+        self._layers = len(problem.layers)
+        self._what = what
+
+    def ask(self, count: int) -> list[Candidate]:
+        """Return what it proposes."""
+        asked = list(guarded(self._searcher.ask, self._what)(count))
+        for candidate in asked:
+            ratios = getattr(candidate, "ratios", ())
+            if len(ratios) != self._layers:
+                raise SecateurError(
+                    f"{self._what} fails: expected candidates with {self._layers} ratios, one a layer, got "
+                    f"{type(candidate).__name__} with {len(ratios)}"
+                )
+        return asked
+
+    def tell(self, trials: Sequence[Trial]) -> None:
+        """Pass trials on."""
+        guarded(self._searcher.tell, self._what)(trials)
+
+
+def _admitted(row: SearcherRow, origin: str) -> SearcherRow:
+    """Return a searcher of somebody else's, held to what its row says that it can."""
+    what = f"the searcher {row.name} of {origin}"
+    if row.name == AUTO or not isinstance(row.can, Abilities):
+        raise SecateurError(f"expected Abilities for {row.name} and another name than {AUTO}")
+
+    def build(problem: Problem, seed: int, batch: int) -> Searcher:
+        row.can.check(row.name, problem)
+        return _Guarded(guarded(row.build, what)(problem, seed, batch), problem, what)
+
+    return replace(row, build=build)
+
+
 AUTO = "auto"  # stands for the searcher that is chosen for what is searched
+
+
+open_table(SEARCHERS, SearcherRow, "a searcher", "searchers", _admitted)
 
 
 def searchers_help() -> str:

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ...metrics_dsl.errors import SecateurError
 from ...metrics_dsl.expression import Expression
+from ...metrics_dsl.plugins import guarded, open_table
 from ...metrics_dsl.published import PUBLISHED
 from ..core.candidate import Layer, Reduction
 from .ratios import project, sizes
@@ -203,7 +204,11 @@ Variants = dict[str, tuple[float, ...]]
 
 @dataclass(frozen=True)
 class Allocation:
-    """A published allocation; it has several variants where its paper searches a number."""
+    """A published allocation: ratios of all layers by label, from the dense model and a sparsity.
+
+    Its one variant has its own name as label; it has several under other labels where its paper searches a
+    number.
+    """
 
     name: str
     source: str
@@ -279,3 +284,35 @@ ALLOCATIONS: dict[str, Allocation] = {
                    _threshold),
     )
 }  # fmt: skip
+
+
+_OFF = 0.01  # how far from the sparsity the ratios of an allocation may be: they are of whole columns
+
+
+def _admitted(allocation: Allocation, origin: str) -> Allocation:
+    """Return an allocation of somebody else's whose variants are checked when they are computed."""
+    what = f"the allocation {allocation.name} of {origin}"
+    compute = guarded(allocation.variants, what)
+
+    def variants(dense: Dense, sparsity: float) -> Variants:
+        found = {label: tuple(map(float, ratios)) for label, ratios in compute(dense, sparsity).items()}
+        weights = sizes(dense.layers)
+        for label, ratios in found.items():
+            if len(ratios) != len(dense.layers) or not all(0 <= ratio < 1 for ratio in ratios):
+                raise SecateurError(
+                    f"{what} fails: expected {len(dense.layers)} ratios in [0, 1) of {label!r}, one a layer, "
+                    f"got {len(ratios)} from {min(ratios, default=0):g} to {max(ratios, default=0):g}"
+                )
+            mean = float(np.average(ratios, weights=weights))
+            if abs(mean - sparsity) > _OFF:
+                raise SecateurError(
+                    f"{what} fails: expected ratios that remove {sparsity:g} of the weights, got {mean:.4g}"
+                )
+        if not found or (len(found) == 1 and allocation.name not in found):
+            raise SecateurError(f"{what} fails: expected one variant {allocation.name!r}, got {list(found)}")
+        return found
+
+    return replace(allocation, variants=guarded(variants, what))
+
+
+open_table(ALLOCATIONS, Allocation, "an allocation", "allocations", _admitted)

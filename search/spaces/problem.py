@@ -53,6 +53,7 @@ class Problem:
         sparsity: The sparsity to hold, or an interval of which every candidate has its own.
         group: The weights that compete.
         seeds: Encodings worth asking first, such as those of published rules.
+        starts: Encodings that the user wants asked first, of trees; also where there are no seeds.
         phase: Batches during which metrics and then ratios are varied alone; 0 varies both at once.
     """
 
@@ -62,6 +63,7 @@ class Problem:
     sparsity: float | tuple[float, float] = defaults.SPARSITY
     group: str = "row"
     seeds: Sequence[Encoding] = field(default=(), repr=False)
+    starts: Sequence[Encoding] = field(default=(), repr=False, kw_only=True)
     phase: int = 0
 
     @property

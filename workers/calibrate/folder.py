@@ -19,7 +19,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ...metrics_dsl.errors import SecateurError
-from ...metrics_dsl.operators import LEAVES
+from ...metrics_dsl.operators import GRAM, LEAVES
+from ...metrics_dsl.plugins import fill
 from ...search.core.candidate import Layer
 from ...search.core.reading import Given, read_json
 
@@ -41,7 +42,8 @@ class LayerStatistics:
         gram: Mean of x x' over tokens, (columns, columns), or its root where tokens are fewer than columns,
             (tokens, columns); shared by layers fed with the same tensor.
         energy: Mean square of each output without bias, (rows,), 64-bit.
-        leaves: Leaves of the metric language but ``W``, two-dimensional.
+        leaves: Leaves of the metric language but ``W``, two-dimensional; what others compute is not among
+            them.
     """
 
     gram: Tensor
@@ -169,7 +171,11 @@ class Calibration:
     @property
     def leaves(self) -> frozenset[str]:
         """Names of the leaves that metrics may use on this calibration."""
-        return frozenset(LEAVES) - (frozenset() if self.manifest["gradients"] else {"G"})
+        fill(LEAVES)
+        held = {name for name, leaf in LEAVES.items() if leaf.compute is None}
+        held -= set() if self.manifest["gradients"] else {"G"}
+        computed = {n for n, leaf in LEAVES.items() if leaf.compute and {*leaf.needs} <= held | {GRAM}}
+        return frozenset(held | computed)
 
     @property
     def inputs(self) -> tuple[int, int]:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ...metrics_dsl.expression import MetricError
 from ...metrics_dsl.parser import parse
+from ...metrics_dsl.plugins import Plugin, use
 from ...search.core.candidate import Candidate, Failure, Measurement, Reduction, Stage
 from ...search.core.protocols import Summaries
 from ...search.core.versions import library_versions
@@ -62,11 +63,13 @@ class Actor:
     Args:
         folder: The calibration folder.
         options: What the worker is made with.
+        plugins: Name and text of the plugins that metrics may need.
     """
 
-    def __init__(self, folder: str, options: WorkerOptions) -> None:
+    def __init__(self, folder: str, options: WorkerOptions, plugins: Sequence[tuple[str, str]] = ()) -> None:
         self._folder = folder
         self._options = options
+        self._plugins = plugins
         address = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
         self._name = f"{address}:{os.getpid()}"
         self._worker: Worker | None = None
@@ -170,7 +173,10 @@ class Actor:
         return self._worker.reused if self._worker else (0, 0)
 
     def _loaded(self) -> Worker:
+        """Return the worker; plugins are in use before any metric is read."""
         if self._worker is None:
+            for name, text in self._plugins:
+                use(Plugin(name, text))
             self._worker = Worker(Calibration(self._folder), **self._options)
         return self._worker
 

@@ -10,6 +10,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from ...metrics_dsl.expression import Expression
+from ...metrics_dsl.plugins import used
 from ...search.core.candidate import Candidate, Reduction, Stage
 from ..measure.messages import Window
 from ..measure.worker import WorkerOptions
@@ -27,6 +28,8 @@ class ModelTeam:
         options: What each worker is made with.
         cpus: CPUs a worker.
         gpus: GPUs a worker.
+
+    The plugins that are in use here are used there, from their text.
     """
 
     def __init__(self, folder: str, options: Sequence[WorkerOptions], cpus: float, gpus: float) -> None:
@@ -104,14 +107,14 @@ class ModelTeam:
                 for index in range(len(self._options))
             )
             placed = [{"scheduling_strategy": place} for place in places]
-        actor = ray.remote(Actor)
+        actor, plugins = ray.remote(Actor), [(plugin.name, plugin.text) for plugin in used()]
         self._actors = [
             actor.options(
                 num_cpus=self._resources["CPU"],
                 num_gpus=self._resources.get("GPU", 0),
                 max_restarts=-1,  # a new process loads again by itself
                 **where,
-            ).remote(self._folder, options)
+            ).remote(self._folder, options, plugins)
             for where, options in zip(placed, self._options, strict=True)
         ]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
 
@@ -21,6 +21,7 @@ from ...metrics_dsl.score import Scorer
 from ...search.core.candidate import Candidate, Failure, Layer, Reduction
 from ..calibrate.folder import Calibration, LayerStatistics
 from ..calibrate.gram import relative_error
+from ..calibrate.leaves import LayerLeaves, RowsOfLeaves
 from ..model.decoder import Decoder, weight_matrix
 from .masks import below, packed, ranks, removed, soft_mask
 from .score_summary import of_block, quantiles
@@ -54,24 +55,6 @@ class _Recent(OrderedDict[Expression, tuple[Tensor, ...]]):
             self.popitem(last=False)
 
 
-class _Leaves(Mapping[str, Tensor]):
-    """A layer's leaves over all rows; weights of 16 bits are widened when they are asked for."""
-
-    def __init__(self, weights: Tensor, others: Mapping[str, Tensor]) -> None:
-        self._weights = weights
-        self._others = others
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self._weights.float() if name == "W" else self._others[name]
-
-    def __iter__(self) -> Iterator[str]:
-        yield "W"
-        yield from self._others
-
-    def __len__(self) -> int:
-        return 1 + len(self._others)
-
-
 class HeldLayer:
     """A layer with its dense weights, statistics and the rows that the screen looks at."""
 
@@ -83,11 +66,9 @@ class HeldLayer:
         self.weights = weights
         self.gram = statistics.gram
         self.energy = statistics.energy
-        self.leaves = _Leaves(weights, statistics.leaves)
+        self.leaves = LayerLeaves(layer.name, weights, statistics)
         chosen = sample_rows(layer.rows, rows, seed=index).to(weights.device)
-        self.sampled = {
-            name: leaf if leaf.shape[0] == 1 else leaf[chosen] for name, leaf in self.leaves.items()
-        }
+        self.sampled = RowsOfLeaves(self.leaves, chosen)
         self.sampled_energy = statistics.energy[chosen]
         self.reduced = _Recent()
         self.orders: dict[tuple[Expression, str], Tensor] = {}

@@ -26,6 +26,7 @@ from ..calibrate.folder import LayerStatistics
 from ..calibrate.gradients import hidden_states, keep_states, root_mean_square_gradients
 from ..calibrate.gram import quadratic_form
 from ..calibrate.input_statistics import Observer, observed_outputs
+from ..calibrate.leaves import with_sources
 from ..measure.score_summary import of_block, quantiles
 from ..measure.shard import HeldLayer
 from ..model.decoder import Decoder, oriented, weight_matrix, weight_of
@@ -173,7 +174,7 @@ class Pruner:
 
     def _prepare(self, metric: Expression) -> None:
         """Compute what only the dense model as a whole gives."""
-        if "G" not in metric.leaves or self._gradients:
+        if "G" not in with_sources(metric.leaves) or self._gradients:
             return
         decoder, hidden = self._decoder, self._entering()
         with (
@@ -204,7 +205,8 @@ class Pruner:
             with observer.watching():
                 after.append(decoder.run_block(block, batch, states))
         held = []
-        for members, found in observer.finish(inverse="D" in metric.leaves):
+        wanted = with_sources(metric.leaves)
+        for members, found in observer.finish(inverse="D" in wanted):
             broken = [name for name, value in found.items() if not bool(value.isfinite().all())]
             if broken:
                 raise PruningError(
@@ -215,7 +217,7 @@ class Pruner:
                 energy, size = observed_outputs(decoder.modules[i], found)
                 leaves = {name: found[name].reshape(1, -1) for name in "XMVD" if name in found}
                 leaves["Y"] = size.reshape(-1, 1)
-                if "G" in metric.leaves:
+                if "G" in wanted:
                     leaves["G"] = self._gradients[i].to(decoder.device)
                 statistics = LayerStatistics(found["H"], energy, leaves)
                 weights = weight_matrix(decoder.modules[i])

@@ -7,12 +7,14 @@ of it. Weights that the mask removes are 0 in whatever it returns.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ...metrics_dsl.errors import SecateurError
+from ...metrics_dsl.plugins import guarded, open_table
 from ..calibrate.gram import gram_matrix, is_root
 from ..calibrate.input_statistics import DAMPING
 
@@ -97,6 +99,57 @@ def _upper_factor(gram: Tensor) -> Tensor:
     return factor.to(gram.dtype)
 
 
-# From dense weights (rows, columns), removed ones (bool), Gram matrix or root and mean of the inputs.
-Repair = Callable[[Tensor, Tensor, Tensor, Tensor], Repaired]
-REPAIRS: dict[str, Repair] = {"none": none, "obs": obs, "bias": bias, "scale": scale}
+@dataclass(frozen=True)
+class Repair:
+    """One way to make up for removed weights.
+
+    Attributes:
+        name: The name on the command line.
+        meaning: What it does.
+        compute: From dense weights (rows, columns), which are removed (bool), the mean of x x' over the
+            layer's inputs (columns, columns) and their mean (columns,).
+        reads_root: Whether it also takes the root of that matrix, (tokens, columns), where tokens are fewer.
+    """
+
+    name: str
+    meaning: str
+    compute: Callable[[Tensor, Tensor, Tensor, Tensor], Repaired]
+    reads_root: bool = False
+
+    def __call__(self, weights: Tensor, removed: Tensor, gram: Tensor, mean: Tensor) -> Repaired:
+        """Return the new weights of a layer.
+
+        Raises:
+            RepairError: When they cannot be computed.
+        """
+        return self.compute(weights, removed, gram if self.reads_root else gram_matrix(gram), mean)
+
+
+REPAIRS: dict[str, Repair] = {
+    repair.name: repair
+    for repair in (
+        Repair("none", "the kept weights stay as they are", none, True),
+        Repair("obs", "SparseGPT's update under the given mask", obs, True),
+        Repair("bias", "the bias makes up for the mean of what is lost", bias, True),
+        Repair("scale", "each row is scaled to come nearest to its dense output", scale, True),
+    )
+}
+
+
+def _admitted(repair: Repair, origin: str) -> Repair:
+    """Return a repair of somebody else's whose results are checked."""
+    what = f"the repair {repair.name} of {origin}"
+    compute = guarded(repair.compute, what, RepairError)
+
+    def checked(weights: Tensor, removed: Tensor, gram: Tensor, mean: Tensor) -> Repaired:
+        found = Repaired(*compute(weights.clone(), removed, gram, mean))
+        if found.weights.shape != weights.shape or bool(found.weights[removed].count_nonzero()):
+            raise RepairError(f"{what} fails: expected the layer's weights with the removed ones at 0")
+        if found.shift is not None and found.shift.shape != weights.shape[:1]:
+            raise RepairError(f"{what} fails: expected a shift of {len(weights)} outputs, one a row")
+        return found
+
+    return replace(repair, compute=guarded(checked, what, RepairError))
+
+
+open_table(REPAIRS, Repair, "a repair", "repairs", _admitted)
