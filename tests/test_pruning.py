@@ -799,7 +799,7 @@ class TestEvaluation:
         package.simple_evaluate, package.models, middle.huggingface = simple_evaluate, middle, adapter
         for module in (package, middle, adapter):
             monkeypatch.setitem(sys.modules, module.__name__, module)
-        monkeypatch.setattr("secateur.workers.prune.evaluation.version", lambda name: f"version of {name}")
+        monkeypatch.setattr("secateur.search.core.versions.version", lambda name: f"version of {name}")
         found = evaluate(EvaluationRequest(str(models["llama"]), text="", tasks=("piqa",), device="cpu"))
         assert found["tasks"] == {"piqa": {"acc,none": 0.5, "version": 1.0, "shots": 0}}
         assert asked["tasks"] == ["piqa"]
