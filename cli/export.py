@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .options import DEVICE, DTYPE, GROUP, JSON, MODEL, RUN, THREADS, command, next_step, print_json
+from .options import DEVICE, DTYPE, GROUP, JSON, MODEL, PLUGINS, RUN, THREADS, command, next_step, print_json
 from .sections import PREPARE, SEARCHED, TAKE_AWAY, USUAL
 
 _OUT = typer.Option(
@@ -42,6 +42,7 @@ def export(
     device: Annotated[str | None, DEVICE] = None,
     dtype: Annotated[str | None, DTYPE] = None,
     threads: Annotated[int | None, THREADS] = None,
+    plugins: Annotated[list[Path] | None, PLUGINS] = None,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Write a candidate, or a whole run, for other tools.
@@ -99,6 +100,7 @@ def import_file(
         ),
     ] = None,
     group: Annotated[str, GROUP] = "row",
+    plugins: Annotated[list[Path] | None, PLUGINS] = None,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Read a metric, or ratios, that another search found."""

@@ -13,6 +13,7 @@ from .options import (
     CPUS_PER_WORKER,
     GPUS_PER_WORKER,
     JSON,
+    PLUGINS,
     SHARDS,
     TIMEOUT,
     WORKERS,
@@ -62,6 +63,7 @@ def submit(
     gpus_per_worker: Annotated[float | None, GPUS_PER_WORKER] = None,
     cpus_per_worker: Annotated[float | None, CPUS_PER_WORKER] = None,
     timeout: Annotated[float | None, TIMEOUT] = None,
+    plugins: Annotated[list[Path] | None, PLUGINS] = None,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Run a search as a job of a Ray cluster.
@@ -78,7 +80,7 @@ def submit(
     chosen = {name: value for name, value in given.items() if value is not None}
     read_cluster("auto", read_section(config, "search") | chosen)  # mistakes are not left to the job to say
     words = [word for name, value in chosen.items() for word in (f"--{name.replace('_', '-')}", str(value))]
-    job = send(config, out, address=address, job_id=name, options=words)
+    job = send(config, out, address=address, job_id=name, options=words, plugins=plugins or ())
     if as_json:
         print_json(asdict(job))
         return

@@ -82,13 +82,33 @@ def from_file(context: typer.Context, path: Path | None) -> Path | None:
         for name in section:
             if name not in known:
                 raise SettingsError(f"unknown setting {name!r} in {path}{did_you_mean(name, known)}")
-        context.default_map = {
-            name: ",".join(map(str, value)) if isinstance(value, list) else value
-            for name, value in section.items()
-        }
+        context.default_map = {name: _given(known[name], value) for name, value in section.items()}
     return path
 
 
+def _given(parameter: Any, value: Any) -> Any:
+    """Return a value of TOML as an option takes it: a list is repeated, or one text with commas."""
+    if parameter.multiple:
+        return value if isinstance(value, list) else [value]
+    return ",".join(map(str, value)) if isinstance(value, list) else value
+
+
+def use_plugins(paths: list[Path] | None) -> list[Path]:
+    """Use the plugins that were named, before anything else is read."""
+    from ..metrics_dsl.plugins import use_plugin
+
+    for path in paths or ():
+        use_plugin(path)
+    return paths or []
+
+
+PLUGINS = typer.Option(
+    "--plugin",
+    callback=use_plugins,
+    is_eager=True,
+    help="A Python file that adds searchers, objectives, operators and so on; may be repeated.",
+    rich_help_panel=SEARCHED,
+)
 CONFIG = typer.Option(
     "--config",
     callback=from_file,

@@ -14,6 +14,7 @@ from .options import (
     DEVICE,
     DTYPE,
     JSON,
+    PLUGINS,
     SEED,
     SEQUENCE_LENGTH,
     TEXT,
@@ -90,6 +91,7 @@ def prune(
     device: Annotated[str, DEVICE] = "auto",
     trust_remote_code: Annotated[bool, CODE] = False,
     config: Annotated[Path | None, CONFIG] = None,
+    plugins: Annotated[list[Path] | None, PLUGINS] = None,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Prune a model into a folder that transformers loads."""

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .options import JSON, RUN, command, next_step, print_json
+from .options import JSON, PLUGINS, RUN, command, next_step, print_json
 from .sections import LOOK, USUAL
 
 
@@ -23,6 +23,7 @@ def report(
             rich_help_panel=USUAL,
         ),
     ] = Path("report.html"),
+    plugins: Annotated[list[Path] | None, PLUGINS] = None,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Write a run's report: one HTML file that opens offline."""
@@ -51,6 +52,7 @@ def plot(
         ),
     ],
     kind: Annotated[str, typer.Option(help="front, history or ratios.", rich_help_panel=USUAL)] = "front",
+    plugins: Annotated[list[Path] | None, PLUGINS] = None,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Draw one picture of a run, for a paper or slides."""

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from .options import JSON, RUN, command, next_step, print_comparison, print_json, print_run
+from .options import JSON, PLUGINS, RUN, command, next_step, print_comparison, print_json, print_run
 from .sections import LOOK, TAKE_AWAY, USUAL
 
 
@@ -19,6 +19,7 @@ def front(
         str | None,
         typer.Option(help="What to minimise; the run's own if left out.", rich_help_panel=USUAL),
     ] = None,
+    plugins: Annotated[list[Path] | None, PLUGINS] = None,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Print a run's front and baselines, also while it runs."""
@@ -40,6 +41,7 @@ def watch(
         str | None,
         typer.Option(help="The job server that knows a job that waits.", rich_help_panel=USUAL),
     ] = None,
+    plugins: Annotated[list[Path] | None, PLUGINS] = None,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Watch a run until it ends; off a terminal, how it stands.
@@ -81,6 +83,7 @@ def snapshot(
             "--out", "-o", help="The Parquet file to write.", show_default=False, rich_help_panel=USUAL
         ),
     ],
+    plugins: Annotated[list[Path] | None, PLUGINS] = None,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Write a run's candidates as one Parquet file."""
@@ -97,6 +100,7 @@ def snapshot(
 @command(LOOK, "compare", example="secateur compare runs/gp runs/tpe")
 def compare_runs(
     runs: Annotated[list[Path], typer.Argument(help="Run folders, or folders of seeds.", show_default=False)],
+    plugins: Annotated[list[Path] | None, PLUGINS] = None,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Compare runs: what they found, for what cost."""
@@ -113,6 +117,7 @@ def metrics(
     allocations: Annotated[
         bool, typer.Option("--allocations", help="Print the published allocations.", rich_help_panel=USUAL)
     ] = False,
+    plugins: Annotated[list[Path] | None, PLUGINS] = None,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Print the published metrics, or the metric language."""

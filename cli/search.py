@@ -23,6 +23,7 @@ from .options import (
     JSON,
     MODEL,
     PATTERN,
+    PLUGINS,
     RAY,
     RUN,
     SEED,
@@ -126,6 +127,7 @@ def measure(
     dtype: Annotated[str, DTYPE] = "float32",
     threads: Annotated[int, THREADS] = defaults.THREADS,
     config: Annotated[Path | None, CONFIG] = None,
+    plugins: Annotated[list[Path] | None, PLUGINS] = None,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Measure one metric."""
@@ -196,6 +198,20 @@ def search(
     max_size: Annotated[
         int, typer.Option(help="Most nodes of a metric.", rich_help_panel=SEARCHED)
     ] = defaults.MAX_SIZE,
+    operators: Annotated[
+        str | None,
+        typer.Option(help="What metrics may be made of, such as add,mul,sqrt.", rich_help_panel=SEARCHED),
+    ] = None,
+    leaves: Annotated[
+        str | None, typer.Option(help="The leaves they may use, such as W,X.", rich_help_panel=SEARCHED)
+    ] = None,
+    start_from: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A metric, FILE.json, RUN:KEY or a run whose front to begin with; may be repeated.",
+            rich_help_panel=SEARCHED,
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the searcher.", rich_help_panel=HOW)] = defaults.SEED,
     seeds: Annotated[
         int,
@@ -247,6 +263,7 @@ def search(
     cpus_per_worker: Annotated[float, CPUS_PER_WORKER] = defaults.CPUS_PER_WORKER,
     timeout: Annotated[float, TIMEOUT] = defaults.TIMEOUT,
     config: Annotated[Path | None, CONFIG] = None,
+    plugins: Annotated[list[Path] | None, PLUGINS] = None,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Search pruning metrics, layerwise ratios or both.
@@ -261,7 +278,8 @@ def search(
         "allocation": allocation, "sparsity": sparsity, "pattern": pattern, "group": group,
         "objectives": objectives, "budget": budget, "seed": seed, "batch": batch, "promote": promote,
         "rungs": rungs, "sensitivity": sensitivity, "phase": phase, "stage": stage, "seeding": seeding,
-        "max_size": max_size, "reuse": reuse, "model": model, "device": device, "dtype": dtype,
+        "max_size": max_size, "operators": operators, "leaves": leaves, "start_from": start_from or None,
+        "plugins": plugins or None, "reuse": reuse, "model": model, "device": device, "dtype": dtype,
         "threads": threads,
     })  # fmt: skip
     cluster = read_cluster(ray, {
@@ -296,6 +314,7 @@ def resume(
     gpus_per_worker: Annotated[float | None, GPUS_PER_WORKER] = None,
     cpus_per_worker: Annotated[float, CPUS_PER_WORKER] = defaults.CPUS_PER_WORKER,
     timeout: Annotated[float, TIMEOUT] = defaults.TIMEOUT,
+    plugins: Annotated[list[Path] | None, PLUGINS] = None,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Continue a run that was interrupted, or make it longer.
@@ -309,7 +328,8 @@ def resume(
         "cpus_per_worker": cpus_per_worker, "timeout": timeout,
     })  # fmt: skip
     where = ("--ray", ray) if ray else ()
-    changes: dict[str, Any] = {"budget": budget, "calibration": calibration, "model": model}
+    changes: dict[str, Any] = {"budget": budget, "calibration": calibration, "model": model,
+                               "plugins": plugins or ()}  # fmt: skip
     _follow(lambda listener: go_on(run, listener, cluster, **changes), run, as_json, where)
 
 

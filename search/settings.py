@@ -62,6 +62,12 @@ class SearchSettings(BaseModel):
         stage: The stage that decides: ``screen``, ``layer`` or ``model``.
         seeding: Whether the searcher learns from the published rules that are measured first.
         max_size: Most nodes of a metric.
+        operators: What metrics may be made of; all operators if left out.
+        leaves: The leaves that they may use; all that the calibration holds if left out.
+        start_from: Metrics to begin with: texts, names of published ones, ``FILE.json``, ``RUN:KEY`` or run
+            folders, which stand for their fronts.
+        plugins: Files that add rows to the package's tables. They run when a search is started with them, and
+            never because a run names them.
         reuse: Whether hidden states are kept for candidates that begin alike; no figure changes by it.
         model: Load the model from here instead of where it was calibrated.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.

@@ -223,6 +223,7 @@ def submit(
     address: str | None = None,
     job_id: str | None = None,
     options: Sequence[str] = (),
+    plugins: Sequence[str | Path] = (),
 ) -> Job:
     """Run a search on a Ray cluster; submitted again with the same run folder, it goes on.
 
@@ -232,12 +233,13 @@ def submit(
         address: The job server's http address; as ``JobServer`` has it if left out.
         job_id: The job's id; made from the run folder's name if left out.
         options: Words that follow on the command line of the search.
+        plugins: Files of plugins, which are sent along; the config's if left out.
 
     Raises:
         SettingsError: For settings that a search would refuse, or places that a job would not find.
         JobError: When the cluster cannot be reached or does not take the job.
     """
-    submission = Submission.read(Path(config), None if out is None else Path(out), options)
+    submission = Submission.read(Path(config), None if out is None else Path(out), options, plugins)
     return JobServer(address).submit(submission, job_id)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..metrics_dsl.errors import SecateurError
+from ..metrics_dsl.plugins import use_plugin
 from ..results.archive.archive import Archive
 from ..results.archive.database import ArchiveError
 from ..results.archive.run_folder import RunFolder
@@ -344,6 +345,7 @@ def resume(
     budget: int | str | None = None,
     calibration: str | Path | None = None,
     model: str | None = None,
+    plugins: Sequence[str | Path] = (),
 ) -> Run | Runs:
     """Continue a run from its archive: what is missing, and more where a larger budget is given.
 
@@ -357,12 +359,13 @@ def resume(
         budget: How long the whole run is to be, instead of what it was begun with; a finished one goes on.
         calibration: Where the calibration folder is now, if it was moved; its hashes are checked.
         model: Where the model is now, if the calibration's own place does not hold any more.
+        plugins: The files of the plugins that the run was begun with; their hashes are checked.
 
     Raises:
         SecateurError: When the folder holds no run, or its calibration or model is another one.
     """
     place = RunFolder(folder.folder if isinstance(folder, Run) else Path(folder))
-    runs = _resume(place, listener, cluster, budget, calibration, model)
+    runs = _resume(place, listener, cluster, budget, calibration, model, plugins)
     return runs if place.seeds else runs.runs[0]
 
 
@@ -373,17 +376,28 @@ def _resume(
     budget: int | str | None,
     calibration: str | Path | None,
     model: str | None,
+    plugins: Sequence[str | Path] = (),
 ) -> Runs:
     from .run_claim import continued
     from .search_run import Listener, search_all
 
-    changes = {"budget": budget, "calibration": calibration, "model": model}
+    for path in plugins:
+        use_plugin(path)
+    changes = {
+        "budget": budget,
+        "calibration": calibration,
+        "model": model,
+        "plugins": tuple(plugins) or None,
+    }
     runs = {run.path: continued(run, **changes) for run in place.seeds or (place,)}
     search_all(runs, listener or Listener(), cluster, is_resumed=True)
     return Runs([open_run(path) for path in runs])
 
 
 def _settings(calibration: str | Path | SearchSettings, given: dict[str, Any]) -> SearchSettings:
+    named = calibration.plugins if isinstance(calibration, SearchSettings) else given.get("plugins", ())
+    for path in [named] if isinstance(named, str | Path) else named:
+        use_plugin(path)
     if not isinstance(calibration, SearchSettings):
         return SearchSettings.read({"calibration": calibration, **given})
     if given:

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ..metrics_dsl.plugins import lacking, notes
 from ..results.archive.archive import Archive
 from ..results.archive.database import ArchiveError
 from ..results.archive.run_folder import RunFolder
@@ -22,7 +23,7 @@ from ..workers.calibrate.folder import Calibration
 
 _SETTINGS = Output("a place for a run's settings", replaces=lambda head: b"[search]" in head)
 # What may change when a run is continued: how long it goes on, and where things are.
-CONTINUED = ("budget", "calibration", "model")
+CONTINUED = ("budget", "calibration", "model", "plugins")
 
 
 def check_folder(settings: SearchSettings, run: RunFolder) -> None:
@@ -38,7 +39,9 @@ def check_folder(settings: SearchSettings, run: RunFolder) -> None:
     if run.settings_file.is_file():
         mine = settings.model_dump(mode="json")
         other = SearchSettings.load(run.settings_file).model_dump(mode="json")
-        changed = {n: f"{n} = {other[n]!r} there, {mine[n]!r} here" for n in mine if mine[n] != other[n]}
+        # Plugins are told apart by their hashes, which the archive notes, wherever their files are.
+        names = [n for n in mine if n != "plugins" and mine[n] != other[n]]
+        changed = {n: f"{n} = {other[n]!r} there, {mine[n]!r} here" for n in names}
         if changed and has_measured(run):
             how = "".join(f" --{name} {mine[name]}" for name in changed) if {*changed} <= {*CONTINUED} else ""
             raise SettingsError(
@@ -94,6 +97,7 @@ def claim(
             "figures cannot be continued: give --calibration with the folder that it was measured on, or "
             "choose another --out"
         )
+    check_plugins(archive)
     versions = library_versions(
         "secateur", "torch", "transformers", "numpy", "deap", "pymoo", "optuna", "moocore"
     )
@@ -111,9 +115,20 @@ def claim(
         calibration=identity,
         objectives=list(settings.objectives),
         pattern=settings.pattern,
+        plugins=notes(),
         versions=began,
         has_ended=False,
     )
+
+
+def check_plugins(archive: Archive) -> None:
+    """Refuse to go on with a run without the very plugins that it was begun with.
+
+    Raises:
+        ArchiveError: When one is not in use, or another file of its name is.
+    """
+    if found := lacking(archive.fact("plugins", [])):
+        raise ArchiveError(f"{archive.folder} was made with {found}")
 
 
 def continued(run: RunFolder, **changes: Any) -> SearchSettings:
@@ -127,6 +142,9 @@ def continued(run: RunFolder, **changes: Any) -> SearchSettings:
         raise ArchiveError(
             f"expected a run folder, got {run.path} without {run.settings_file.name}; see `secateur search`"
         )
+    if run.has_archive:
+        with Archive(run.path) as archive:
+            check_plugins(archive)  # its settings cannot be read without them
     there = SearchSettings.load(run.settings_file)
     chosen = {name: value for name, value in changes.items() if value is not None}
     return SearchSettings.read({**there.model_dump(), **chosen}) if chosen else there

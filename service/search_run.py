@@ -31,6 +31,7 @@ from ..workers.measure.windows import SHORTEST, tokens_per_rung, tokens_per_step
 from ..workers.measure.worker import Device, WorkerOptions
 from .baseline_cost import BaselineCost
 from .run_claim import check_folder, claim, find_calibration, has_measured, save
+from .starting_points import starting_points
 
 _FEWEST_TO_RACE = 1024  # selection tokens from which a quarter of them tells candidates apart
 
@@ -81,7 +82,8 @@ def search_all(
     evaluator = _evaluator(settings, calibration, cluster, listener)
     before: list[Path] = []
     try:
-        rules = build_problem(settings, evaluator)
+        starts = starting_points(settings.start_from, first)
+        rules = build_problem(settings, evaluator, starts)
         cost = BaselineCost(evaluator, parts["selection"], rungs, sensitivity)
         opening = "" if any(map(has_measured, folders)) else cost.check(settings, rules[1])
         for folder, own in folders.items():  # all at first: what is interrupted is resumed with all its seeds
@@ -91,6 +93,7 @@ def search_all(
             listener.begin(own)
             with Archive(folder.path, write=True) as archive, contextlib.ExitStack() as opened:
                 claim(archive, own, calibration, evaluator.accelerator, listener.report)
+                archive.keep(starts=list(map(str, starts)))
                 save(own, folder)
                 weights = sum(layer.size for layer in evaluator.layers)
                 listener.report(

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .. import __version__
+from ..metrics_dsl.plugins import Plugin, use_plugin
 from ..search.settings import SearchSettings
 from ..search.toml import SettingsError, read_section
 
@@ -31,14 +32,22 @@ class Submission:
         config: The TOML file whose section [search] says what to search.
         out: The run folder, a place on the cluster.
         options: Words that follow on the command line of the search.
+        plugins: Files that the search needs, which are sent along.
     """
 
     config: Path
     out: Path
     options: tuple[str, ...] = ()
+    plugins: tuple[Plugin, ...] = ()
 
     @classmethod
-    def read(cls, config: Path, out: Path | None = None, options: Sequence[str] = ()) -> Submission:
+    def read(
+        cls,
+        config: Path,
+        out: Path | None = None,
+        options: Sequence[str] = (),
+        plugins: Sequence[str | Path] = (),
+    ) -> Submission:
         """Return the submission of a config file, checked before anything is sent.
 
         Raises:
@@ -62,15 +71,22 @@ class Submission:
                     f"expected an absolute path for {name}, got {place}: a job runs in a folder of its own "
                     "on the cluster; name a place that all its nodes see"
                 )
+        named = own.pop("plugins", ())
+        files = [use_plugin(path) for path in plugins or ([named] if isinstance(named, str) else named)]
         SearchSettings.read(own)
-        return cls(config, Path(places["--out"]), tuple(options))
+        return cls(config, Path(places["--out"]), tuple(options), tuple(files))
 
     @property
     def entrypoint(self) -> str:
         """The shell command that the job runs in the staged folder, with the cluster's own Python."""
         words = ("python", "-m", "secateur", "search", "--config", self.config.name, "--out", str(self.out))
         # Without a shell in between, the signal to stop reaches the search and its exit code the cluster.
-        return f"exec {shlex.join((*words, *ON_CLUSTER, *self.options))}"
+        plugins = [word for place in self._places() for word in ("--plugin", str(place))]
+        return f"exec {shlex.join((*words, *ON_CLUSTER, *plugins, *self.options))}"
+
+    def _places(self) -> list[Path]:
+        """Return where plugins are in the staged folder: each in one of its own, for names may be alike."""
+        return [Path("plugins") / str(i) / plugin.name for i, plugin in enumerate(self.plugins)]
 
     def stage(self, folder: Path) -> None:
         """Copy what the job needs into an empty folder: the package and the config, nothing else."""
@@ -82,6 +98,9 @@ class Submission:
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, copy)
         shutil.copyfile(self.config, folder / self.config.name)
+        for place, plugin in zip(self._places(), self.plugins, strict=True):
+            (folder / place).parent.mkdir(parents=True)
+            (folder / place).write_text(plugin.text, encoding="utf-8")
         about = folder / f"secateur-{__version__}.dist-info"  # the copy knows its version as if installed
         about.mkdir()
         (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: secateur\nVersion: {__version__}\n")

@@ -19,7 +19,7 @@ from references import linear_layers, matrix, surgeon, wanda_reference
 from safetensors.torch import load_file
 from secateur.metrics_dsl.published import PUBLISHED
 from secateur.results.archive.archive import Archive
-from secateur.results.export.candidate_record import ExportError
+from secateur.results.archive.database import ArchiveError
 from secateur.results.export.rule_source import RuleError, read_rule
 from secateur.search.core.candidate import Candidate, Measurement, Trial, uniform
 from secateur.service.prune_model import PruneRequest, prune
@@ -602,9 +602,9 @@ class TestRules:
 
     def test_an_unknown_key_names_the_nearest(self, run_of_two):
         run, (first, second) = run_of_two
-        with pytest.raises(ExportError, match=f"the nearest are .*{second.key}"):
+        with pytest.raises(ArchiveError, match=f"the nearest are .*{second.key}"):
             read_rule(f"{run}:{second.key[:-1]}_")
-        with pytest.raises(ExportError, match=first.key):
+        with pytest.raises(ArchiveError, match=first.key):
             read_rule(f"{run}:")
 
 
