@@ -166,10 +166,10 @@ class TestDescent:
         slopes = tuple(range(1, 1 + len(LAYERS)))
         found = Measurement("model", (), {"kl": 1.0, "sparsity": 0.5}, sensitivities=slopes)
         searcher.tell([Trial(candidate, found, "measured")])
-        before = searcher._walk._prices._weight
+        before = searcher._descent._costs._weight
         alias = Candidate(parse("2 * X * abs(W)"), candidate.ratios)
         searcher.tell([Trial(candidate, found, "measured"), Trial(alias, found, "alias", candidate.key)])
-        assert searcher._walk._prices._weight == before > 0
+        assert searcher._descent._costs._weight == before > 0
 
     def test_goes_on_where_sensitivities_fail(self):
         class Broken(FakeEvaluator):

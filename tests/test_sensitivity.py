@@ -44,7 +44,7 @@ def test_windows_cover_a_part_once():
     assert torch.equal(window_of(ids, 6 * 300, 0), ids)
 
 
-def test_prices_are_by_weight_and_move_the_dear_down():
+def test_marginal_costs_are_by_weight_and_move_the_costly_down():
     from support import FakeEvaluator
 
     layers = FakeEvaluator.layers
