@@ -101,7 +101,7 @@ def measure(
     )
     try:
         dense = Dense(evaluator.layers, evaluator.summarise, expression)
-        (ratios,) = ALLOCATIONS[allocation].variants(dense, settings.sparsity).values()
+        ratios = ALLOCATIONS[allocation].ratios(dense, settings.sparsity)
         candidate = Candidate(expression, ratios, group)
         (found,) = evaluator.measure([candidate], stage, part)  # type: ignore[arg-type]
     finally:

@@ -152,7 +152,7 @@ def prune(
     if ratios is None:
         name = request.ratios or "uniform"
         dense = Dense(decoder.layers, pruner.summarise, rule.metric)
-        (ratios,) = ALLOCATIONS[name].variants(dense, _sparsity(request, rule)).values()
+        ratios = ALLOCATIONS[name].ratios(dense, _sparsity(request, rule))
     candidate = Candidate(rule.metric, ratios, rule.group or "row")
     pattern = rule.pattern or "unstructured"
     blocks = len(decoder.blocks)

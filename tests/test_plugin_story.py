@@ -114,7 +114,8 @@ def test_it_is_looked_at_and_taken_away(run, tmp_path):
 
 def test_a_config_names_it_too(tiny_calibration, tmp_path):
     (tmp_path / "s.toml").write_text(
-        f'[search]\nplugins = ["{PLUGIN}"]\nstart_from = ["cbrt(abs(W)) * X"]\nsearcher = "climber"\nbudget = 12\n'
+        f'[search]\nplugins = ["{PLUGIN}"]\nstart_from = ["cbrt(abs(W)) * X"]\nbudget = 12\n'
+        'searcher = "climber"\n'
         'operators = ["cbrt", "mul", "abs"]\nleaves = "W,X,K"\nseed = 1\nstage = "screen"\n'
         'objectives = ["worst_layer", "size"]\nthreads = 1\n'
     )
