@@ -1,6 +1,8 @@
 """Extending: the document, the example and the choices of a search, through everything below the service."""
 
+import gc
 import re
+import warnings
 
 import pytest
 import secateur
@@ -266,6 +268,10 @@ class TestTheExample:
         finally:
             workers.close()
             local.close()
+            with warnings.catch_warnings():  # Ray leaves the handles of its processes behind
+                warnings.simplefilter("ignore", ResourceWarning)
+                del workers
+                gc.collect()
 
 
 class TestExports:
