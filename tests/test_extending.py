@@ -1,6 +1,8 @@
 """Extending: the document, the example and the choices of a search, through everything below the service."""
 
+import gc
 import re
+import warnings
 
 import pytest
 import secateur
@@ -8,7 +10,7 @@ import torch
 from plugged import CBRT, LEAVES_OF_A_LAYER, plugin, search_into, settings_of
 from secateur import testing
 from secateur.metrics_dsl import plugins
-from secateur.metrics_dsl.errors import SecateurError
+from secateur.metrics_dsl.errors import MetricError, SecateurError
 from secateur.metrics_dsl.expression import Expression
 from secateur.metrics_dsl.operators import COLUMN, LEAVES, OPERATORS
 from secateur.metrics_dsl.order import order_form
@@ -16,11 +18,13 @@ from secateur.metrics_dsl.parser import parse
 from secateur.metrics_dsl.plugins import Plugin, PluginError, read_plugin, use, used
 from secateur.metrics_dsl.published import PUBLISHED, read_metric
 from secateur.metrics_dsl.score import score
+from secateur.results.archive.archive import Archive
 from secateur.results.export.candidate_json import read_json
 from secateur.results.export.candidate_record import ExportError
 from secateur.results.export.exporters import EXPORTERS, export
 from secateur.results.export.formula import to_latex, to_sympy
 from secateur.results.export.python_file import to_python
+from secateur.results.export.rule_source import read_starts
 from secateur.results.report.report import write_report
 from secateur.search.baselines import build_problem, check_leaves
 from secateur.search.core.candidate import Trial, uniform
@@ -132,6 +136,19 @@ class TestChoosing:
         own = [row for _, row in archive.frame().iterrows() if not isinstance(row["baseline"], str)]
         first = [row["metric"] for row in own[: settings.batch_size]]
         assert {str(order_form(start, "row")) for start in starts} <= set(first)
+
+    def test_starts_are_read_from_texts_files_and_runs(self, tmp_path):
+        testing.small_run(tmp_path / "run")
+        path = export(tmp_path / "run", "best", to="json", out=tmp_path / "best.json")
+        texts = ["abs(W) * V", str(path), "wanda", str(tmp_path / "run"), f"{tmp_path / 'run'}:best"]
+        with Archive(tmp_path / "run") as archive:
+            front = list(archive.front()["metric"])
+        expected = dict.fromkeys(["abs(W) * V", "abs(W) * X", *front])
+        assert [str(metric) for metric in read_starts(texts)] == list(expected)
+        with pytest.raises(SecateurError, match="expected a run folder with an archive"):
+            read_starts([str(tmp_path)])
+        with pytest.raises(MetricError):
+            read_starts(["abs(W"])
 
     def test_a_start_outside_of_what_is_searched_is_refused(self):
         for changes in ({"leaves": "W,X"}, {"operators": "mul,abs"}, {"max_size": 3}):
@@ -251,6 +268,10 @@ class TestTheExample:
         finally:
             workers.close()
             local.close()
+            with warnings.catch_warnings():  # Ray leaves the handles of its processes behind
+                warnings.simplefilter("ignore", ResourceWarning)
+                del workers
+                gc.collect()
 
 
 class TestExports:
@@ -301,6 +322,25 @@ class TestExports:
         )
         with pytest.raises(ExportError, match=says):
             read_json(tmp_path / "one.json")
+
+    def test_a_run_whose_plugin_is_missing_says_which(self, tmp_path):
+        mine = secateur.use_plugin(EXAMPLE)
+        settings = settings_of(searcher="random", budget=12)
+        search_into(tmp_path / "run", FakeEvaluator(), settings, [parse("cbrt(W) * X + V")])
+        for table, name in ((OPERATORS, "cbrt"), (LEAVES, "K")):
+            del table[name]
+        plugins._origins.clear()
+        archive = Archive(tmp_path / "run")
+        rows = archive.frame()  # texts and figures need no plugin
+        key = rows.loc[rows["metric"].str.contains("cbrt"), "key"].iloc[0]
+        says = rf"was made with the plugin plugin.py \(sha256 {mine.sha256[:12]}\), which is not in use here"
+        rule = f"{tmp_path / 'run'}:{key}"
+        for read in (archive.trials, lambda: archive.candidate(key), lambda: read_starts([rule]),
+                     lambda: write_report(archive, tmp_path / "report.html"),
+                     lambda: export(archive, key, to="json", out=tmp_path / "one.json")):  # fmt: skip
+            with pytest.raises(SecateurError, match=says):
+                read()
+        assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
     def test_a_failure_of_an_exporter_is_a_sentence_and_leaves_nothing(self, tmp_path):
         use(

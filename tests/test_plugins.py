@@ -579,6 +579,15 @@ class TestObjectives:
         use(mine)
         assert len(archive.front())
 
+    def test_take_no_name_of_another_column(self):
+        from secateur.results.archive.frame import COLUMNS
+        from secateur.results.archive.front import HISTORY_COLUMNS
+
+        for name in {*COLUMNS, *HISTORY_COLUMNS, "run"}:
+            refused(
+                f"from secateur import Objective\nSECATEUR = [Objective('{name}', 'model', abs, '')]", name
+            )
+
     def test_that_have_no_number_are_no_points(self):
         use(
             plugin("""

@@ -63,6 +63,27 @@ def read_rule(text: str) -> Rule:
     return Rule("metric", read_metric(text))
 
 
+def read_starts(texts: Sequence[str]) -> list[Expression]:
+    """Return the metrics that a search is to begin with, each once, in the order given.
+
+    Args:
+        texts: As for ``read_rule``, or run folders, which stand for the metrics on their fronts.
+
+    Raises:
+        MetricError: For text that is no metric.
+        ExportError: When a file is no candidate, or a run has no such key.
+        ArchiveError: When there is no run.
+    """
+    found: list[Expression] = []
+    for text in texts:
+        if Path(text).expanduser().is_dir():
+            with Archive(Path(text).expanduser()) as archive:
+                found += [archive.metric(metric) for metric in archive.front()["metric"]]
+        else:
+            found.append(read_rule(text).metric)
+    return list(dict.fromkeys(found))
+
+
 def read_ratios(path: Path) -> dict[str, float]:
     """Return ratios by layer name from a candidate's file, or from a JSON object of names and ratios.
 
