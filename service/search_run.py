@@ -8,9 +8,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..metrics_dsl.expression import Expression
 from ..results.archive.archive import Archive
 from ..results.archive.remembering import RememberingEvaluator
 from ..results.archive.run_folder import RunFolder
+from ..results.export.rule_source import read_starts
 from ..results.summary.compare import incumbents
 from ..search.baselines import Baseline, BaselinesFirst, build_funnel, build_problem, check_leaves
 from ..search.core import defaults
@@ -31,7 +33,6 @@ from ..workers.measure.windows import SHORTEST, tokens_per_rung, tokens_per_step
 from ..workers.measure.worker import Device, WorkerOptions
 from .baseline_cost import BaselineCost
 from .run_claim import check_folder, claim, find_calibration, has_measured, save
-from .starting_points import starting_points
 
 _FEWEST_TO_RACE = 1024  # selection tokens from which a quarter of them tells candidates apart
 
@@ -82,7 +83,7 @@ def search_all(
     evaluator = _evaluator(settings, calibration, cluster, listener)
     before: list[Path] = []
     try:
-        starts = starting_points(settings.start_from, first)
+        starts = _starts(settings, RunFolder(first))
         rules = build_problem(settings, evaluator, starts)
         cost = BaselineCost(evaluator, parts["selection"], rungs, sensitivity)
         opening = "" if any(map(has_measured, folders)) else cost.check(settings, rules[1])
@@ -186,6 +187,25 @@ def _cut_short(archive: Archive, settings: SearchSettings, told: int) -> int | N
     if cut is None or cut["rows"] != told or cut["budget"] == str(settings.budget):
         return None
     return told
+
+
+def _starts(settings: SearchSettings, run: RunFolder) -> list[Expression]:
+    """Return the metrics to start from: those that a run noted when it was begun, for sources go on too.
+
+    Raises:
+        SecateurError: For a source that is no metric, candidate or run, or has no metrics yet.
+    """
+    if settings.start_from and run.has_archive:
+        with Archive(run.path) as archive:
+            noted = archive.fact("starts")
+            if noted is not None:
+                return [archive.metric(text) for text in noted]
+    found = read_starts(settings.start_from)
+    if settings.start_from and not found:
+        raise SettingsError(
+            f"expected metrics to start from, got {', '.join(settings.start_from)} without any yet"
+        )
+    return found
 
 
 def _rungs(settings: SearchSettings, sequences: int, length: int) -> tuple[int, ...]:
