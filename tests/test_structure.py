@@ -234,6 +234,15 @@ def test_extras_and_versions_agree_with_the_project_file():
         assert re.split(r"[=<>\[]", requirement)[0] in pinned, requirement
 
 
+def test_files_that_documents_and_the_project_file_name_exist():
+    places = (ROOT / "pyproject.toml", ROOT / "README.md", *(ROOT / "docs").glob("*.md"))
+    named = [
+        (p.name, n) for p in places for n in re.findall(rf"\b(?:{'|'.join(TOP)})/[\w/.]+\.\w+", p.read_text())
+    ]
+    assert len(named) > 20
+    assert not [pair for pair in named if not (ROOT / pair[1]).is_file()]
+
+
 def test_modules_import_on_their_own():
     for name in MODULES:
         if name and name != "__main__":
