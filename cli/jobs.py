@@ -92,6 +92,7 @@ def submit(
 @command(JOBS, "list", example="secateur list --address http://head:8265")
 def list_jobs(
     address: Annotated[str | None, ADDRESS] = None,
+    plugins: Annotated[list[Path] | None, PLUGINS] = None,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """List a cluster's searches and how far they are."""

@@ -122,11 +122,14 @@ def metrics(
 ) -> None:
     """Print the published metrics, or the metric language."""
     from ..metrics_dsl.operators import LEAVES, OPERATORS
+    from ..metrics_dsl.plugins import fill
     from ..metrics_dsl.published import PUBLISHED
 
+    fill(LEAVES, OPERATORS, PUBLISHED)  # with what installed packages add
     if allocations:
         from ..search.spaces.allocation import ALLOCATIONS
 
+        fill(ALLOCATIONS)
         rows = [{"name": a.name, "meaning": a.meaning, "source": a.source} for a in ALLOCATIONS.values()]
     elif language:
         rows = [{"name": leaf.name, "shape": str(leaf.shape), "meaning": f"{leaf.meaning} [{leaf.unit}]"}

@@ -108,7 +108,7 @@ SEARCHES = {
     "metrics": {"budget": 60, "batch": 8, "sparsity": 0.5},
     "ratios": {"space": "layer", "metric": "wanda", "searcher": "descent", "sparsity": 0.6, "budget": 60,
                "rungs": "64"},
-    "both": {"space": "tree+curve", "objectives": "kl", "sparsity": 0.6, "budget": 50, "rungs": "64"},
+    "both": {"space": "tree+curve", "objectives": "kl", "sparsity": 0.6, "budget": 64, "rungs": "64"},
 }  # fmt: skip
 
 

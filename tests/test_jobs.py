@@ -29,6 +29,7 @@ from secateur.results.archive.archive import Archive
 from secateur.search.settings import SearchSettings
 from secateur.service.submission import BESIDE, FOLDERS, ON_CLUSTER, Submission
 from support import ROOT, in_process
+from support import secateur as secateur_process
 
 SETTINGS = {"sparsity": 0.5, "budget": 200, "batch": 8, "seed": 7, "threads": 1}
 WORKERS = ("--workers", "1")
@@ -276,6 +277,23 @@ class TestAJob:
         assert jobs[1]["progress"] is None  # it never began
         lines = in_process("list", *cluster).stdout.splitlines()
         assert [line.split()[0] for line in lines] == [again.id, broken, "first"]
+
+    def test_takes_its_plugins_along(self, again, cluster, config, tmp_path):
+        shutil.copy(ROOT / "examples" / "plugin.py", tmp_path)
+        options = {"plugins": [str(tmp_path / "plugin.py")], "searcher": "climber", "budget": 14,
+                   "objectives": ["kl", "worst_layer"], "start_from": ["cbrt(abs(W)) * K"]}  # fmt: skip
+        wanted = {**tomllib.loads(config.read_text())["search"], **options}
+        own = write_config(tmp_path / "own.toml", **wanted)
+        # In a process of its own: what a plugin adds stays there.
+        done = secateur_process("submit", own, "--out", tmp_path / "run", *WORKERS, *cluster)
+        assert done.returncode == 0, done.stderr
+        (tmp_path / "plugin.py").unlink()  # the job has a copy
+        followed = in_process("logs", done.stdout.strip(), "--follow", *cluster)
+        assert followed.returncode == 0, followed.stdout
+        assert "worst layer" in followed.stdout
+        with sqlite3.connect(f"file:{tmp_path / 'run' / 'archive.sqlite'}?mode=ro", uri=True) as db:
+            found = db.execute("SELECT status FROM trials WHERE metric = 'cbrt(abs(W)) * K'").fetchall()
+        assert found == [("measured",)]
 
     def test_is_submitted_by_an_installed_wheel(self, again, cluster, config, installed, tmp_path):
         done = installed(

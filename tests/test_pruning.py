@@ -116,7 +116,7 @@ class TestProcedure:
         """Same statistics, same masks: what a search chose is what the folder holds."""
         decoder = Decoder(load_model(tiny_calibration.model_source)[0])
         for metric in ("square(W) * minmax(G)", "square(W) / D", "abs(W) * Y"):
-            candidate = uniform(secateur.parse_metric(metric), decoder.layers, 0.5, "layer")
+            candidate = uniform(secateur.parse(metric), decoder.layers, 0.5, "layer")
             decoder = Decoder(load_model(tiny_calibration.model_source)[0])
             layers = Pruner(decoder, tiny_calibration.tokens("statistics")).prune(candidate)
             (measured,) = tiny_evaluator.measure([candidate], "layer")
