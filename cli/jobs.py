@@ -19,9 +19,9 @@ from .options import (
     WORKERS,
     command,
     next_step,
-    note,
     print_json,
     read_cluster,
+    say,
 )
 from .sections import JOBS, USUAL
 
@@ -100,7 +100,7 @@ def list_jobs(
     from ..service.jobs import JobServer
 
     jobs = [job for job in JobServer(address).jobs() if job.run]
-    rows = [asdict(job) | standing(job.run, job.seconds, is_over=job.has_ended) for job in jobs]
+    rows = [asdict(job) | standing(job.run, is_over=job.has_ended) for job in jobs]
     if as_json:
         print_json(rows)
         return
@@ -119,10 +119,10 @@ def list_jobs(
     for line in lines:
         typer.echo("  ".join(f"{cell:{width}}" for cell, width in zip(line, widths, strict=True)).rstrip())
     if not jobs:
-        note("no searches were submitted to this cluster")
+        say("no searches were submitted to this cluster")
         next_step("submit", "CONFIG.toml", *_at(address))
         return
-    next_step("watch", jobs[0].run)
+    next_step("watch", jobs[0].run, *_at(address))
 
 
 @command(JOBS, example="secateur status secateur-a-3f9c2d")
@@ -162,10 +162,10 @@ def logs(
     try:
         job = server.follow(name, _write)
     except KeyboardInterrupt:
-        note("the job goes on")
+        say("the job goes on")
         next_step("stop", name, *_at(address))
         raise typer.Exit(130) from None
-    note(f"{job.id}  {_state(job)}")
+    say(f"{job.id}  {_state(job)}")
     if job.run and job.state == "succeeded":
         next_step("front", job.run)
     raise typer.Exit(0 if job.state == "succeeded" else 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import shlex
 from collections.abc import Callable, Mapping
@@ -17,7 +18,8 @@ from .sections import CLUSTER, HOW, MACHINE, SEARCHED, USUAL, Grouped, Sectioned
 if TYPE_CHECKING:
     import pandas
 
-    from ..service.run import Run, Runs
+    from ..service.run import Run
+    from ..service.runs import Runs
     from ..workers.cluster.settings import Cluster
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -73,7 +75,7 @@ def command(group: str, name: str | None = None, *, example: str) -> Callable[[F
 
 def from_file(context: typer.Context, path: Path | None) -> Path | None:
     """Take what the command line leaves out from the section of a TOML file that has the command's name."""
-    if path is not None:
+    if path is not None and not context.resilient_parsing:
         from ..metrics_dsl.parser import did_you_mean
         from ..search.toml import SettingsError, read_section
 
@@ -93,12 +95,18 @@ def _given(parameter: Any, value: Any) -> Any:
     return ",".join(map(str, value)) if isinstance(value, list) else value
 
 
-def use_plugins(paths: list[Path] | None) -> list[Path]:
-    """Use the plugins that were named, before anything else is read."""
+_plugins: list[Path] = []  # of this command, which the next one needs too
+
+
+def use_plugins(context: typer.Context, paths: list[Path] | None) -> list[Path]:
+    """Use the plugins that were named, before anything else is read; not while a shell completes a line."""
+    if context.resilient_parsing:
+        return []
     from ..metrics_dsl.plugins import use_plugin
 
     for path in paths or ():
         use_plugin(path)
+    _plugins[:] = paths or []
     return paths or []
 
 
@@ -169,14 +177,33 @@ def print_json(value: Any) -> None:
     typer.echo(json.dumps(value, indent=1))
 
 
-def note(text: str) -> None:
+def say(text: str) -> None:
     """Print a line for people, on standard error."""
     typer.echo(text, err=True)
 
 
+def spelled(*words: object) -> str:
+    """Return a command to type, with the plugins of this one where it takes any."""
+    names = {c.name or getattr(c.callback, "__name__", ""): c.callback for c in app.registered_commands}
+    takes = "plugins" in inspect.signature(names[str(words[0])] or spelled).parameters
+    plugins = [word for path in _plugins for word in ("--plugin", path)] if takes else []
+    return f"secateur {shlex.join(map(str, (*words, *plugins)))}"
+
+
 def next_step(*words: object) -> None:
     """Name the command that follows on this one, on standard error."""
-    note(f"next: secateur {shlex.join(map(str, words))}")
+    say(f"next: {spelled(*words)}")
+
+
+def rule_of(run: Path) -> str:
+    """Return the key of the rule that a next step is about: the best, over sparsities one of the front."""
+    from ..service.run import Run
+
+    found = Run(run)
+    if "density" not in found.objectives:
+        return "best"
+    front = found.front()
+    return str(front["key"].iloc[len(front) // 2])[:8] if len(front) else "KEY"
 
 
 def print_run(run: Run, objectives: list[str] | None, as_json: bool) -> None:

@@ -21,8 +21,8 @@ from .options import (
     TOKENS,
     command,
     next_step,
-    note,
     print_json,
+    say,
 )  # fmt: skip
 from .sections import LOOK, MACHINE, SEARCHED, TAKE_AWAY, USUAL
 
@@ -98,7 +98,7 @@ def prune(
     from ..service.prune_model import prune as run
 
     found = run(
-        model, out, note, candidate=candidate, sparsity=sparsity, ratios=ratios, group=group,
+        model, out, say, candidate=candidate, sparsity=sparsity, ratios=ratios, group=group,
         pattern=pattern, text=text, tokens=tokens, sequence_length=sequence_length, statistics=statistics,
         repair=repair, seed=seed, dtype=dtype, device=device, trust_remote_code=trust_remote_code,
     )  # fmt: skip
@@ -168,7 +168,7 @@ def evaluate(
     names = tuple(name.strip() for name in tasks.split(",") if name.strip())
     source = text if text is not None else "" if names else "wikitext2"
     found = run(
-        model, note, text=source, window=window, windows=windows, against=against, tasks=names, dtype=dtype,
+        model, say, text=source, window=window, windows=windows, against=against, tasks=names, dtype=dtype,
         device=device, trust_remote_code=trust_remote_code,
     )  # fmt: skip
     if as_json:

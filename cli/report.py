@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .options import JSON, PLUGINS, RUN, command, next_step, print_json
+from .options import JSON, PLUGINS, RUN, command, next_step, print_json, rule_of
 from .sections import LOOK, USUAL
 
 
@@ -35,7 +35,7 @@ def report(
         print_json({"run": str(run), "report": str(written), "bytes": size})
         return
     typer.echo(f"{written}: {size / 1000:.0f} kB, opens offline")
-    next_step("export", run, "best", "--to", "json", "-o", "best.json")
+    next_step("export", run, rule_of(run), "--to", "json", "-o", "best.json")
 
 
 @command(LOOK, example="secateur plot runs/a --kind front -o front.svg")

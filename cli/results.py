@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from .options import JSON, PLUGINS, RUN, command, next_step, print_comparison, print_json, print_run
+from .options import JSON, PLUGINS, RUN, command, next_step, print_comparison, print_json, print_run, rule_of
 from .sections import LOOK, TAKE_AWAY, USUAL
 
 
@@ -28,7 +28,7 @@ def front(
     names = [name.strip() for name in objectives.split(",")] if objectives else None
     print_run(open_run(run), names, as_json)
     if not as_json:
-        next_step("export", run, "best", "--to", "json", "-o", "best.json")
+        next_step("export", run, rule_of(run), "--to", "json", "-o", "best.json")
 
 
 @command(LOOK, example="secateur watch runs/a")
@@ -58,9 +58,10 @@ def watch(
     is_live = not (once or as_json) and console.is_terminal
     folder, pending = wait_for_run(run, address, typer.echo if is_live else None)
     if pending is not None:
-        print_json({"run": str(folder), "state": "pending", "job": pending.id}) if as_json else typer.echo(
-            f"{folder}: pending, the job {pending.id} waits for its cluster"
-        )
+        if as_json:
+            print_json({"run": str(folder), "state": pending.state, "job": pending.id})
+        else:
+            typer.echo(f"{folder}: {pending.state}, the job {pending.id} waits for its cluster")
         return
     seen = Watch(folder)
     if as_json:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -37,16 +36,19 @@ from .options import (
     WORKERS,
     command,
     next_step,
-    note,
     print_comparison,
     print_json,
     print_run,
     read_cluster,
+    rule_of,
+    say,
+    spelled,
 )  # fmt: skip
 from .sections import HOW, PREPARE, SEARCH, SEARCHED, USUAL
 
 if TYPE_CHECKING:
-    from ..service.run import Run, Runs
+    from ..service.run import Run
+    from ..service.runs import Runs
 
 
 @command(PREPARE, example="secateur calibrate HuggingFaceTB/SmolLM2-135M --text wiki.txt --out cal")
@@ -81,7 +83,7 @@ def calibrate(
     from ..service.measure_rule import calibrate as run
 
     calibration = run(
-        model, out, note, text=text, tokens=tokens, selection_tokens=selection_tokens,
+        model, out, say, text=text, tokens=tokens, selection_tokens=selection_tokens,
         holdout_tokens=holdout_tokens, sequence_length=sequence_length, seed=seed, gradients=gradients,
         dtype=dtype, device=device, trust_remote_code=trust_remote_code,
     )  # fmt: skip
@@ -108,7 +110,7 @@ def calibrate(
 
 @command(SEARCH, example='secateur measure cal "abs(W) * X" --sparsity 0.6 --stage model')
 def measure(
-    folder: Annotated[Path, DIR],
+    calibration: Annotated[Path, DIR],
     metric: Annotated[
         str, typer.Argument(help="A metric, or the name of a published one.", show_default=False)
     ],
@@ -134,7 +136,7 @@ def measure(
     from ..service.measure_rule import measure as run
 
     result = run(
-        folder, metric, sparsity=sparsity, stage=stage, part=part, pattern=pattern, group=group,
+        calibration, metric, sparsity=sparsity, stage=stage, part=part, pattern=pattern, group=group,
         allocation=allocation, model=model, device=device, dtype=dtype, threads=threads,
     )  # fmt: skip
     if as_json:
@@ -142,7 +144,7 @@ def measure(
         return
     for name, value in result.items():
         typer.echo(f"{name:12} {value:.6g}" if isinstance(value, float) else f"{name:12} {value}")
-    next_step("search", folder, "--sparsity", f"{result['sparsity']:.2g}", "--out", "runs/a")
+    next_step("search", calibration, "--sparsity", f"{result['sparsity']:.2g}", "--out", "runs/a")
 
 
 @command(SEARCH, example="secateur search cal --sparsity 0.6 --objectives kl,size --budget 200 --out runs/a")
@@ -271,7 +273,8 @@ def search(
     It measures on a calibrated model. A run that was interrupted goes on when it is started again.
     """
     from ..search.settings import SearchSettings
-    from ..service.run import run_search, run_seeds
+    from ..service.run import run_search
+    from ..service.runs import run_seeds
 
     settings = SearchSettings.read({
         "calibration": calibration, "searcher": searcher, "space": space, "metric": metric,
@@ -321,7 +324,7 @@ def resume(
 
     Nothing is measured twice, and workers may be others than before.
     """
-    from ..service.run import resume as go_on
+    from ..service.runs import resume as go_on
 
     cluster = read_cluster(ray, {
         "workers": workers, "shards": shards, "gpus_per_worker": gpus_per_worker,
@@ -346,7 +349,7 @@ def _follow(
     from ..service.run import Run
     from ..service.search_run import Listener
 
-    progress = Progress(note)
+    progress = Progress(say)
     listener = Listener(progress.report, progress.step, progress.batch)
     listener.begin = lambda settings: progress.begin(Budget.parse(settings.budget))
     try:
@@ -355,11 +358,10 @@ def _follow(
         progress.stop()
         folder = RunFolder(out)
         if not (folder.is_run or folder.seeds):
-            note("interrupted before anything was measured")
+            say("interrupted before anything was measured")
             raise typer.Exit(130) from None
         how = "resume all seeds" if folder.seeds else "continue with"
-        words = shlex.join(("resume", str(out), *where))
-        note(f"interrupted; what was measured is kept, {how}: secateur {words}")
+        say(f"interrupted; what was measured is kept, {how}: {spelled('resume', out, *where)}")
         raise typer.Exit(130) from None
     finally:
         progress.stop()
@@ -367,7 +369,7 @@ def _follow(
         print_run(found, None, as_json)
         if not as_json:
             next_step("report", out, "-o", f"{out.name}.html")
-            next_step("prune", "MODEL", "--candidate", f"{out}:best", "-o", "pruned")
+            next_step("prune", "MODEL", "--candidate", f"{out}:{rule_of(out)}", "-o", "pruned")
         return
     print_comparison(found, as_json)
     if not as_json:

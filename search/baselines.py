@@ -188,14 +188,14 @@ class BaselinesFirst:
     Args:
         searcher: Takes over once the opening has been asked.
         candidates: What to ask first.
-        tell: Whether the searcher learns of the opening's trials (seeding).
+        seeds_searcher: Whether the searcher learns of the opening's trials (seeding).
     """
 
-    def __init__(self, searcher: Searcher, candidates: Sequence[Candidate], *, tell: bool) -> None:
+    def __init__(self, searcher: Searcher, candidates: Sequence[Candidate], *, seeds_searcher: bool) -> None:
         self._searcher = searcher
         self._waiting = list(candidates)
         self._opening = {candidate.key for candidate in candidates}
-        self._tell = tell
+        self._seeds_searcher = seeds_searcher
 
     def ask(self, count: int) -> list[Candidate]:
         """Return the whole opening at first, then what the searcher proposes."""
@@ -204,4 +204,6 @@ class BaselinesFirst:
 
     def tell(self, trials: Sequence[Trial]) -> None:
         """Pass the trials on, the opening's only if it seeds the searcher."""
-        self._searcher.tell([t for t in trials if self._tell or t.candidate.key not in self._opening])
+        self._searcher.tell(
+            [t for t in trials if self._seeds_searcher or t.candidate.key not in self._opening]
+        )

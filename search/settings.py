@@ -75,7 +75,7 @@ class SearchSettings(BaseModel):
         threads: CPU threads; 0 uses all cores.
 
     Raises:
-        SettingsError: From ``read``, for an unknown name or a value that cannot be used.
+        SettingsError: For an unknown name or a value that cannot be used.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -108,6 +108,12 @@ class SearchSettings(BaseModel):
     device: str = "auto"
     dtype: Literal["float32", "bfloat16"] = "float32"
     threads: int = Field(default=defaults.THREADS, ge=0, le=1024)
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise SettingsError(sentence(error, type(self))) from None
 
     @field_validator("calibration")
     @classmethod
@@ -178,7 +184,7 @@ class SearchSettings(BaseModel):
     @field_validator("rungs", mode="before")
     @classmethod
     def _growing_rungs(cls, value: Any) -> Any:
-        numbers = value.split(",") if isinstance(value, str) else value
+        numbers = value.split(",") if isinstance(value, str) else [value] if isinstance(value, int) else value
         if numbers is None or (isinstance(value, str) and value.strip() in ("", "none")):
             return None if numbers is None else ()
         found = [int(number(n)) for n in numbers]
@@ -309,10 +315,7 @@ class SearchSettings(BaseModel):
         Raises:
             SettingsError: For an unknown name or a value that cannot be used.
         """
-        try:
-            return cls(**{name: value for name, value in values.items() if value is not None})
-        except ValidationError as error:
-            raise SettingsError(sentence(error, cls)) from None
+        return cls(**{name: value for name, value in values.items() if value is not None})
 
     @property
     def given_metric(self) -> Expression:

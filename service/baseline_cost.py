@@ -17,20 +17,31 @@ from ..workers.measure.windows import tokens_per_rung
 
 
 @dataclass(frozen=True)
+class Race:
+    """On how many tokens candidates race, and the best of a batch is asked for its sensitivities.
+
+    Attributes:
+        rungs: Tokens of the model stage before all of them, growing.
+        sensitivity: Tokens; 0 where nobody asks.
+    """
+
+    rungs: tuple[int, ...]
+    sensitivity: int
+
+
+@dataclass(frozen=True)
 class BaselineCost:
     """The cost of a run's published rules on one calibration.
 
     Attributes:
         evaluator: Measures two of them where a budget is in seconds.
         selection: Sequences and tokens per sequence of the selection part.
-        rungs: Tokens that candidates race on before all of them.
-        sensitivity: Tokens on which the best of a batch is asked for its sensitivities.
+        race: Tokens of rungs and sensitivities.
     """
 
     evaluator: Evaluator
     selection: tuple[int, int]
-    rungs: tuple[int, ...]
-    sensitivity: int
+    race: Race
 
     def check(self, settings: SearchSettings, baselines: Sequence[Baseline]) -> str:
         """Return a sentence on what the rules cost, at most: equal masks are not measured twice.
@@ -58,7 +69,7 @@ class BaselineCost:
                 f"{Budget(needed, budget.unit)}, and a search needs more"
             )
         shown = [f"{tokens:,} tokens"] if tokens else []
-        shown += [f"about {cost['seconds']:,.0f} seconds"] if "seconds" in cost else []
+        shown += [f"about {cost['seconds']:,.0f} seconds"] if cost.get("seconds") else []
         costs = f", which cost at most {' and '.join(shown)}" if shown else ""
         left = "; nothing of the budget is left to search with: give a larger --budget"
         return (
@@ -69,19 +80,17 @@ class BaselineCost:
     def _tokens(self, rules: int, always: int, promote: float) -> int:
         """Return the most tokens that rules run through pruned models; some of them win every race."""
         going_on, others, total = rules, rules - always, 0
-        for rung in self.rungs:
+        for rung in self.race.rungs:
             total += going_on * tokens_per_rung(*self.selection, rung)
             others = math.ceil(promote * others)
             going_on = always + others
-        return total + going_on * math.prod(self.selection) + FORWARD_PASSES * self.sensitivity
+        return total + going_on * math.prod(self.selection) + FORWARD_PASSES * self.race.sensitivity
 
     def _seconds(self, rules: Sequence[Candidate], settings: SearchSettings, tokens: int) -> float:
-        """Return about how long the rules take, from two of them.
-
-        The first of all measurements does more than others: what the dense model makes of the tokens.
-        """
-        rung = self.rungs[0] if self.rungs else 0
+        """Return about how long the rules take, from two of them; 0 where both fail and nothing is known."""
+        rung = self.race.rungs[0] if self.race.rungs else 0
         found = self.evaluator.measure(rules[:2], settings.stage, "selection", rung)
+        known = [m for m in found if not m.failure]
         if settings.stage == "model":
-            return tokens * min(m.seconds / max(m.tokens, 1) for m in found)
-        return len(rules) * min(m.seconds for m in found)
+            return tokens * min((m.seconds / m.tokens for m in known if m.tokens), default=0.0)
+        return len(rules) * min((m.seconds for m in known), default=0.0)

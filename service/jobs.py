@@ -201,7 +201,7 @@ class JobServer:
         """Say in a sentence why the cluster did not do what it was asked."""
         try:
             yield
-        except ValueError:
+        except SecateurError:
             raise
         except Exception as error:  # Ray's own, aiohttp's and those of requests, imported by Ray alone
             kind, text = type(error).__name__, " ".join(str(error).split())
@@ -246,7 +246,7 @@ def submit(
 def wait_for_run(
     run: Path, address: str | None, report: Callable[[str], None] | None
 ) -> tuple[Path, Job | None]:
-    """Return a run's folder, once a job that is pending has begun it.
+    """Return a run's folder, once a job that is to write it has begun.
 
     Args:
         run: A run folder, or the id of a job.
@@ -257,30 +257,46 @@ def wait_for_run(
         The run folder, and the job where it is pending and not waited for.
 
     Raises:
-        JobError: When the job has ended without beginning the run.
+        JobError: When the job has ended, or runs, without a run folder that is seen from here.
     """
-    job = None
-    while not (place := RunFolder(run)).is_run and not place.seeds:
-        try:
-            jobs = JobServer(address).jobs()
-        except JobError:
-            if address is not None:
-                raise
-            return run, None  # no cluster to ask: what is wrong with the folder is said by who reads it
-        named = [j for j in jobs if j.run and (str(run) in (j.id, j.run) or j.run == str(run.absolute()))]
-        if not named:
-            return run, None
-        job, run = named[0], Path(named[0].run)
-        if RunFolder(run).is_run or RunFolder(run).seeds:
-            break
-        if job.has_ended:
-            raise JobError(f"the job {job.id} has {_ENDED[job.state]} before it began {run}: {job.message}")
+    if _is_there(run):
+        return run, None
+    try:
+        server = JobServer(address)
+    except JobError:
+        if address is not None:
+            raise
+        return run, None  # no cluster to ask: what is wrong with the folder is said by who reads it
+    named = [
+        j for j in server.jobs() if j.run and (str(run) in (j.id, j.run) or j.run == str(run.absolute()))
+    ]
+    if not named:
+        return run, None
+    job, folder = named[0], Path(named[0].run)
+    while not _is_there(folder):
+        if job.state != "pending" and not _is_there(folder, seconds=_PATIENCE):
+            state = f"has {_ENDED[job.state]}" if job.has_ended else "runs"
+            raise JobError(
+                f"the job {job.id} {state}, but its run folder {folder} is not seen from here"
+                f"{f': {job.message}' if job.message else ''}; look at it with `secateur logs {job.id}`"
+            )
         if report is None:
-            return run, job
+            return folder, job
         report(f"waiting for the job {job.id}, which is {job.state}")
         report = _silent
         time.sleep(1.0)
-    return run, None
+        job = server.job(job.id)
+    return folder, None
+
+
+def _is_there(folder: Path, seconds: float = 0.0) -> bool:
+    """Whether a folder holds a run, or does within some seconds: a job begins before its run does."""
+    deadline = time.monotonic() + seconds
+    while not (found := RunFolder(folder).is_run or bool(RunFolder(folder).seeds)):
+        if time.monotonic() >= deadline:
+            break
+        time.sleep(0.2)
+    return found
 
 
 def _silent(_text: str) -> None:

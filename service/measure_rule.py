@@ -11,6 +11,7 @@ from ..metrics_dsl.published import read_metric
 from ..search.core import defaults
 from ..search.core.candidate import STAGES, Candidate
 from ..search.core.objectives import look_up
+from ..search.core.requests import request_of, takes
 from ..search.settings import SearchSettings
 from ..search.spaces.allocation import ALLOCATIONS, Dense
 from ..workers.calibrate import calibration as calibrating
@@ -18,7 +19,6 @@ from ..workers.calibrate.calibration import CalibrationRequest
 from ..workers.calibrate.folder import Calibration
 from ..workers.measure.local_evaluator import LocalEvaluator
 from ..workers.measure.worker import Device
-from .requests import request_of, takes
 
 
 @takes(CalibrationRequest)

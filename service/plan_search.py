@@ -81,7 +81,7 @@ class SearchPlan:
             "verdict": self.verdict, "ways_to_fit": list(self.ways_to_fit),
             "shards": [[b.start, b.stop] for b in made.shards], "replicas": made.replicas,
             "worker_bytes": {**made.memory, "total": made.peak}, "memory_bytes": self.machine.memory,
-            "calibration_bytes": made.calibration, "seconds_a_candidate": made.seconds,
+            "calibration_bytes": made.calibration, "seconds_per_candidate": made.seconds,
             "seconds_of_the_slowest_shard": made.pace, "rates": vars(self.rates), "budget": self.budget,
             "hours": self.hours,
         }  # fmt: skip
@@ -105,7 +105,7 @@ class SearchPlan:
             lines.append(
                 f"  {as_tokens} of {inputs} inputs are kept as tokens, which are fewer than their columns"
             )
-        lines += ["", f"seconds a candidate (rates: {self.rates.source})"]
+        lines += ["", f"seconds per candidate (rates: {self.rates.source})"]
         lines += [f"  {stage:20} {seconds:12.3f}" for stage, seconds in made.seconds.items()]
         lines += ["", f"{self.budget} candidates on {_copies(made)}, at the default shares that go on"]
         lines += [f"  a search of {space:8} {value:12.2f} hours" for space, value in self.hours.items()]
@@ -138,7 +138,7 @@ def plan(
         tokens: Tokens of statistics.
         selection_tokens: Tokens that candidates are measured on.
         holdout_tokens: Tokens for final figures only.
-        sequence_length: Tokens a sequence.
+        sequence_length: Tokens per sequence.
         gradients: Whether the leaf ``G`` is computed.
         dtype: ``float32`` or ``bfloat16``.
         threads: CPU threads; 0 uses all cores.

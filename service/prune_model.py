@@ -14,6 +14,7 @@ from ..results.export.rule_source import Rule, RuleError, ratios_of, read_ratios
 from ..search.core import defaults
 from ..search.core.candidate import Candidate, parse_pattern
 from ..search.core.objectives import look_up
+from ..search.core.requests import request_of, takes
 from ..search.core.versions import library_versions
 from ..search.settings import SearchSettings
 from ..search.spaces.allocation import ALLOCATIONS, Dense
@@ -27,7 +28,6 @@ from ..workers.prune.checkpoint import Checkpoint, check_new
 from ..workers.prune.evaluation import EvaluationRequest
 from ..workers.prune.pruning import STATISTICS, PrunedLayer, Pruner
 from ..workers.prune.repair import REPAIRS
-from .requests import request_of, takes
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class PruneRequest:
         pattern: ``unstructured`` or ``N:M``; the candidate's own, or ``unstructured``, if left out.
         text: ``self``, a file or ``hub:NAME``, as for ``draw_sequences``.
         tokens: Tokens of statistics, rounded up to whole sequences.
-        sequence_length: Tokens a sequence.
+        sequence_length: Tokens per sequence.
         statistics: ``one-shot``, of the dense model, or ``sequential``, behind pruned blocks.
         repair: A name of ``REPAIRS``.
         seed: Seed of sampling and order.

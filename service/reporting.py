@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..results.archive.archive import Archive
+from ..results.archive.database import ArchiveError
 from ..results.archive.run_folder import HasFolder, folder_of
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def snapshot(run: str | Path | HasFolder, path: str | Path) -> Path:
         return write(archive, path)
 
 
-def compare(runs: Sequence[str | Path | HasFolder]) -> pandas.DataFrame:
+def compare(runs: str | Path | HasFolder | Sequence[str | Path | HasFolder]) -> pandas.DataFrame:
     """Compare runs on one calibration: one row a configuration, the best first.
 
     A folder of seeds stands for all of its runs. ``attrs["verdicts"]`` has a sentence on each.
@@ -61,7 +62,10 @@ def compare(runs: Sequence[str | Path | HasFolder]) -> pandas.DataFrame:
     from ..results.summary.compare import compare as rows_of
     from ..results.summary.compare import open_runs, verdicts
 
-    opened = open_runs([folder_of(run) for run in runs])
+    wanted = runs if isinstance(runs, Sequence) and not isinstance(runs, str) else [runs]
+    if not wanted:
+        raise ArchiveError("expected run folders to compare, got none")
+    opened = open_runs([folder_of(run) for run in wanted])
     try:
         found = rows_of(opened)
     finally:

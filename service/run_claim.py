@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import platform
+import shlex
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -13,8 +14,9 @@ from typing import Any
 
 from ..metrics_dsl.plugins import lacking, notes
 from ..results.archive.archive import Archive
-from ..results.archive.database import ArchiveError
+from ..results.archive.database import ArchiveError, lock
 from ..results.archive.run_folder import RunFolder
+from ..search.core.budget import Budget
 from ..search.core.files import Output, is_partial, whole
 from ..search.core.versions import library_versions
 from ..search.settings import SearchSettings
@@ -26,8 +28,23 @@ _SETTINGS = Output("a place for a run's settings", replaces=lambda head: b"[sear
 CONTINUED = ("budget", "calibration", "model", "plugins")
 
 
-def check_folder(settings: SearchSettings, run: RunFolder) -> None:
+def same_run(settings: SearchSettings, other: SearchSettings) -> dict[str, str]:
+    """Return what tells two settings apart, by name; nothing where both are of one run.
+
+    Plugins are told apart by their hashes, which the archive notes, wherever their files are.
+    """
+    mine, there = (each.model_dump(mode="json") for each in (settings, other))
+    names = [name for name in mine if name != "plugins" and mine[name] != there[name]]
+    return {name: f"{name} = {there[name]!r} there, {mine[name]!r} here" for name in names}
+
+
+def check_folder(settings: SearchSettings, run: RunFolder, *, is_resumed: bool = False) -> None:
     """Refuse a folder that holds something else than this very run, or that is being written.
+
+    Args:
+        settings: The settings of the run.
+        run: The folder.
+        is_resumed: Whether settings may differ, as ``CONTINUED`` says.
 
     Raises:
         SettingsError: For another run, other files, or a folder that cannot be written.
@@ -36,17 +53,16 @@ def check_folder(settings: SearchSettings, run: RunFolder) -> None:
     folder = run.path
     if run.has_archive:
         Archive(folder, write=True).close()
-    if run.settings_file.is_file():
-        mine = settings.model_dump(mode="json")
-        other = SearchSettings.load(run.settings_file).model_dump(mode="json")
-        # Plugins are told apart by their hashes, which the archive notes, wherever their files are.
-        names = [n for n in mine if n != "plugins" and mine[n] != other[n]]
-        changed = {n: f"{n} = {other[n]!r} there, {mine[n]!r} here" for n in names}
+    if run.settings_file.is_file() and not is_resumed:
+        changed = same_run(settings, SearchSettings.load(run.settings_file))
         if changed and has_measured(run):
-            how = "".join(f" --{name} {mine[name]}" for name in changed) if {*changed} <= {*CONTINUED} else ""
+            words = ["secateur", "resume", str(folder)]
+            if {*changed} <= {*CONTINUED}:
+                given = {name: getattr(settings, name) for name in changed}
+                words += [w for n, v in given.items() if v is not None for w in (f"--{n}", str(v))]
             raise SettingsError(
                 f"{folder} holds a run with another configuration ({'; '.join(changed.values())}); choose "
-                f"another --out, or continue that run with `secateur resume {folder}{how}`"
+                f"another --out, or continue that run with `{shlex.join(words)}`"
             )
     place = next(p for p in (folder, *folder.absolute().parents) if p.exists())
     if not os.access(place, os.W_OK):
@@ -69,9 +85,10 @@ def save(settings: SearchSettings, run: RunFolder) -> None:
     path = run.settings_file
     if path.is_file() and SearchSettings.load(path) == settings:
         return
-    if not has_measured(run):  # what a run left that measured nothing, under other settings
-        for file in run.path.glob(f"{run.archive_file.name}*"):
-            file.unlink()
+    if run.has_archive and not has_measured(run):  # left by a run that measured nothing, under other settings
+        with lock(run.path):  # nobody writes it
+            for name in ("", "-wal", "-shm"):
+                run.archive_file.with_name(run.archive_file.name + name).unlink(missing_ok=True)
     with whole(path, _SETTINGS, run.path) as place:
         place.write_text(settings.to_toml(), encoding="utf-8")
 
@@ -115,20 +132,31 @@ def claim(
         calibration=identity,
         objectives=list(settings.objectives),
         pattern=settings.pattern,
-        plugins=notes(),
+        plugins=archive.fact("plugins", notes()),
         versions=began,
         has_ended=False,
     )
 
 
 def check_plugins(archive: Archive) -> None:
-    """Refuse to go on with a run without the very plugins that it was begun with.
+    """Refuse to go on with a run without the very plugins that it was begun with, or with more of them.
+
+    What is added to the tables changes what is drawn from them, and so the course of a search.
 
     Raises:
-        ArchiveError: When one is not in use, or another file of its name is.
+        ArchiveError: When one is not in use, another file of its name is, or one is that the run was begun
+            without.
     """
-    if found := lacking(archive.fact("plugins", [])):
+    noted = archive.fact("plugins")
+    if noted is None:  # nothing has been claimed yet
+        return
+    if found := lacking(noted):
         raise ArchiveError(f"{archive.folder} was made with {found}")
+    if more := [note["name"] for note in notes() if note not in noted]:
+        raise ArchiveError(
+            f"{archive.folder} was begun without {' and '.join(more)}, which would change its course; "
+            "continue it in a process without"
+        )
 
 
 def continued(run: RunFolder, **changes: Any) -> SearchSettings:
@@ -147,7 +175,27 @@ def continued(run: RunFolder, **changes: Any) -> SearchSettings:
             check_plugins(archive)  # its settings cannot be read without them
     there = SearchSettings.load(run.settings_file)
     chosen = {name: value for name, value in changes.items() if value is not None}
-    return SearchSettings.read({**there.model_dump(), **chosen}) if chosen else there
+    if not chosen:
+        return there
+    settings = SearchSettings.read({**there.model_dump(), **chosen})
+    now, then = Budget.parse(settings.budget), Budget.parse(there.budget)
+    spent = _spent(run, now)
+    if now.unit != then.unit or now.amount < spent:
+        raise SettingsError(
+            f"expected a budget in {then.unit} that is no less than what the run has spent"
+            f"{f', {spent:,.0f}' if now.unit == then.unit else ''}, got {now.in_words}; {run.path} was begun "
+            f"with {then.in_words}"
+        )
+    return settings
+
+
+def _spent(run: RunFolder, budget: Budget) -> float:
+    """Return what a run has spent so far, in a budget's unit; aliases cost nothing."""
+    if not run.has_archive:
+        return 0.0
+    what = "count(*)" if budget.unit == "candidates" else f"coalesce(sum({budget.unit}), 0)"
+    with Archive(run.path) as archive:
+        return float(archive.rows(f"SELECT {what} FROM trials WHERE alias_of = ''")[0][0])
 
 
 def find_calibration(settings: SearchSettings, run: Path) -> Calibration:

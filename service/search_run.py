@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..metrics_dsl.expression import Expression
 from ..results.archive.archive import Archive
@@ -31,7 +32,7 @@ from ..workers.cluster.settings import Cluster
 from ..workers.measure.local_evaluator import LocalEvaluator
 from ..workers.measure.windows import SHORTEST, tokens_per_rung, tokens_per_step
 from ..workers.measure.worker import Device, WorkerOptions
-from .baseline_cost import BaselineCost
+from .baseline_cost import BaselineCost, Race
 from .run_claim import check_folder, claim, find_calibration, has_measured, save
 
 _FEWEST_TO_RACE = 1024  # selection tokens from which a quarter of them tells candidates apart
@@ -72,21 +73,20 @@ def search_all(
     first, settings = next(iter(runs.items()))
     calibration = find_calibration(settings, first) if is_resumed else Calibration(settings.calibration)
     parts = {name: calibration.shape(name) for name in ("statistics", "selection")}
-    rungs = _rungs(settings, *parts["selection"])
-    sensitivity = _sensitivity(settings, math.prod(parts["statistics"]))
+    race = Race(_rungs(settings, *parts["selection"]), _sensitivity(settings, math.prod(parts["statistics"])))
     check_leaves(settings, calibration.leaves)
-    build_funnel(settings, [], rungs)  # checks that the stages know the objectives
+    build_funnel(settings, [], race.rungs)  # checks that the stages know the objectives
     folders = {RunFolder(path): own for path, own in runs.items()}
-    if not is_resumed:
-        for folder, own in folders.items():
-            check_folder(own, folder)
+    for folder, own in folders.items():
+        check_folder(own, folder, is_resumed=is_resumed)
+    starts = {folder: _starts(own, folder) for folder, own in folders.items()}
     evaluator = _evaluator(settings, calibration, cluster, listener)
     before: list[Path] = []
     try:
-        starts = _starts(settings, RunFolder(first))
-        rules = build_problem(settings, evaluator, starts)
-        cost = BaselineCost(evaluator, parts["selection"], rungs, sensitivity)
-        opening = "" if any(map(has_measured, folders)) else cost.check(settings, rules[1])
+        announced = ""
+        if not any(map(has_measured, folders)):
+            _, baselines = build_problem(settings, evaluator, starts[next(iter(folders))])
+            announced = BaselineCost(evaluator, parts["selection"], race).check(settings, baselines)
         for folder, own in folders.items():  # all at first: what is interrupted is resumed with all its seeds
             if not has_measured(folder):
                 save(own, folder)
@@ -94,20 +94,21 @@ def search_all(
             listener.begin(own)
             with Archive(folder.path, write=True) as archive, contextlib.ExitStack() as opened:
                 claim(archive, own, calibration, evaluator.accelerator, listener.report)
-                archive.keep(starts=list(map(str, starts)))
+                archive.keep(starts=list(map(str, starts[folder])))
                 save(own, folder)
                 weights = sum(layer.size for layer in evaluator.layers)
                 listener.report(
                     f"searching on {calibration.folder}: {len(evaluator.layers)} layers, {weights:,} weights"
                 )
-                for sentence in filter(None, (own.chosen, opening)):
+                for sentence in filter(None, (own.chosen, announced)):
                     listener.report(sentence)
                 # A release may choose other numbers of tokens: a run goes on with those it began with.
-                race = archive.fact("race", (list(rungs), sensitivity))
-                archive.keep(race=race)
+                rungs, sensitivity = archive.fact("race", (race.rungs, race.sensitivity))
+                archive.keep(race=(rungs, sensitivity))
                 earlier = [opened.enter_context(Archive(other)) for other in before]
                 remembering = RememberingEvaluator(evaluator, archive, listener.step, earlier)
-                _search(own, remembering, archive, rules, (tuple(race[0]), race[1]), listener)
+                found = build_problem(own, evaluator, starts[folder])
+                _search(own, remembering, archive, found, Race(tuple(rungs), sensitivity), listener)
                 before.append(folder.path)
                 known, of_all = evaluator.reused
                 if known:
@@ -136,11 +137,11 @@ def _search(
     settings: SearchSettings,
     evaluator: Evaluator,
     archive: Archive,
-    rules: tuple[Problem, list[Baseline]],
-    race: tuple[tuple[int, ...], int],
+    searched: tuple[Problem, list[Baseline]],
+    race: Race,
     listener: Listener,
 ) -> None:
-    problem, baselines = rules
+    problem, baselines = searched
     if isinstance(problem.metrics, MetaSpace):
         listener.report(
             f"meta: {problem.metrics.names} names are {problem.metrics.distinct} different metrics; the "
@@ -153,17 +154,17 @@ def _search(
     searcher = BaselinesFirst(
         build_searcher(settings.searcher, problem, settings.seed, settings.batch_size),
         list(opening.values()),
-        tell=settings.seeding,
+        seeds_searcher=settings.seeding,
     )
     always = [opening[b.name].key for b in baselines if b.is_one]
-    funnel = build_funnel(settings, always, *race)
+    funnel = build_funnel(settings, always, race.rungs, race.sensitivity)
     budget = Budget.parse(settings.budget)
     spent, told = 0.0, 0
+    cut = _Cut(archive.fact("cut"), str(settings.budget))
     for trials in run(searcher, evaluator, funnel, budget):
-        archive.add(trials, instead_of=_cut_short(archive, settings, told))
+        is_short = budget.next_batch(spent, funnel.batch) < funnel.batch
+        archive.add(trials, **cut.add(told, is_short=is_short))
         spent, told = spent + budget.cost(trials), told + len(trials)
-        if budget.next_batch(spent, funnel.batch) < funnel.batch:
-            archive.keep(cut={"rows": told, "budget": str(settings.budget)})
         listener.batch(archive, trials)
     if spent < budget.amount:
         listener.report(
@@ -177,16 +178,36 @@ def _search(
     archive.keep(has_ended=True)
 
 
-def _cut_short(archive: Archive, settings: SearchSettings, told: int) -> int | None:
-    """Return the number of the row from which an earlier, smaller budget had cut a batch short.
+class _Cut:
+    """Where a budget of candidates cut a batch short.
 
-    A batch is promoted as a whole: where the budget grows, the one that it had cut is told again, whole,
-    so that an extended run is the run that the larger budget would have made. Nothing is measured twice.
+    A batch is promoted as a whole. Where the budget has grown since, the batch that it had cut is told again,
+    whole, with all that came after it: so that an extended run is the run that the larger budget would have
+    made. Nothing is measured twice.
+
+    Args:
+        before: What an earlier session kept: the trials before the cut, and its budget; None for no cut.
+        budget: The budget of this session.
     """
-    cut = archive.fact("cut")
-    if cut is None or cut["rows"] != told or cut["budget"] == str(settings.budget):
-        return None
-    return told
+
+    def __init__(self, before: dict[str, Any] | None, budget: str) -> None:
+        self._before = before if before and before["budget"] != budget else None
+        self._budget = budget
+        self._is_known = bool(before) and self._before is None
+
+    def add(self, told: int, *, is_short: bool) -> dict[str, Any]:
+        """Return what ``Store.add`` is told of the batch that follows on so many trials.
+
+        What is kept of the cut changes in the transaction that makes it true.
+        """
+        found: dict[str, Any] = {}
+        if self._before and self._before["rows"] == told:
+            found = {"keep_first": told, "cut": None}
+            self._before = None
+        if is_short and not self._is_known:
+            found["cut"] = {"rows": told, "budget": self._budget}
+            self._is_known = True
+        return found
 
 
 def _starts(settings: SearchSettings, run: RunFolder) -> list[Expression]:

@@ -49,7 +49,7 @@ def search_into(folder, evaluator, settings, starts=()):
             baselines={c.key: b.name for c, b in zip(opening, baselines, strict=True)},
         )  # fmt: skip
         searcher = build_searcher(settings.searcher, wanted, settings.seed, settings.batch_size)
-        searcher = BaselinesFirst(searcher, opening, tell=settings.seeding)
+        searcher = BaselinesFirst(searcher, opening, seeds_searcher=settings.seeding)
         funnel = build_funnel(settings, [c.key for c in opening])
         remembering = RememberingEvaluator(evaluator, archive)
         for trials in run(searcher, remembering, funnel, settings.budget):

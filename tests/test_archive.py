@@ -268,12 +268,12 @@ class TestQueries:
             archive.keep(layers=layers)
             archive.add([Trial(candidate, found, "measured")])
         tidy = Archive(folder).layers(candidate.key)
-        assert list(tidy.columns) == ["key", "layer", "block", "type", "ratio", "error", "sensitivity"]
+        assert list(tidy.columns) == ["key", "layer", "block", "kind", "ratio", "error", "sensitivity"]
         assert tidy["layer"].tolist() == [layer.name for layer in FakeEvaluator.layers]
         assert tidy["ratio"].tolist() == [0.25] * len(layers)
         assert tidy["error"].tolist() == list(errors)
         assert tidy["sensitivity"].tolist() == list(slopes)
-        assert set(tidy["type"]) == {"q", "v", "up"}
+        assert set(tidy["kind"]) == {"q", "v", "up"}
 
     def test_history_grows_and_ends_at_the_hypervolume(self, run):
         archive = Archive(run[0])

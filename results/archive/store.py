@@ -103,12 +103,13 @@ class Store:
 
     # Writing ------------------------------------------------------------------------------------
 
-    def add(self, trials: Sequence[Trial], instead_of: int | None = None) -> None:
+    def add(self, trials: Sequence[Trial], keep_first: int | None = None, **facts: Any) -> None:
         """Append trials in order, in one transaction; those already there stay as they are.
 
         Args:
             trials: What to append.
-            instead_of: Take back all but so many of the first trials before; what was measured stays.
+            keep_first: Drop the trials after the first so many before; their measurements stay.
+            facts: Kept in the same transaction.
         """
         rows = [
             (
@@ -120,16 +121,17 @@ class Store:
         ]  # fmt: skip
         layers = [(t.candidate.key, _floats(t.candidate.ratios), *_numbers(t.measurement)) for t in trials]
         with self._transaction():
-            if instead_of is not None:
+            if keep_first is not None:
                 later = "SELECT key FROM trials WHERE number > ?"
-                self._db.execute(f"DELETE FROM by_layer WHERE key IN ({later})", (instead_of,))
-                self._db.execute("DELETE FROM trials WHERE number > ?", (instead_of,))
+                self._db.execute(f"DELETE FROM by_layer WHERE key IN ({later})", (keep_first,))
+                self._db.execute("DELETE FROM trials WHERE number > ?", (keep_first,))
             self._db.executemany(
                 'INSERT OR IGNORE INTO trials (key, status, alias_of, metric, "group", size, ratio_min, '
                 f"ratio_max, stage, {_MEASURED}) VALUES ({', '.join('?' * 16)})",
                 rows,
             )
             self._db.executemany("INSERT OR IGNORE INTO by_layer VALUES (?, ?, ?, ?, ?)", layers)
+            self._keep(facts)
 
     def record(self, measured: Iterable[tuple[Candidate, Measurement]], part: Part, tokens: int = 0) -> None:
         """Keep what was just measured on ``tokens`` tokens of a part, 0 being all, in one transaction."""
@@ -139,9 +141,12 @@ class Store:
 
     def keep(self, **facts: Any) -> None:
         """Keep facts about the run, as JSON, replacing those of the same name."""
-        rows = [(name, json.dumps(value)) for name, value in facts.items()]
         with self._transaction():
-            self._db.executemany("INSERT OR REPLACE INTO facts VALUES (?, ?)", rows)
+            self._keep(facts)
+
+    def _keep(self, facts: Mapping[str, Any]) -> None:
+        rows = [(name, json.dumps(value)) for name, value in facts.items()]
+        self._db.executemany("INSERT OR REPLACE INTO facts VALUES (?, ?)", rows)
 
     # Reading ------------------------------------------------------------------------------------
 

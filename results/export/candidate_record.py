@@ -96,7 +96,7 @@ def find(archive: Archive, key: str) -> CandidateRecord:
     The best has the least value of the run's first objective.
 
     Raises:
-        ExportError: When no candidate or more than one is meant.
+        ArchiveError: When no candidate or more than one is meant.
     """
     key = whole_key(archive, key)
     row = archive.frame(f"key == {key!r}").iloc[0]

@@ -52,8 +52,8 @@ def read_rule(text: str) -> Rule:
 
     Raises:
         MetricError: For text that is no metric.
-        ExportError: When the file is no candidate, or the run has no such key.
-        ArchiveError: When there is no run.
+        ExportError: When the file is no candidate.
+        ArchiveError: When there is no run, or it has no such key.
     """
     if text.endswith(".json") or Path(text).expanduser().is_file():
         return _from_file(Path(text).expanduser())
@@ -71,8 +71,8 @@ def read_starts(texts: Sequence[str]) -> list[Expression]:
 
     Raises:
         MetricError: For text that is no metric.
-        ExportError: When a file is no candidate, or a run has no such key.
-        ArchiveError: When there is no run.
+        ExportError: When a file is no candidate.
+        ArchiveError: When there is no run, or it has no such key.
     """
     found: list[Expression] = []
     for text in texts:

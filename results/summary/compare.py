@@ -65,7 +65,9 @@ def compare(runs: Sequence[Archive]) -> pd.DataFrame:
     seen: dict[tuple[str, object], Archive] = {}
     copies = []
     for run in runs:
-        own = sorted((n, v) for n, v in settings[run.folder].items() if n not in ("seed", "calibration"))
+        own = sorted(
+            (n, v) for n, v in settings[run.folder].items() if n not in ("seed", "calibration", "plugins")
+        )
         seed = settings[run.folder].get("seed", str(run.folder))
         original = seen.setdefault((str(own), seed), run)
         if original is run:

@@ -33,6 +33,8 @@ class Progress:
         self._status: Any = None
         self._told = time.monotonic()
         self._ended = threading.Event()
+        self._lock = threading.Lock()  # lines come from two threads
+        self._teller: threading.Thread | None = None
         self.begin(Budget(1))
         if sys.stderr.isatty():
             from rich.console import Console
@@ -40,7 +42,8 @@ class Progress:
             self._status = Console(stderr=True).status("starting")
             self._status.start()
         else:
-            threading.Thread(target=self._keep_telling, name="progress", daemon=True).start()
+            self._teller = threading.Thread(target=self._keep_telling, name="progress", daemon=True)
+            self._teller.start()
 
     def begin(self, budget: Budget) -> None:
         """Begin to count for a run of some budget."""
@@ -54,17 +57,20 @@ class Progress:
         """Show a step of the run."""
         self._now = text
         if self._status is None:
-            self._told = time.monotonic()
-            self._report(text)
+            self._print(text)
         else:
             self._status.update(text)
+
+    def _print(self, text: str) -> None:
+        with self._lock:
+            self._told = time.monotonic()
+            self._report(text)
 
     def _keep_telling(self) -> None:
         """Print where the run is, with the time, whenever nothing has been printed for a while."""
         while not self._ended.wait(max(0.01, self._told + self._silence - time.monotonic())):
             if time.monotonic() - self._told >= self._silence:
-                self._told = time.monotonic()
-                self._report(f"{time.strftime('%H:%M:%S')}  {self._now}")
+                self._print(f"{time.strftime('%H:%M:%S')}  {self._now}")
 
     def step(self, stage: Stage, done: int, total: int) -> None:
         """Show how far a batch is, on a terminal; called for what is measured, not for what is replayed."""
@@ -102,6 +108,9 @@ class Progress:
     def stop(self) -> None:
         """Leave the terminal as it was."""
         self._ended.set()
+        if self._teller is not None:
+            self._teller.join()
+            self._teller = None
         if self._status is not None:
             self._status.stop()
             if self._text:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import socket
@@ -158,35 +159,38 @@ def budget_of(overview: Overview) -> tuple[Budget | None, float]:
     return budget, float(costs.iloc[-1]) if len(costs) else 0.0
 
 
-def standing(folder: str | Path, seconds: float, *, is_over: bool) -> dict[str, Any]:
-    """Return how far a run is, in a few words.
+def standing(folder: str | Path, *, is_over: bool) -> dict[str, Any]:
+    """Return how far a run is, in a few words; of several seeds the one that is being written.
 
     Args:
         folder: The run folder, which need not be there or be seen from here.
-        seconds: How long it has run.
         is_over: Whether it goes on no more.
 
     Returns:
         ``progress`` (spent of the budget), ``best`` (least value of the first objective) and ``left``
-        (seconds that it will still take at its pace); None for what is not known.
+        (seconds that measuring the rest will take at the pace so far, on as many workers); None for what is
+        not known.
     """
     nothing = {"progress": None, "best": None, "left": None}
     try:
-        overview = Watch(folder).look().overview
+        look = Watch(folder).look()
     except (SecateurError, OSError, sqlite3.Error):
         return nothing
-    if overview is None:
+    overview, workers = look.overview, look.workers
+    if overview is None or workers is None:
         return nothing
     budget, spent = budget_of(overview)
-    first = overview.objectives[0]
     of_budget = f"/{budget.amount:.0f} {budget.unit}" if budget else " candidates"
-    least = overview.decided[first].min()
-    is_measured = least == least  # not NaN
-    left = seconds * (budget.amount - spent) / spent if budget and spent and not is_over else None
+    first = overview.objectives[0]
+    least = float(overview.decided[first].min())
+    left = None
+    if budget and spent and not is_over:
+        pace = float(overview.costs()["seconds"].iloc[-1]) / spent / max(1, len(workers))
+        left = max(0.0, budget.amount - spent) * pace
     return {
-        "progress": f"{spent:.0f}{of_budget}",
-        "best": f"{first} {least:.4g}" if is_measured else None,
-        "left": None if left is None else max(left, 0.0),
+        "progress": f"{spent:.0f}{of_budget}{f', {look.of_seeds}' if look.of_seeds else ''}",
+        "best": None if math.isnan(least) else f"{first} {least:.4g}",
+        "left": left,
     }
 
 

@@ -29,7 +29,7 @@ STAGES: tuple[Stage, ...] = ("screen", "layer", "model")
 
 @dataclass(frozen=True)
 class Layer:
-    """A prunable linear layer: its full module name, decoder block, type and shape (rows, columns)."""
+    """A prunable linear layer: its full module name, decoder block, kind and shape (rows, columns)."""
 
     name: str
     block: int

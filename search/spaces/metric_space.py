@@ -12,6 +12,7 @@ from ...metrics_dsl.errors import SecateurError
 from ...metrics_dsl.expression import Expression, constant
 from ...metrics_dsl.operators import COLUMN, FULL, LEAVES, OPERATORS, ROW, SCALAR, Operator, Shape
 from ...metrics_dsl.order import order_form
+from ..core import defaults
 
 # Exponents that papers and hand-tuning use; mutation moves on from them.
 EXPONENTS = (0.25, 0.75, 1.2, 1.5, 3.0, -1.0)
@@ -33,7 +34,7 @@ class MetricSpace:
 
     leaves: frozenset[str]
     group: str = "row"
-    max_size: int = 20
+    max_size: int = defaults.MAX_SIZE
     max_depth: int = 5
     operators: frozenset[str] | None = None
     _words: _Words = field(init=False, repr=False, compare=False)

@@ -21,8 +21,8 @@ class Cluster:
             anything else is a cluster's address.
         workers: How many actors; None for as many as the cluster has room for.
         shards: Actors that share one copy of the model.
-        gpus: GPUs a worker, parts allowed; None for one where the cluster has GPUs.
-        cpus: CPUs a worker.
+        gpus: GPUs per worker, parts allowed; None for one where the cluster has GPUs.
+        cpus: CPUs per worker.
         timeout: Seconds after which a call is taken for hung.
     """
 
@@ -46,9 +46,11 @@ class Cluster:
                 f"choose --workers {max(1, self.workers // self.shards) * self.shards}"
             )
         if not (math.isfinite(self.cpus) and self.cpus > 0):
-            raise SecateurError(f"expected a finite number of CPUs above 0 a worker, got {self.cpus:g}")
+            raise SecateurError(f"expected a finite number of CPUs above 0 per worker, got {self.cpus:g}")
         if self.gpus is not None and not (math.isfinite(self.gpus) and self.gpus >= 0):
-            raise SecateurError(f"expected a finite number of GPUs of 0 or more a worker, got {self.gpus:g}")
+            raise SecateurError(
+                f"expected a finite number of GPUs of 0 or more per worker, got {self.gpus:g}"
+            )
         if not self.timeout > 0:
             raise SecateurError(f"expected a time-out above 0 seconds, got {self.timeout}")
 

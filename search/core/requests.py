@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import Any, TypeVar
 
-from ..metrics_dsl.errors import SecateurError
-from ..metrics_dsl.parser import did_you_mean
+from ...metrics_dsl.errors import SecateurError
+from ...metrics_dsl.parser import did_you_mean
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
