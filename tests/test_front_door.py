@@ -13,7 +13,11 @@ import pandas as pd
 import pytest
 import secateur
 from secateur.results.terminal.progress import Progress
+from secateur.search.baselines import build_problem
 from secateur.search.core.budget import Budget
+from secateur.service.baseline_cost import Race
+from secateur.service.search_run import _search
+from secateur.testing import FakeEvaluator
 from support import ROOT, facts, in_process
 
 SEARCH = {"sparsity": 0.5, "batch": 8, "seed": 3, "threads": 1}
@@ -100,6 +104,13 @@ class TestARun:
         again = pickle.loads(content)  # noqa: S301 (it is ours)
         pd.testing.assert_frame_equal(again.frame(), run.frame())
 
+    def test_that_cannot_be_read_is_shown_all_the_same(self, run, monkeypatch):
+        def broken(*_):
+            raise secateur.ArchiveError("was made with the plugin a.py")
+
+        monkeypatch.setattr("secateur.results.summary.table.report", broken)
+        assert repr(run) == f"Run({str(run.folder)!r}): was made with the plugin a.py"
+
     def test_is_drawn_on_axes_of_anybody(self, run):
         from matplotlib.axes import Axes
         from matplotlib.figure import Figure
@@ -113,9 +124,9 @@ class TestARun:
 
     def test_is_reported_exported_and_pruned_by(self, run, tiny_model, text_file, tmp_path):
         assert run.report(tmp_path / "a.html").stat().st_size > 10_000
-        assert (
-            run.export("best", to="text", out=tmp_path / "a.txt").read_text().strip() == run.best()["metric"]
-        )
+        written = run.export(to="text", out=tmp_path / "a.txt")
+        assert written.read_text().strip() == run.best()["metric"]
+        assert run.export(to="csv", out=tmp_path / "a.csv").read_text().startswith("Complexity,Loss,Equation")
         found = run.prune(tmp_path / "pruned", text=str(text_file), tokens=256, sequence_length=64)
         assert found["key"] == run.best()["key"]
 
@@ -152,6 +163,55 @@ class TestGoingOn:
         assert longer.frame()["key"].tolist()[:whole_batches] == first[:whole_batches]
         assert longer.settings == whole.settings
         assert len(longer.frame()) > len(first)
+
+    @pytest.mark.parametrize("seed", range(5))
+    @pytest.mark.parametrize("budgets", [(22, 40), (37, 60), (40, 80), (22, 25, 40), (18, 26, 34)])
+    def test_so_it_is_whatever_the_budgets_cut(self, tmp_path, seed, budgets):
+        """On an evaluator that measures by a formula, through the loop and the archive of a real run."""
+
+        def run_on(folder, budget):
+            settings = secateur.SearchSettings(
+                calibration=tmp_path, searcher="gp", objectives="kl,size", budget=budget, batch=8, seed=seed
+            )
+            evaluator = FakeEvaluator()
+            with secateur.Archive(folder, write=True) as archive:
+                archive.keep(objectives=["kl", "size"])
+                remembering = secateur.RememberingEvaluator(evaluator, archive)
+                _search(settings, remembering, archive, build_problem(settings, evaluator), Race((), 0),
+                        secateur.Listener())  # fmt: skip
+            return facts(folder)
+
+        for budget in budgets:
+            found = run_on(tmp_path / "run", budget)
+        assert found == run_on(tmp_path / "whole", budgets[-1])
+
+    def test_a_run_killed_while_it_is_made_longer_loses_no_row(self, tiny_calibration, tmp_path):
+        run = search(tiny_calibration, tmp_path / "run", budget=22)
+        longer = run.resume(budget=40)
+        before = facts(longer.folder)
+        counts = []
+        listener = secateur.Listener(batch=lambda archive, _trials: counts.append(len(archive.frame())))
+        assert facts(longer.resume(listener=listener).folder) == before
+        assert set(counts) == {len(before)}  # nothing was taken back while it was told again
+
+    @pytest.mark.parametrize(
+        ("budget", "reason"),
+        [
+            (5, "no less than what the run has spent, 22, got 5 candidates"),
+            ("1800s", "a budget in candidates"),
+        ],
+    )
+    def test_a_budget_that_was_spent_or_is_of_another_unit_is_refused(self, run, budget, reason):
+        with pytest.raises(secateur.SettingsError, match=reason):
+            run.resume(budget=budget)
+
+    def test_a_run_that_is_being_written_is_not_resumed(self, run, tmp_path):
+        shutil.copytree(run.folder, tmp_path / "run")
+        with (
+            secateur.Archive(tmp_path / "run", write=True),
+            pytest.raises(secateur.ArchiveError, match="is being written by process"),
+        ):
+            secateur.resume(tmp_path / "run", budget=40)
 
     def test_nothing_is_measured_twice_for_it(self, tiny_calibration, tmp_path):
         run = search(tiny_calibration, tmp_path / "run", budget=22)
@@ -207,6 +267,14 @@ class TestTheOpening:
         if budget == "0.001s":
             return  # times differ from run to run
         enough = re.search(r"--budget (\w+),", text)[1]
+        amount = Budget.parse(enough)
+        less = str(Budget(amount.amount - 1, amount.unit))
+        with pytest.raises(secateur.SettingsError, match="the smallest that does"):
+            secateur.run_search(
+                tiny_calibration.folder, tmp_path / "less", space="curve", searcher="nsga3",
+                sparsity=sparsity, budget=less, threads=1,
+            )  # fmt: skip
+        assert not (tmp_path / "less").exists()
         # The smallest that is named is enough, and nothing of what a search costs is hidden in it.
         run = secateur.run_search(
             tiny_calibration.folder, tmp_path / "enough", space="curve", searcher="nsga3", sparsity=sparsity,

@@ -82,6 +82,18 @@ def test_nothing_runs_because_the_run_names_it(run, tmp_path, command):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_plugin_that_a_run_was_begun_without_would_change_its_course(tiny_calibration, tmp_path):
+    done = secateur(
+        "search", tiny_calibration.folder, "--budget", 12, "--threads", 1, "--out", tmp_path / "run"
+    )
+    assert done.returncode == 0, done.stderr
+    before = rows(tmp_path / "run")
+    done = secateur("resume", tmp_path / "run", "--budget", 20, "--plugin", PLUGIN)
+    assert done.returncode == 2
+    assert "was begun without plugin.py, which would change its course" in done.stderr
+    assert rows(tmp_path / "run") == before
+
+
 def test_another_file_of_that_name_is_not_the_plugin(run, tmp_path):
     (tmp_path / "plugin.py").write_text(PLUGIN.read_text() + "\n# changed\n")
     done = secateur("resume", run, "--plugin", tmp_path / "plugin.py")
