@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
+from typing import Literal, get_args
 
 from .canonical import NotFiniteError, canonical, factors_of, product_of, scaled, terms_of, unit_sum
 from .expression import Expression, MetricError, constant
 from .operators import OPERATORS, SCALAR
 
-GROUPS = ("row", "layer")
+Group = Literal["row", "layer"]
+GROUPS: tuple[Group, ...] = get_args(Group)
 
 
 @lru_cache(maxsize=65536)

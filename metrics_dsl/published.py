@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from .errors import SecateurError
 from .expression import Expression, MetricError
 from .operators import LEAVES, OPERATORS
+from .order import GROUPS
 from .parser import did_you_mean, parse_metric
 from .plugins import fill, open_table
 
@@ -82,7 +83,7 @@ def _admitted(metric: Published, _origin: str) -> Published:
     """Return a metric of somebody else's, checked: it can be read, and its name is not a metric itself."""
     if not _NAME.fullmatch(metric.name) or metric.name in LEAVES or metric.name in OPERATORS:
         raise SecateurError(f"expected the name of a metric such as mine-2026, got {metric.name!r}")
-    if metric.group not in ("row", "layer"):
+    if metric.group not in GROUPS:
         raise SecateurError(
             f"expected the group row or layer for the metric {metric.name}, got {metric.group!r}"
         )

@@ -21,6 +21,7 @@ from pydantic import (
 from ..metrics_dsl.errors import SecateurError
 from ..metrics_dsl.expression import Expression
 from ..metrics_dsl.operators import FULL, LEAVES, OPERATORS, Leaf, Operator
+from ..metrics_dsl.order import Group
 from ..metrics_dsl.parser import parse_metric
 from ..metrics_dsl.published import PUBLISHED, read_metric
 from .contradictions import choose, contradiction, descends, objection
@@ -87,7 +88,7 @@ class SearchSettings(BaseModel):
     allocation: str | None = None
     sparsity: float | tuple[float, float] = defaults.SPARSITY
     pattern: str = "unstructured"
-    group: Literal["row", "layer"] = "row"
+    group: Group = "row"
     objectives: tuple[str, ...] = ()
     budget: int | str = defaults.BUDGET
     seed: int = Field(default=defaults.SEED, ge=0, lt=2**32)  # what NumPy and pymoo take

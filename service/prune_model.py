@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..metrics_dsl.errors import SecateurError
+from ..metrics_dsl.order import GROUPS
 from ..results.archive.run_folder import RunFolder
 from ..results.export.rule_source import Rule, RuleError, ratios_of, read_ratios, read_rule
 from ..search.core import defaults
@@ -84,7 +85,7 @@ class PruneRequest:
             raise SecateurError(
                 f"expected uniform ratios for the pattern {self.pattern}, which fixes them, got {self.ratios}"
             )
-        if self.group not in (None, "row", "layer"):
+        if self.group not in (None, *GROUPS):
             raise SecateurError(f"expected the group row or layer, got {self.group!r}")
         if self.ratios is not None and not self.has_ratio_file:
             look_up(ALLOCATIONS, self.ratios, "an allocation")

@@ -86,7 +86,7 @@ def save(settings: SearchSettings, run: RunFolder) -> None:
     if path.is_file() and SearchSettings.load(path) == settings:
         return
     if run.has_archive and not has_measured(run):  # left by a run that measured nothing, under other settings
-        with lock(run.path):  # nobody writes it
+        with lock(run.lock_file):  # nobody writes it
             for name in ("", "-wal", "-shm"):
                 run.archive_file.with_name(run.archive_file.name + name).unlink(missing_ok=True)
     with whole(path, _SETTINGS, run.path) as place:

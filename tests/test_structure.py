@@ -48,6 +48,7 @@ HOMES = {
         "results/archive/front.py",
         "results/archive/pareto.py",
         "service/run.py",
+        "service/runs.py",
         "service/reporting.py",
         "results/archive/snapshot.py",
         "results/archive/archive.py",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import socket
 import sqlite3
 from collections.abc import Iterable, Mapping
@@ -59,9 +60,13 @@ def is_between_machines(path: Path, mounts: Path = Path("/proc/self/mounts")) ->
     return kind in _BETWEEN_MACHINES or kind.startswith("fuse.")
 
 
-def lock(folder: Path) -> IO[str]:
-    """Lock out other writers; the lock ends with the process, however it ends."""
-    file = (folder / "writer.lock").open("a+")
+def lock(path: Path) -> IO[str]:
+    """Lock out other writers by a file in the run folder; the lock ends with the process, however it ends.
+
+    Raises:
+        ArchiveError: When another process holds it.
+    """
+    file = path.open("a+")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -69,12 +74,26 @@ def lock(folder: Path) -> IO[str]:
         owner = file.read().strip() or "another process"
         file.close()
         raise ArchiveError(
-            f"{folder} is being written by {owner}; wait for it to end or choose another --out"
+            f"{path.parent} is being written by {owner}; wait for it to end or choose another --out"
         ) from None
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()}")
     file.flush()
     return file
+
+
+def is_left(path: Path) -> bool:
+    """Whether the process that locked a run last is known to be gone; of other machines nothing is known."""
+    try:
+        found = re.fullmatch(r"process (\d+) on (.+)", path.read_text())
+        if found is None or found[2] != socket.gethostname():
+            return False
+        os.kill(int(found[1]), 0)  # signal 0 only asks
+    except ProcessLookupError:
+        return True
+    except (OSError, ValueError, OverflowError):
+        return False
+    return False
 
 
 def explained(folder: Path, noted: Iterable[Mapping[str, str]], error: SecateurError) -> SecateurError:

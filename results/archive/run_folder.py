@@ -35,6 +35,11 @@ class RunFolder:
         return self.path / ARCHIVE
 
     @property
+    def lock_file(self) -> Path:
+        """The file that the process writing the run holds, and that says which one it is."""
+        return self.path / "writer.lock"
+
+    @property
     def is_run(self) -> bool:
         """Whether it holds a run's settings or archive."""
         return self.settings_file.is_file() or self.archive_file.is_file()

@@ -75,7 +75,7 @@ class Store:
         self.worked_out: dict[str, dict[tuple[Any, ...], float | None]] = {}
         if write:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = lock(self.folder)
+            self._lock = lock(place.lock_file)
         elif not place.has_archive:
             raise place.missing()
         try:

@@ -25,7 +25,7 @@ from typing import Any
 
 from ...metrics_dsl.expression import Expression, MetricError, check_metric, constant
 from ...metrics_dsl.operators import FULL
-from ...metrics_dsl.order import order_form
+from ...metrics_dsl.order import GROUPS, order_form
 from ...search.core.reading import read_json
 from .candidate_record import CandidateRecord, ExportError
 
@@ -62,7 +62,7 @@ def from_tree(tree: Any) -> Expression:
         scaled = _read(tree, _FACTORS)
     except (MetricError, RecursionError) as error:
         raise ExportError(f"the tree is no metric: {error}") from None
-    is_same = all(order_form(plain, group) == order_form(scaled, group) for group in ("row", "layer"))
+    is_same = all(order_form(plain, group) == order_form(scaled, group) for group in GROUPS)
     return plain if is_same else scaled
 
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import re
-import socket
 import sqlite3
 import time
 from collections import deque
@@ -18,7 +15,7 @@ import pandas as pd
 from ...metrics_dsl.errors import SecateurError
 from ...search.core.budget import Budget
 from ..archive.archive import Archive
-from ..archive.database import ArchiveError, BeginningError
+from ..archive.database import ArchiveError, BeginningError, is_left
 from ..archive.run_folder import RunFolder
 from ..summary.overview import Overview
 
@@ -109,7 +106,9 @@ class Watch:
                     "GROUP BY worker ORDER BY worker"
                 )
         except BeginningError:
-            return Look(folder, "left" if _is_left(folder) else "beginning", of_seeds=of_seeds)
+            return Look(
+                folder, "left" if is_left(RunFolder(folder).lock_file) else "beginning", of_seeds=of_seeds
+            )
         except sqlite3.OperationalError:  # locked for long, where the file system knows no better
             return Look(folder, "running", of_seeds=of_seeds)
         workers = pd.DataFrame(rows, columns=["worker", "measurements", "seconds", "repeated"])
@@ -146,7 +145,7 @@ class Watch:
 def _state(overview: Overview, has_ended: bool) -> State:
     if has_ended:
         return "ended"
-    if _is_left(overview.folder):
+    if is_left(RunFolder(overview.folder).lock_file):
         return "left"
     budget, spent = budget_of(overview)
     return "holdout" if budget is not None and spent >= budget.amount else "running"
@@ -202,20 +201,6 @@ def _written(folder: Path) -> float | None:
         return max(s.st_mtime for p in paths if p.is_file() and (s := p.stat()).st_size)
     except (ValueError, OSError):
         return None
-
-
-def _is_left(folder: Path) -> bool:
-    """Whether the process that wrote a run is known to be gone; of other machines nothing is known."""
-    try:
-        found = re.fullmatch(r"process (\d+) on (.+)", (folder / "writer.lock").read_text())
-        if found is None or found[2] != socket.gethostname():
-            return False
-        os.kill(int(found[1]), 0)  # signal 0 only asks
-    except ProcessLookupError:
-        return True
-    except OSError:
-        return False
-    return False
 
 
 def _has_ended(folder: Path) -> bool:

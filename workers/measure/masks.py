@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ...metrics_dsl.errors import SecateurError
+from ...metrics_dsl.order import GROUPS
 from ...search.core.candidate import group_size, parse_pattern, removed_of
 
 _GATHER = sum(1 << 9 * i for i in range(8)) - (1 << 64)  # as a signed number of 64 bits
@@ -35,7 +36,7 @@ def removed(scores: Tensor, ratio: float, group: str, pattern: str = "unstructur
         result = torch.zeros_like(scores, dtype=torch.bool)
         result[:, :whole] = _smallest_of_few(groups, n).reshape(rows, whole)
         return result
-    if group not in ("row", "layer"):
+    if group not in GROUPS:
         raise SecateurError(f"expected the group row or layer, got {group!r}: not measured yet")
     size = group_size(rows, columns, group)
     return _smallest(scores.reshape(-1, size), removed_of(size, ratio)).reshape(rows, columns)
