@@ -212,7 +212,7 @@ def test_commands_of_the_documents_exist():
         for argument in arguments:
             if argument.startswith("--") and argument != "--json":
                 option = argument[2:].partition("=")[0].removeprefix("no-").replace("-", "_")
-                assert {"id": "name"}.get(option, option) in parameters, command
+                assert {"id": "name", "plugin": "plugins"}.get(option, option) in parameters, command
 
 
 def test_code_of_the_readme_runs_on_a_run(tiny_calibration, tmp_path, monkeypatch):
