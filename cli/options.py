@@ -187,7 +187,11 @@ def spelled(*words: object) -> str:
     names = {c.name or getattr(c.callback, "__name__", ""): c.callback for c in app.registered_commands}
     takes = "plugins" in inspect.signature(names[str(words[0])] or spelled).parameters
     plugins = [word for path in _plugins for word in ("--plugin", path)] if takes else []
-    return f"secateur {shlex.join(map(str, (*words, *plugins)))}"
+    # A path that looks like an option is no longer one with its folder before it.
+    typed = [
+        f"./{w}" if isinstance(w, Path) and str(w).startswith("-") else str(w) for w in (*words, *plugins)
+    ]
+    return f"secateur {shlex.join(typed)}"
 
 
 def next_step(*words: object) -> None:

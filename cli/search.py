@@ -368,7 +368,7 @@ def _follow(
     if isinstance(found, Run):
         print_run(found, None, as_json)
         if not as_json:
-            next_step("report", out, "-o", f"{out.name}.html")
+            next_step("report", out, "-o", Path(f"{out.name}.html"))
             next_step("prune", "MODEL", "--candidate", f"{out}:{rule_of(out)}", "-o", "pruned")
         return
     print_comparison(found, as_json)

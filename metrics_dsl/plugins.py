@@ -123,7 +123,7 @@ def read_plugin(path: str | Path) -> Plugin:
     """
     place = Path(path).expanduser()
     if place.suffix != ".py" or not place.is_file():
-        raise PluginError(f"expected a plugin as a Python file such as rules.py, got {path}")
+        raise PluginError(f"expected a plugin as a Python file such as rules.py, got {place.absolute()}")
     try:
         with place.open("rb") as file:
             content = file.read(MOST_BYTES + 1)
@@ -308,7 +308,7 @@ def guarded(
             return function(*args, **options)
         except passing:
             raise
-        except Exception as failure:
+        except (Exception, SystemExit) as failure:
             if isinstance(failure, MemoryError) or type(failure).__name__ == "OutOfMemoryError":
                 raise  # torch's: who called frees memory and tries again
             raise error(f"{what} fails{_at(failure)}: {_reason(failure)}") from failure

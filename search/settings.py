@@ -331,7 +331,11 @@ class SearchSettings(BaseModel):
         Raises:
             SettingsError: When the file is missing or holds no such settings.
         """
-        return cls.read(read_section(path, "search"))
+        section = read_section(path, "search")
+        try:
+            return cls.read(section)
+        except SettingsError as error:
+            raise SettingsError(f"{path}: {error}") from None
 
     def to_toml(self) -> str:
         """Return the text of a TOML file with all settings."""

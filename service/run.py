@@ -249,14 +249,10 @@ def continue_runs(
     from .run_claim import continued
     from .search_run import Listener, search_all
 
-    for path in plugins:
+    named = (plugins,) if isinstance(plugins, str | Path) else tuple(plugins)
+    for path in named:
         use_plugin(path)
-    changes = {
-        "budget": budget,
-        "calibration": calibration,
-        "model": model,
-        "plugins": tuple(plugins) or None,
-    }
+    changes = {"budget": budget, "calibration": calibration, "model": model, "plugins": named or None}
     runs = {folder.path: continued(folder, **changes) for folder in folders}
     search_all(runs, listener or Listener(), cluster, is_resumed=True)
     return [open_run(path) for path in runs]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -14,7 +15,7 @@ from typing import Any
 
 from ..metrics_dsl.plugins import lacking, notes
 from ..results.archive.archive import Archive
-from ..results.archive.database import ArchiveError, lock
+from ..results.archive.database import ArchiveError, BeginningError, lock
 from ..results.archive.run_folder import RunFolder
 from ..search.core.budget import Budget
 from ..search.core.files import Output, is_partial, whole
@@ -23,7 +24,7 @@ from ..search.settings import SearchSettings
 from ..search.toml import SettingsError
 from ..workers.calibrate.folder import Calibration
 
-_SETTINGS = Output("a place for a run's settings", replaces=lambda head: b"[search]" in head)
+_SETTINGS = Output("a place for a run's settings", replaces=lambda head: b"[search]" in head, of_a_run=True)
 # What may change when a run is continued: how long it goes on, and where things are.
 CONTINUED = ("budget", "calibration", "model", "plugins")
 
@@ -76,8 +77,9 @@ def has_measured(run: RunFolder) -> bool:
     """Whether a folder's archive holds any measurement."""
     if not run.has_archive:
         return False
-    with Archive(run.path) as archive:
+    with contextlib.suppress(BeginningError), Archive(run.path) as archive:
         return bool(archive.rows("SELECT 1 FROM measurements LIMIT 1"))
+    return False
 
 
 def save(settings: SearchSettings, run: RunFolder) -> None:
@@ -93,6 +95,24 @@ def save(settings: SearchSettings, run: RunFolder) -> None:
         place.write_text(settings.to_toml(), encoding="utf-8")
 
 
+def check_calibration(archive: Archive, calibration: Calibration) -> str:
+    """Return the hash of what a calibration holds, which must be what the archive was measured on.
+
+    Raises:
+        ArchiveError: When it is another one.
+    """
+    facts = {name: calibration.manifest[name] for name in ("parts", "gradients", "layers")}
+    facts["weights"] = calibration.manifest["model"]["weights"]
+    identity = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    if archive.fact("calibration", identity) != identity:
+        raise ArchiveError(
+            f"{archive.folder} was measured on another calibration than {calibration.folder}; its "
+            "figures cannot be continued: give --calibration with the folder that it was measured on, or "
+            "choose another --out"
+        )
+    return identity
+
+
 def claim(
     archive: Archive,
     settings: SearchSettings,
@@ -105,15 +125,7 @@ def claim(
     Raises:
         ArchiveError: When it was measured on another calibration, known by its hashes.
     """
-    facts = {name: calibration.manifest[name] for name in ("parts", "gradients", "layers")}
-    facts["weights"] = calibration.manifest["model"]["weights"]
-    identity = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-    if archive.fact("calibration", identity) != identity:
-        raise ArchiveError(
-            f"{archive.folder} was measured on another calibration than {calibration.folder}; its "
-            "figures cannot be continued: give --calibration with the folder that it was measured on, or "
-            "choose another --out"
-        )
+    identity = check_calibration(archive, calibration)
     check_plugins(archive)
     versions = library_versions(
         "secateur", "torch", "transformers", "numpy", "deap", "pymoo", "optuna", "moocore"
@@ -171,7 +183,7 @@ def continued(run: RunFolder, **changes: Any) -> SearchSettings:
             f"expected a run folder, got {run.path} without {run.settings_file.name}; see `secateur search`"
         )
     if run.has_archive:
-        with Archive(run.path) as archive:
+        with contextlib.suppress(BeginningError), Archive(run.path) as archive:
             check_plugins(archive)  # its settings cannot be read without them
     there = SearchSettings.load(run.settings_file)
     chosen = {name: value for name, value in changes.items() if value is not None}
@@ -180,7 +192,7 @@ def continued(run: RunFolder, **changes: Any) -> SearchSettings:
     settings = SearchSettings.read({**there.model_dump(), **chosen})
     now, then = Budget.parse(settings.budget), Budget.parse(there.budget)
     spent = _spent(run, now)
-    if now.unit != then.unit or now.amount < spent:
+    if now.unit != then.unit or now.amount < min(spent, then.amount):
         raise SettingsError(
             f"expected a budget in {then.unit} that is no less than what the run has spent"
             f"{f', {spent:,.0f}' if now.unit == then.unit else ''}, got {now.in_words}; {run.path} was begun "
@@ -194,8 +206,9 @@ def _spent(run: RunFolder, budget: Budget) -> float:
     if not run.has_archive:
         return 0.0
     what = "count(*)" if budget.unit == "candidates" else f"coalesce(sum({budget.unit}), 0)"
-    with Archive(run.path) as archive:
+    with contextlib.suppress(BeginningError), Archive(run.path) as archive:
         return float(archive.rows(f"SELECT {what} FROM trials WHERE alias_of = ''")[0][0])
+    return 0.0
 
 
 def find_calibration(settings: SearchSettings, run: Path) -> Calibration:

@@ -33,7 +33,7 @@ from ..workers.measure.local_evaluator import LocalEvaluator
 from ..workers.measure.windows import SHORTEST, tokens_per_rung, tokens_per_step
 from ..workers.measure.worker import Device, WorkerOptions
 from .baseline_cost import BaselineCost, Race
-from .run_claim import check_folder, claim, find_calibration, has_measured, save
+from .run_claim import check_calibration, check_folder, claim, find_calibration, has_measured, save
 
 _FEWEST_TO_RACE = 1024  # selection tokens from which a quarter of them tells candidates apart
 
@@ -87,15 +87,16 @@ def search_all(
         if not any(map(has_measured, folders)):
             _, baselines = build_problem(settings, evaluator, starts[next(iter(folders))])
             announced = BaselineCost(evaluator, parts["selection"], race).check(settings, baselines)
+        for folder in filter(has_measured, folders):
+            with Archive(folder.path) as archive:
+                check_calibration(archive, calibration)
         for folder, own in folders.items():  # all at first: what is interrupted is resumed with all its seeds
-            if not has_measured(folder):
-                save(own, folder)
+            save(own, folder)
         for folder, own in folders.items():
             listener.begin(own)
             with Archive(folder.path, write=True) as archive, contextlib.ExitStack() as opened:
                 claim(archive, own, calibration, evaluator.accelerator, listener.report)
                 archive.keep(starts=list(map(str, starts[folder])))
-                save(own, folder)
                 weights = sum(layer.size for layer in evaluator.layers)
                 listener.report(
                     f"searching on {calibration.folder}: {len(evaluator.layers)} layers, {weights:,} weights"

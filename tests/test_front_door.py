@@ -205,6 +205,42 @@ class TestGoingOn:
         with pytest.raises(secateur.SettingsError, match=reason):
             run.resume(budget=budget)
 
+    def test_all_seeds_are_made_longer_although_the_first_is_interrupted(self, tiny_calibration, tmp_path):
+        secateur.run_seeds(tiny_calibration.folder, tmp_path / "seeds", 2, budget=12, **SEARCH)
+
+        def interrupt(*_):
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            secateur.resume(tmp_path / "seeds", secateur.Listener(batch=interrupt), budget=16)
+        runs = secateur.resume(tmp_path / "seeds")
+        assert [run.settings.budget for run in runs] == [16, 16]
+        assert all(run.frame()["alias_of"].isna().sum() == 16 for run in runs)
+
+    def test_a_budget_of_tokens_that_the_last_batch_went_beyond_may_be_given_again(
+        self, tiny_calibration, tmp_path
+    ):
+        run = search(tiny_calibration, tmp_path / "run", budget="3000tokens")
+        assert run.frame()["tokens"].sum() > 3000
+        before = facts(run.folder)
+        assert facts(run.resume(budget="3000tokens").folder) == before
+
+    def test_an_archive_that_a_kill_left_empty_is_begun_again(self, run, tmp_path):
+        shutil.copytree(run.folder, tmp_path / "run")
+        for file in (tmp_path / "run").glob("archive.sqlite*"):
+            file.unlink()
+        (tmp_path / "run" / "archive.sqlite").touch()
+        assert facts(secateur.resume(tmp_path / "run").folder) == facts(run.folder)
+
+    @pytest.mark.parametrize("name", ["archive.sqlite", "archive.sqlite-wal", "writer.lock", "run.toml"])
+    def test_no_output_takes_the_place_of_a_file_of_a_run(self, run, tmp_path, name):
+        shutil.copytree(run.folder, tmp_path / "run")
+        before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+        for write in (secateur.snapshot, secateur.report):
+            with pytest.raises(secateur.SecateurError, match="is a file of the run in"):
+                write(run, tmp_path / "run" / name)
+        assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+
     def test_a_run_that_is_being_written_is_not_resumed(self, run, tmp_path):
         shutil.copytree(run.folder, tmp_path / "run")
         with (

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from ...search.core.files import OF_A_RUN
 from ...search.core.reading import read_toml
 from .database import ArchiveError, BeginningError
 
-SETTINGS = "run.toml"
-ARCHIVE = "archive.sqlite"
+SETTINGS, ARCHIVE, *_, LOCK = OF_A_RUN
 _SEEDS = "seed-*"
 
 
@@ -37,7 +37,7 @@ class RunFolder:
     @property
     def lock_file(self) -> Path:
         """The file that the process writing the run holds, and that says which one it is."""
-        return self.path / "writer.lock"
+        return self.path / LOCK
 
     @property
     def is_run(self) -> bool:

@@ -11,6 +11,7 @@ from ...metrics_dsl.errors import SecateurError
 from .candidate import Trial
 
 Unit = Literal["candidates", "tokens", "seconds"]
+_MOST = 1e12  # of a unit: more is a slip of the finger
 _FACTORS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
 
 
@@ -34,7 +35,11 @@ class Budget:
         """
         found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:([kMG]?)\s*tokens|(s|min|h))?\s*", str(text))
         number = float(found[1]) if found else 0.0
-        if found is None or number <= 0 or (found[2] is None and not found[3] and number != int(number)):
+        if (
+            found is None
+            or not 0 < number < _MOST
+            or (found[2] is None and not found[3] and number != int(number))
+        ):
             raise SecateurError(
                 "expected a budget of candidates such as 400, of tokens such as 2Mtokens, or of seconds "
                 f"such as 1800s, got {text!r}"

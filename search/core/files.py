@@ -18,6 +18,10 @@ _HEAD = 4096  # bytes at the beginning of a file, which say of what kind it is
 _PARTIAL = re.compile(r"\.([^/\\]+)\.[0-9a-f]{8}\.partial")
 
 
+# The files of a run folder, its settings and archive first: no output ever takes their place.
+OF_A_RUN = ("run.toml", "archive.sqlite", "archive.sqlite-wal", "archive.sqlite-shm", "writer.lock")
+
+
 @dataclass(frozen=True)
 class Output:
     """What is to be written, and what may be in its place before.
@@ -28,6 +32,7 @@ class Output:
         over_empty: Whether it may take the place of an empty folder.
         makes_parents: Whether the folders above it are made.
         is_lasting: Whether the disk has all of it before it has its name.
+        of_a_run: Whether it is one of a run folder's own files, whose names no other output takes.
         error: What is raised when the place will not do.
     """
 
@@ -36,6 +41,7 @@ class Output:
     over_empty: bool = False
     makes_parents: bool = True
     is_lasting: bool = False
+    of_a_run: bool = False
     error: type[SecateurError] = SecateurError
 
 
@@ -92,6 +98,12 @@ def check_place(path: str | Path, output: Output, run: Path | None = None) -> Pa
     """
     target = Path(path).absolute()
     no = f"expected {output.expected}, got"
+    if (
+        not output.of_a_run
+        and target.name in OF_A_RUN
+        and any((target.parent / n).exists() for n in OF_A_RUN[:2])
+    ):
+        raise output.error(f"{no} {path}, which is a file of the run in {target.parent}; name another")
     if run is not None and (link := _way_out(target, run)):
         raise output.error(f"{no} {path}, but {link} leads out of the run folder; remove that link")
     if output.replaces or output.over_empty:

@@ -133,7 +133,14 @@ def _admitted(row: SearcherRow, origin: str) -> SearcherRow:
 
     def build(problem: Problem, seed: int, batch: int) -> Searcher:
         row.can.check(row.name, problem)
-        return _Guarded(guarded(row.build, what)(problem, seed, batch), problem, what)
+        found = guarded(row.build, what)(problem, seed, batch)
+        for method in ("ask", "tell"):
+            if not callable(getattr(found, method, None)):
+                raise SecateurError(
+                    f"{what} fails: expected its row to build a searcher with ask and tell, got "
+                    f"{type(found).__name__} without {method}"
+                )
+        return _Guarded(found, problem, what)
 
     return replace(row, build=build)
 
