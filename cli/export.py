@@ -7,7 +7,20 @@ from typing import Annotated
 
 import typer
 
-from .options import DEVICE, DTYPE, GROUP, JSON, MODEL, PLUGINS, RUN, THREADS, command, next_step, print_json
+from .options import (
+    DEVICE,
+    DTYPE,
+    GROUP,
+    JSON,
+    MODEL,
+    PLUGINS,
+    RUN,
+    THREADS,
+    command,
+    how_to_prune,
+    next_step,
+    print_json,
+)
 from .sections import PREPARE, SEARCHED, TAKE_AWAY, USUAL
 
 _OUT = typer.Option(
@@ -58,7 +71,7 @@ def export(
         return
     typer.echo(f"{out}: {EXPORTERS[to].meaning}")
     if key:
-        next_step("prune", "MODEL", "--candidate", f"{run}:{key}", "-o", "pruned")
+        next_step("prune", *how_to_prune(run), "--candidate", f"{run}:{key}")
     else:
         next_step("report", run, "-o", "report.html")
 

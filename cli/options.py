@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import json
 import shlex
 from collections.abc import Callable, Mapping
@@ -197,6 +198,23 @@ def spelled(*words: object) -> str:
 def next_step(*words: object) -> None:
     """Name the command that follows on this one, on standard error."""
     say(f"next: {spelled(*words)}")
+
+
+def unused(place: Path) -> Path:
+    """Return a place to write to, or the first with a number that is free."""
+    numbered = (place.with_name(f"{place.name}{n}") for n in itertools.count(2))
+    return next(p for p in itertools.chain((place,), numbered) if not p.exists())
+
+
+def how_to_prune(run: Path) -> list[object]:
+    """Return the words that prune the model of a run on the text of its calibration, where both are known."""
+    from ..service.run import Run
+
+    with Run(run).archive() as archive:
+        card = archive.fact("card", {})
+    text = card.get("text", "self")
+    more = [] if text == "self" else ["--text", text]
+    return [card.get("model", "MODEL"), *more, "-o", unused(Path("pruned"))]
 
 
 def rule_of(run: Path) -> str:

@@ -106,7 +106,7 @@ def prune(
         print_json({"folder": str(out), **found})
         return
     _print_pruned(out, found)
-    next_step("evaluate", out, "--text", "FILE", "--against", model)
+    next_step("evaluate", out, "--text", "FILE" if text == "self" else text, "--against", model)
 
 
 def _print_pruned(out: Path, found: dict[str, Any]) -> None:

@@ -105,9 +105,11 @@ def compare_runs(
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Compare runs: what they found, for what cost."""
+    from ..results.archive.run_folder import RunFolder
+
     print_comparison(runs, as_json)
     if not as_json:
-        next_step("front", runs[0])
+        next_step("front", RunFolder(runs[0]).runs()[0].path)
 
 
 @command(LOOK, example="secateur metrics --language")

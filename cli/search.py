@@ -35,6 +35,7 @@ from .options import (
     TOKENS,
     WORKERS,
     command,
+    how_to_prune,
     next_step,
     print_comparison,
     print_json,
@@ -43,6 +44,7 @@ from .options import (
     rule_of,
     say,
     spelled,
+    unused,
 )  # fmt: skip
 from .sections import HOW, PREPARE, SEARCH, SEARCHED, USUAL
 
@@ -105,7 +107,7 @@ def calibrate(
         typer.echo(
             f"  not linear layers of their own, stay dense: {', '.join(dense[:3])} ({len(dense)} in all)"
         )
-    next_step("search", out, "--sparsity", 0.6, "--out", "runs/a")
+    next_step("search", out, "--sparsity", 0.6, "--out", unused(Path("runs/a")))
 
 
 @command(SEARCH, example='secateur measure cal "abs(W) * X" --sparsity 0.6 --stage model')
@@ -144,7 +146,8 @@ def measure(
         return
     for name, value in result.items():
         typer.echo(f"{name:12} {value:.6g}" if isinstance(value, float) else f"{name:12} {value}")
-    next_step("search", calibration, "--sparsity", f"{result['sparsity']:.2g}", "--out", "runs/a")
+    share = sparsity if sparsity is not None else f"{result['sparsity']:.2g}"
+    next_step("search", calibration, "--sparsity", share, "--out", unused(Path("runs/a")))
 
 
 @command(SEARCH, example="secateur search cal --sparsity 0.6 --objectives kl,size --budget 200 --out runs/a")
@@ -369,7 +372,7 @@ def _follow(
         print_run(found, None, as_json)
         if not as_json:
             next_step("report", out, "-o", Path(f"{out.name}.html"))
-            next_step("prune", "MODEL", "--candidate", f"{out}:{rule_of(out)}", "-o", "pruned")
+            next_step("prune", *how_to_prune(out), "--candidate", f"{out}:{rule_of(out)}")
         return
     print_comparison(found, as_json)
     if not as_json:

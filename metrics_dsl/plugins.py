@@ -372,10 +372,17 @@ def missing(noted: Iterable[Mapping[str, str]]) -> list[str]:
 
 def lacking(noted: Iterable[Mapping[str, str]]) -> str:
     """Return what is missing of the noted plugins and what to do about it; empty if nothing is."""
+    noted = list(noted)
     found = missing(noted)
     if not found:
         return ""
     verb = "is" if len(found) == 1 else "are"
+    here = {plugin.name: plugin.sha256 for plugin in used()}
+    if changed := [n["name"] for n in noted if n["name"] in here and n.get("sha256") != here[n["name"]]]:
+        return (
+            f"{' and '.join(found)}, and the file {changed[0]} in use here is another one (sha256 "
+            f"{here[changed[0]][:12]}); give the file that it was made with"
+        )
     return (
         f"{' and '.join(found)}, which {verb} not in use here; give --plugin FILE.py, or call "
         "secateur.use_plugin, before it is read"

@@ -27,7 +27,7 @@ from ..metrics_dsl.published import PUBLISHED, read_metric
 from .contradictions import choose, contradiction, descends, objection
 from .core import defaults
 from .core.budget import Budget
-from .core.candidate import Stage, parse_pattern
+from .core.candidate import STAGES, Stage, parse_pattern
 from .core.objectives import look_up, look_up_objectives
 from .searchers.table import AUTO, SEARCHERS, SearcherRow
 from .spaces.allocation import ALLOCATIONS
@@ -176,9 +176,15 @@ class SearchSettings(BaseModel):
             )
         return numbers[0] if len(numbers) == 1 else tuple(numbers)
 
-    @field_validator("budget")
+    @field_validator("stage")
     @classmethod
-    def _readable_budget(cls, value: int | str) -> int | str:
+    def _deciding_stage(cls, name: Stage) -> Stage:
+        look_up(dict.fromkeys(STAGES), name, "a stage")
+        return name
+
+    @field_validator("budget", mode="before")
+    @classmethod
+    def _readable_budget(cls, value: Any) -> int | str:
         budget = Budget.parse(value)
         return int(budget.amount) if budget.unit == "candidates" else str(value).strip()
 

@@ -68,13 +68,12 @@ class BaselineCost:
                 f"got {budget.in_words}; the smallest that does is {about}--budget "
                 f"{Budget(needed, budget.unit)}, and a search needs more"
             )
-        shown = [f"{tokens:,} tokens"] if tokens else []
-        shown += [f"about {cost['seconds']:,.0f} seconds"] if cost.get("seconds") else []
-        costs = f", which cost at most {' and '.join(shown)}" if shown else ""
-        left = "; nothing of the budget is left to search with: give a larger --budget"
+        about_seconds = f" and about {cost['seconds']:,.0f} seconds" if cost.get("seconds") else ""
+        costs = f", on at most {tokens:,} tokens{about_seconds}," if tokens else f"{about_seconds},"
+        left = "; nothing of it is left to search with: give a larger --budget"
         return (
-            f"{len(rules)} published rules are measured first{costs}, of a budget of {budget.in_words}"
-            f"{left if needed == budget.amount else ''}"
+            f"{len(rules)} published rules are measured first{costs} and count towards the budget of "
+            f"{budget.in_words}{left if needed == budget.amount else ''}"
         )
 
     def _tokens(self, rules: int, always: int, promote: float) -> int:

@@ -21,6 +21,7 @@ from ..search.core.candidate import Candidate, Layer, uniform
 from ..search.core.files import whole
 from ..search.settings import SearchSettings
 from ..search.spaces.ratios import sizes, to_columns
+from .run_claim import find_calibration
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,7 +58,6 @@ def export(run: str | Path | HasFolder, key: str = "", *, to: str, out: str | Pa
 
 def _masks(folder: Path, key: str, changes: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
     """Compute the masks when they are asked for: by then the key is known to be right."""
-    from ..workers.calibrate.folder import Calibration
     from ..workers.measure.local_evaluator import LocalEvaluator
     from ..workers.measure.worker import Device
 
@@ -66,7 +66,7 @@ def _masks(folder: Path, key: str, changes: dict[str, Any]) -> Iterator[tuple[st
     there = SearchSettings.load(RunFolder(folder).settings_file).model_dump()
     settings = SearchSettings.read({**there, **changes})
     evaluator = LocalEvaluator(
-        Calibration(settings.calibration),
+        find_calibration(settings, folder),
         pattern=record.pattern,
         device=Device(settings.device, settings.dtype, settings.threads),
         model=settings.model,

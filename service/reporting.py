@@ -50,7 +50,7 @@ def snapshot(run: str | Path | HasFolder, path: str | Path) -> Path:
         return write(archive, path)
 
 
-def compare(runs: str | Path | HasFolder | Sequence[str | Path | HasFolder]) -> pandas.DataFrame:
+def compare(*runs: str | Path | HasFolder | Sequence[str | Path | HasFolder]) -> pandas.DataFrame:
     """Compare runs on one calibration: one row a configuration, the best first.
 
     A folder of seeds stands for all of its runs. ``attrs["verdicts"]`` has a sentence on each.
@@ -62,7 +62,9 @@ def compare(runs: str | Path | HasFolder | Sequence[str | Path | HasFolder]) -> 
     from ..results.summary.compare import compare as rows_of
     from ..results.summary.compare import open_runs, verdicts
 
-    wanted = runs if isinstance(runs, Sequence) and not isinstance(runs, str) else [runs]
+    wanted: list[str | Path | HasFolder] = []
+    for run in runs:  # each, or a list of them
+        wanted += run if isinstance(run, Sequence) and not isinstance(run, str) else [run]
     if not wanted:
         raise ArchiveError("expected run folders to compare, got none")
     opened = open_runs([folder_of(run) for run in wanted])

@@ -195,8 +195,8 @@ def continued(run: RunFolder, **changes: Any) -> SearchSettings:
     if now.unit != then.unit or now.amount < min(spent, then.amount):
         raise SettingsError(
             f"expected a budget in {then.unit} that is no less than what the run has spent"
-            f"{f', {spent:,.0f}' if now.unit == then.unit else ''}, got {now.in_words}; {run.path} was begun "
-            f"with {then.in_words}"
+            f"{f', {spent:,.0f}' if now.unit == then.unit else ''}, got {now.in_words}; that of "
+            f"{run.path} is {then.in_words}"
         )
     return settings
 
@@ -221,7 +221,7 @@ def find_calibration(settings: SearchSettings, run: Path) -> Calibration:
     if not settings.calibration.exists():
         raise SettingsError(
             f"expected the calibration of {run} in {settings.calibration}, which does not exist; if it was "
-            "moved, give its place with --calibration DIR"
+            f"moved, give its place with --calibration DIR (`secateur resume {run} --calibration DIR`)"
         )
     return Calibration(settings.calibration)
 

@@ -94,7 +94,10 @@ def search_all(
             save(own, folder)
         for folder, own in folders.items():
             listener.begin(own)
+            if len(folders) > 1:
+                listener.report(f"seed {own.seed}: {folder.path}")
             with Archive(folder.path, write=True) as archive, contextlib.ExitStack() as opened:
+                spent_before = archive.fact("has_ended") and archive.counts()
                 claim(archive, own, calibration, evaluator.accelerator, listener.report)
                 archive.keep(starts=list(map(str, starts[folder])))
                 weights = sum(layer.size for layer in evaluator.layers)
@@ -110,9 +113,11 @@ def search_all(
                 remembering = RememberingEvaluator(evaluator, archive, listener.step, earlier)
                 found = build_problem(own, evaluator, starts[folder])
                 _search(own, remembering, archive, found, Race(tuple(rungs), sensitivity), listener)
+                if spent_before and archive.counts() == spent_before:
+                    listener.report("the run had ended and is as it was; a larger --budget makes it longer")
                 before.append(folder.path)
                 known, of_all = evaluator.reused
-                if known:
+                if known > of_all / 100:
                     listener.report(
                         f"{known / of_all:.0%} of the blocks were not run again: their states were known"
                     )
@@ -273,5 +278,7 @@ def _measure_holdout(
     trials = [t for t in told if t.candidate.key in wanted and t.status != "failed"]
     originals = {t.alias_of or t.candidate.key for t in trials}
     chosen = [t.candidate for t in told if t.candidate.key in originals]
-    listener.report(f"measuring {len(chosen)} candidates on holdout tokens")
+    new = [c for c in chosen if archive.recall(c.key, "model", "holdout") is None]
+    if new:
+        listener.report(f"measuring {len(new)} candidates on holdout tokens")
     evaluator.measure(chosen, "model", "holdout")

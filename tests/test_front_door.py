@@ -326,7 +326,7 @@ class TestTheOpening:
             objectives="kl", batch=4, listener=secateur.Listener(report=lines.append),
         )  # fmt: skip
         (line,) = [line for line in lines if "are measured first" in line]
-        assert re.search(r"^\d+ published rules are measured first, which cost at most [\d,]+ tokens", line)
+        assert re.search(r"^\d+ published rules are measured first, on at most [\d,]+ tokens", line)
 
 
 class TestMistakes:

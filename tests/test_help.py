@@ -90,14 +90,15 @@ class TestTheNextStep:
 
     def test_of_taking_a_rule_away_is_pruning_by_it(self, run, tmp_path):
         (line,) = self.steps("export", run, "best", "--to", "json", "-o", tmp_path / "best.json")
-        assert line == f"next: secateur prune MODEL --candidate {run}:best -o pruned"
+        assert line == f"next: secateur prune MODEL -o pruned --candidate {run}:best"
         self.steps("export", run, "--to", "csv", "-o", tmp_path / "a.csv")
         self.steps("export", run, "best", "--to", "pruner-zero", "-o", tmp_path / "tree.json")
         (line,) = self.steps("import", tmp_path / "tree.json")
         assert line.startswith("next: secateur measure CALIBRATION ")
 
-    def test_of_a_search_from_the_model_on(self, tiny_model, text_file, tmp_path):
-        cal, run, pruned = tmp_path / "cal", tmp_path / "run", tmp_path / "pruned"
+    def test_of_a_search_from_the_model_on(self, tiny_model, text_file, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        cal, run = tmp_path / "cal", tmp_path / "run"
         sizes = ("--tokens", 256, "--sequence-length", 64)
         self.steps("plan", tiny_model, "--gpus", 1)
         parts = ("--selection-tokens", 64, "--holdout-tokens", 64)
@@ -105,12 +106,11 @@ class TestTheNextStep:
         assert line == f"next: secateur search {cal} --sparsity 0.6 --out runs/a"
         self.steps("measure", cal, "wanda", "--stage", "screen")
         lines = self.steps("search", cal, "--budget", 12, "--out", run)
-        assert any(f"--candidate {run}:best" in line for line in lines)
+        (prune,) = [line for line in lines if "--candidate" in line]
         self.steps("resume", run, "--budget", 14)
-        self.steps(
-            "prune", tiny_model, "--candidate", f"{run}:best", "--text", text_file, *sizes, "-o", pruned
-        )
-        self.steps("evaluate", pruned, "--text", text_file, "--window", 64, "--windows", 1)
+        lines = self.steps(*shlex.split(prune.removeprefix("next: secateur ")))  # as it is printed
+        assert lines == [f"next: secateur evaluate pruned --text {text_file} --against {tiny_model}"]
+        self.steps("evaluate", "pruned", "--text", text_file, "--window", 64, "--windows", 1)
 
     def test_is_left_out_where_a_program_reads(self, run):
         assert in_process("front", run, "--json").stderr == ""

@@ -111,5 +111,13 @@ class HasFolder(Protocol):
 
 
 def folder_of(run: str | Path | HasFolder) -> Path:
-    """Return the folder of a run that is given as a path, or as an object that knows it."""
-    return Path(run) if isinstance(run, str | Path) else run.folder
+    """Return the folder of a run that is given as a path, or as an object that knows it.
+
+    Raises:
+        ArchiveError: When it is neither.
+    """
+    if isinstance(run, str | Path):
+        return Path(run)
+    if not hasattr(run, "folder"):
+        raise ArchiveError(f"expected a run or the path of its folder, got {run!r}")
+    return run.folder
