@@ -173,7 +173,7 @@ def test_workers_killed_at_random_lose_nothing(ray_session, tiny_calibration, tm
     killer = threading.Thread(target=kill)
     killer.start()
     try:
-        archive = run_search(wanted, tmp_path / "run", Listener(report=lines.append), Cluster("local", 2))
+        run_search(wanted, tmp_path / "run", Listener(report=lines.append), Cluster("local", 2))
     finally:
         is_over.set()
         killer.join()
@@ -181,7 +181,7 @@ def test_workers_killed_at_random_lose_nothing(ray_session, tiny_calibration, tm
     assert any("is lost" in line for line in lines)
     assert facts(tmp_path / "run") == facts(tmp_path / "undisturbed")
     query = "SELECT key, stage, part, of_tokens FROM measurements"
-    once = archive.rows(query)
+    once = Archive(tmp_path / "run").rows(query)
     assert len(once) == len(set(once))
     assert set(once) == set(Archive(tmp_path / "undisturbed").rows(query))
 
