@@ -484,8 +484,8 @@ def test_workers_that_never_come_are_a_sentence(ray_session, tmp_path):
         (("--workers", "4", "--shards", "4", "--cpus-per-worker", "0.1"), "at most 3 shards, one a block"),
         (("--workers", "1", "--device", "cuda"), "expected GPUs for the device cuda"),
         (("--timeout", "0"), "expected a time-out above 0 seconds"),
-        (("--cpus-per-worker", "nan"), "finite number of CPUs above 0 a worker, got nan"),
-        (("--gpus-per-worker", "-1"), "finite number of GPUs of 0 or more a worker, got -1"),
+        (("--cpus-per-worker", "nan"), "finite number of CPUs above 0 per worker, got nan"),
+        (("--gpus-per-worker", "-1"), "finite number of GPUs of 0 or more per worker, got -1"),
         (("--ray", "ray://head:10001"), "expected --ray local, auto or HOST:PORT, got 'ray://head:10001'"),
         (
             ("--workers", "1", "--gpus-per-worker", "1.5", "--device", "auto"),
