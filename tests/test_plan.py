@@ -144,7 +144,7 @@ class TestTheCommand:
         found = json.loads(in_process("plan", bare / "config.json", "--gpus", 0, "--json").stdout)
         assert found["fits"]
         assert found["rates"]["source"].startswith("measured on this machine")
-        assert set(found["seconds_a_candidate"]) == {"screen", "layer", "model", "sensitivity"}
+        assert set(found["seconds_per_candidate"]) == {"screen", "layer", "model", "sensitivity"}
         assert found["worker_bytes"]["total"] == sum(
             v for n, v in found["worker_bytes"].items() if n != "total"
         )
