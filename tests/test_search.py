@@ -50,7 +50,7 @@ def funnel(**changes):
 
 def search(name, seed=0, budget=60, evaluator=None, **changes):
     baselines = [complete(p.expression) for p in PUBLISHED.values()]
-    searcher = BaselinesFirst(build_searcher(name, problem(), seed), baselines, tell=True)
+    searcher = BaselinesFirst(build_searcher(name, problem(), seed), baselines, seeds_searcher=True)
     evaluator = evaluator or FakeEvaluator()
     return [t for batch in run(searcher, evaluator, funnel(**changes), budget) for t in batch]
 

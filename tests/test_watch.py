@@ -338,17 +338,17 @@ class TestAJobThatIsPending:
         from secateur.service import jobs
 
         class Server:
-            asked = 0
-
             def __init__(self, address):
                 assert address == "http://head:8265"
 
             def jobs(self):
-                Server.asked += 1
-                if Server.asked == 2:
-                    (tmp_path / "run").mkdir()
-                    (tmp_path / "run" / "run.toml").write_text("[search]\n")
                 return [job]
+
+            def job(self, name):
+                assert name == "a-job"
+                (tmp_path / "run").mkdir()
+                (tmp_path / "run" / "run.toml").write_text("[search]\n")
+                return job
 
         monkeypatch.setattr(jobs, "JobServer", Server)
         monkeypatch.setattr(jobs.time, "sleep", lambda _: None)
@@ -374,6 +374,8 @@ class TestAJobThatIsPending:
         failed = replace(job, state="failed", message="no such folder")
         server = type("Server", (), {"__init__": lambda *_: None, "jobs": lambda _: [failed]})
         monkeypatch.setattr(jobs, "JobServer", server)
+        monkeypatch.setattr(jobs, "_PATIENCE", 0.0)
         done = in_process("watch", "a-job", "--address", "http://head:8265")
         assert done.returncode == 2
-        assert "has failed before it began" in done.stderr
+        assert "the job a-job has failed, but its run folder" in done.stderr
+        assert "is not seen from here: no such folder" in done.stderr
