@@ -33,7 +33,15 @@ from ..workers.measure.local_evaluator import LocalEvaluator
 from ..workers.measure.windows import SHORTEST, tokens_per_rung, tokens_per_step
 from ..workers.measure.worker import Device, WorkerOptions
 from .baseline_cost import BaselineCost, Race
-from .run_claim import check_calibration, check_folder, claim, find_calibration, has_measured, save
+from .run_claim import (
+    check_calibration,
+    check_folder,
+    check_plugins,
+    claim,
+    find_calibration,
+    has_measured,
+    save,
+)
 
 _FEWEST_TO_RACE = 1024  # selection tokens from which a quarter of them tells candidates apart
 
@@ -79,17 +87,20 @@ def search_all(
     folders = {RunFolder(path): own for path, own in runs.items()}
     for folder, own in folders.items():
         check_folder(own, folder, is_resumed=is_resumed)
-    starts = {folder: _starts(own, folder) for folder, own in folders.items()}
+    starts = {folder: tuple(_starts(own, folder)) for folder, own in folders.items()}
     evaluator = _evaluator(settings, calibration, cluster, listener)
     before: list[Path] = []
     try:
+        # Seeds do not change what is searched: scores of the dense model are summed up once for all of them.
+        searched = {own: build_problem(settings, evaluator, own) for own in dict.fromkeys(starts.values())}
         announced = ""
         if not any(map(has_measured, folders)):
-            _, baselines = build_problem(settings, evaluator, starts[next(iter(folders))])
+            _, baselines = next(iter(searched.values()))
             announced = BaselineCost(evaluator, parts["selection"], race).check(settings, baselines)
         for folder in filter(has_measured, folders):
             with Archive(folder.path) as archive:
                 check_calibration(archive, calibration)
+                check_plugins(archive)
         for folder, own in folders.items():  # all at first: what is interrupted is resumed with all its seeds
             save(own, folder)
         for folder, own in folders.items():
@@ -111,8 +122,14 @@ def search_all(
                 archive.keep(race=(rungs, sensitivity))
                 earlier = [opened.enter_context(Archive(other)) for other in before]
                 remembering = RememberingEvaluator(evaluator, archive, listener.step, earlier)
-                found = build_problem(own, evaluator, starts[folder])
-                _search(own, remembering, archive, found, Race(tuple(rungs), sensitivity), listener)
+                _search(
+                    own,
+                    remembering,
+                    archive,
+                    searched[starts[folder]],
+                    Race(tuple(rungs), sensitivity),
+                    listener,
+                )
                 if spent_before and archive.counts() == spent_before:
                     listener.report("the run had ended and is as it was; a larger --budget makes it longer")
                 before.append(folder.path)
