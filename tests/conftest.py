@@ -16,10 +16,16 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import pytest
 import secateur
 import torch
+from hypothesis import settings
 from secateur.workers.calibrate.calibration import CalibrationRequest, calibrate
 from secateur.workers.calibrate.folder import Calibration
 from secateur.workers.measure.local_evaluator import LocalEvaluator
 from support import ROOT, save_model, small_request, tiny_config
+
+# Two runs of one commit draw the same examples and say the same; --hypothesis-profile=many looks further.
+settings.register_profile("same", derandomize=True, deadline=None)
+settings.register_profile("many", max_examples=5000, deadline=None)
+settings.load_profile("same")
 
 GGUF = ROOT / ".cache" / "SmolLM2-135M-Instruct.Q4_1.gguf"
 

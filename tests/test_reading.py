@@ -91,6 +91,14 @@ def test_a_value_of_another_type_is_named_with_its_place(name, value):
     assert len(text) < 200
 
 
+@given(st.text(), st.text())
+def test_names_and_values_of_a_file_are_shown_in_one_line(name, value):
+    with pytest.raises(WrongError) as caught:
+        Given({name: value}, "c.json", WrongError).members()[name].number()
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 200
+
+
 def test_what_is_missing_is_named_and_may_have_a_default():
     held = Given({"layers": [{}]}, "c.json", WrongError)
     (layer,) = held.field("layers").entries()

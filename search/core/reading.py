@@ -16,6 +16,7 @@ from ...metrics_dsl.errors import SecateurError
 
 _MOST_BYTES = 1 << 26  # 64 MB; a model of 100,000 layers has 20 MB to say
 _DEEPEST = 100  # a tree of Pruner-Zero has a level a node on its way down
+_WORD = re.compile(r"[\w-]{1,60}")
 _HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -44,7 +45,7 @@ class Given:
         """Return the members of an object."""
         if not isinstance(self.value, dict):
             raise self.refused(expected)
-        return {name: self._part(value, f".{name}") for name, value in self.value.items()}
+        return {name: self._part(value, _step(name)) for name, value in self.value.items()}
 
     def entries(self, expected: str = "a list") -> list[Given]:
         """Return the entries of a list."""
@@ -59,7 +60,7 @@ class Given:
         if name not in self.value and not default:
             where = f" at {self.place}" if self.place else ""
             raise self.error(f"{name!r} is missing{where} in {self.source}")
-        return self._part(self.value.get(name, *default), f".{name}")
+        return self._part(self.value.get(name, *default), _step(name))
 
     def text(self, expected: str = "a text") -> str:
         """Return a text."""
@@ -223,12 +224,19 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def _step(name: str) -> str:
+    """Return the step to a member of an object; a name with other characters than a word's is quoted."""
+    return f".{name}" if _WORD.fullmatch(name) else f"[{_shown(name)}]"
+
+
 def _shown(value: Any) -> str:
     if isinstance(value, dict):
         return "an object"
     if isinstance(value, list):
         return f"a list of {len(value)}"
     text = json.dumps(value, ensure_ascii=False)
+    if not text.isprintable():
+        text = json.dumps(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
