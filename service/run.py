@@ -41,6 +41,12 @@ class Run:
     def __reduce__(self) -> tuple[type[Run], tuple[str]]:
         return Run, (str(self.folder.absolute()),)
 
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Do nothing: ``with secateur.open(RUN) as run`` reads well, and nothing is held open."""
+
     def archive(self) -> Archive:
         """Open the archive for reading; the caller closes it, and uses it in one thread."""
         return Archive(self.folder)

@@ -79,6 +79,10 @@ class TestARun:
             assert run.candidate("best") == archive.candidate(run.best()["key"])
         assert run.settings.budget == 22
 
+    def test_is_opened_with_with_as_files_are(self, run):
+        with secateur.open(run.folder) as opened:
+            pd.testing.assert_frame_equal(opened.frame(), run.frame())
+
     def test_is_read_by_two_threads_at_once(self, run):
         expected, failures = run.frame(), []
 
