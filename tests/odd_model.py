@@ -84,7 +84,7 @@ def save_odd(folder: Path, **changes) -> Path:
         "num_attention_heads": 2, "num_key_value_heads": 2, "tie_word_embeddings": False,
     }  # fmt: skip
     torch.manual_seed(0)
-    model = OddForCausalLM(OddConfig(**sizes, **changes)).float()
+    model = OddForCausalLM(OddConfig(**{**sizes, **changes})).float()
     for name, parameter in model.named_parameters():
         if parameter.ndim >= 2 and not name.endswith("scale"):
             parameter.data.normal_(0, 0.25)
