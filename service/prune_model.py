@@ -245,7 +245,7 @@ def _choose_layers(named: Sequence[str], rule: Rule, decoder: Decoder, source: s
             f"expected text that tells what enters each layer of {source}, got {unknown[0]}, which {why} "
             f"({len(unknown)} of {len(named)} layers); give more --tokens or another --text"
         )
-    others = here.difference(named) if named else set()
+    others = [layer.name for layer in decoder.layers if named and layer.name not in set(named)]
     decoder.leave_dense(
         {name: f"has no ratio in {source}" for name in others if f"{name}.weight" in rule.stays_dense}
     )

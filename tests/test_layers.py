@@ -21,6 +21,7 @@ from secateur.workers.measure.local_evaluator import LocalEvaluator
 from secateur.workers.measure.partition import split_blocks
 from secateur.workers.model.decoder import Decoder
 from secateur.workers.model.load import load_model
+from secateur.workers.plan.model_sizes import outline
 from secateur.workers.prune.pruning import Pruner
 from support import in_process, save_model, small_request
 from torch import nn
@@ -168,6 +169,23 @@ class TestLayers:
         assert f"{name}.weight" in {one.name for one in decoder.stays_dense}
 
 
+class TestMamba:
+    """A model of transformers' own that uses a layer's weight without calling it."""
+
+    def test_keeps_the_weights_that_it_uses_directly(self, place, tmp_path):
+        from transformers import MambaConfig
+
+        config = MambaConfig(vocab_size=260, hidden_size=32, num_hidden_layers=2, state_size=4)
+        model, text = save_model(config, tmp_path / "model"), place / "letters.txt"
+        calibration = calibrate(small_request(model, text), tmp_path / "cal")
+        kinds = {"in_proj", "x_proj", "out_proj"}
+        assert {layer.kind for layer in calibration.layers} == kinds
+        secateur.prune(model, tmp_path / "out", text=str(text), sparsity=0.5, **SIZES)
+        assert {name.rpartition(".")[2] for name in changed(model, tmp_path / "out")} == kinds
+        sketch = outline(str(model), tokens=512, length=64, gradients=True)
+        assert list(sketch.layers) == calibration.layers
+
+
 class TestModules:
     @pytest.fixture
     def model(self, tiny_model):
@@ -307,10 +325,20 @@ class TestWhatIsTold:
         coverage = Coverage(94, 100, rest)
         given = Given({"else": 1, **coverage.record()}, "a file", secateur.SecateurError)
         assert Coverage.read(given) == coverage
-        assert coverage.in_words == "94% of the 100 block weights: a.experts.*.up stay dense"
+        assert coverage.in_words == "94% of the 100 block weights: a.experts.*.up stays dense"
         assert percent(0.99999) == "nearly 100%"
 
-    @pytest.mark.parametrize("wrong", [{"block_weights": 2}, {"stays_dense": 3}, {"prunable_weights": "94"}])
+    @pytest.mark.parametrize(
+        "wrong",
+        [
+            {"block_weights": 2},
+            {"stays_dense": 3},
+            {"prunable_weights": "94"},
+            {"prunable_weights": 0},
+            {"stays_dense": [{"name": "\x1b[2J", "shape": [1], "why": "is one"}]},
+            {"stays_dense": [{"name": "a", "shape": [-1], "why": "is one"}]},
+        ],
+    )
     def test_a_record_that_cannot_be_is_refused(self, wrong):
         given = Given({**Coverage(94, 100, ()).record(), **wrong}, "a file", secateur.SecateurError)
         with pytest.raises(secateur.SecateurError, match="in a file"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,9 +70,9 @@ class Coverage:
             given.field("block_weights").count(prunable),
             tuple(
                 StaysDense(
-                    row.field("name").text(),
+                    _printable(row.field("name")),
                     tuple(size.count() for size in row.field("shape").entries()),
-                    row.field("why").text(),
+                    _printable(row.field("why")),
                 )
                 for row in rows
             ),
@@ -96,7 +97,11 @@ class Coverage:
     def in_words(self) -> str:
         """What a sparsity is counted over, in words."""
         part = f"{percent(self.share)} of the {self.in_blocks:,} block weights"
-        return f"{part}: {self._named} stay dense" if self.stays_dense else part
+        kinds = list(self.reasons())
+        if not kinds:
+            return part
+        more = f" and {len(kinds) - _SHOWN} more" if len(kinds) > _SHOWN else ""
+        return f"{part}: {', '.join(kinds[:_SHOWN])}{more} stay{'s' * (len(kinds) == 1)} dense"
 
     @property
     def warning(self) -> str:
@@ -107,26 +112,22 @@ class Coverage:
 
     def reasons(self) -> dict[str, str]:
         """Return why each kind of parameter stays dense, the largest first, with its share of the weights."""
-        sizes = self._sizes
-        found: dict[str, dict[str, None]] = {
-            kind: {} for kind in sorted(sizes, key=lambda kind: -sizes[kind])
+        sizes: Counter[str] = Counter()
+        found: dict[str, dict[str, None]] = {}
+        for one in self.stays_dense:
+            sizes[one.kind] += one.weights
+            found.setdefault(one.kind, {})[one.why] = None
+        return {
+            kind: f"{' or '.join(found[kind])} ({percent(size / self.in_blocks)})"
+            for kind, size in sizes.most_common()
         }
-        for one in self.stays_dense:
-            found[one.kind][one.why] = None
-        return {k: f"{' or '.join(why)} ({percent(sizes[k] / self.in_blocks)})" for k, why in found.items()}
 
-    @property
-    def _sizes(self) -> dict[str, int]:
-        sizes: dict[str, int] = {}
-        for one in self.stays_dense:
-            sizes[one.kind] = sizes.get(one.kind, 0) + one.weights
-        return sizes
 
-    @property
-    def _named(self) -> str:
-        kinds = list(self.reasons())
-        more = f" and {len(kinds) - _SHOWN} more" if len(kinds) > _SHOWN else ""
-        return ", ".join(kinds[:_SHOWN]) + more
+def _printable(given: Given) -> str:
+    text = given.text()
+    if not text.isprintable():  # it is printed as it is
+        raise given.refused("a text without control characters")
+    return text
 
 
 def percent(share: float) -> str:
