@@ -164,7 +164,7 @@ class Observer:
     def finish(
         self, *, inverse: bool = True, without: Container[int] = ()
     ) -> list[tuple[list[int], dict[str, Tensor]]]:
-        """Return the statistics of each set of layers that were fed the same, but of those never called.
+        """Return the statistics of each set of layers that were fed the same.
 
         Args:
             inverse: Whether there is D, which takes longer than all else.
@@ -173,7 +173,7 @@ class Observer:
         sharing: dict[tuple[frozenset[int], ...], list[int]] = {}
         for index in self._modules:
             keys = tuple(key for key in self._sums if index in key)
-            if keys and index not in without:
+            if index not in without:
                 sharing.setdefault(keys, []).append(index)
         result = []
         for keys, members in sharing.items():
@@ -184,14 +184,17 @@ class Observer:
             result.append((members, total.finish(inverse=inverse)))
         return result
 
+    @property
+    def uncalled(self) -> set[int]:
+        """The layers whose forward did not run."""
+        return set(self._modules).difference(*self._sums)
+
     def unknown(self) -> dict[int, str]:
         """Return the layers whose inputs are not known, and why: whatever a metric gave them says nothing."""
-        found = {}
-        for index in self._modules:
+        found = dict.fromkeys(self.uncalled, NEVER_CALLED)
+        for index in self._modules.keys() - found.keys():
             sums = [each for key, each in self._sums.items() if index in key]
-            if not sums:
-                found[index] = NEVER_CALLED
-            elif not any(each.tokens for each in sums):
+            if not any(each.tokens for each in sums):
                 found[index] = NO_TOKEN
             elif not any(bool(each.second.any()) for each in sums):
                 found[index] = ALL_ZERO

@@ -96,7 +96,8 @@ def _observed(model: nn.Module, ids: torch.Tensor, gradients: bool) -> Outline:
             observer = Observer({place: decoder.modules[i] for place, i in enumerate(own)})
             with observer.watching():
                 decoder.run_block(index, batch, batch.hidden)
-            known[alike] = [(members, s["H"].shape) for members, s in observer.finish(inverse=False)]
+            found = observer.finish(inverse=False, without=observer.uncalled)
+            known[alike] = [(members, s["H"].shape) for members, s in found]
         size = 0
         called = {own[place] for members, _ in known[alike] for place in members}
         uncalled |= {decoder.layers[i].name: NEVER_CALLED for i in own if i not in called}
