@@ -242,6 +242,7 @@ def print_run(run: Run, objectives: list[str] | None, as_json: bool) -> None:
             "run": str(run.folder), "objectives": best.attrs["objectives"],
             "front": records(best), "baselines": records(rows[rows["baseline"].notna()]),
             "verdict": verdict(rows, best, archive.holdout_parts()),
+            **(archive.coverage.record() if archive.coverage else {}),
         })  # fmt: skip
 
 

@@ -7,7 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
+from ..metrics_dsl.errors import SecateurError
 from ..search.core import defaults
+from ..search.core.coverage import Coverage
+from ..search.core.reading import Given
 from .options import (
     CODE,
     CONFIG,
@@ -111,6 +114,7 @@ def prune(
 
 def _print_pruned(out: Path, found: dict[str, Any]) -> None:
     layers = found["layers"]
+    covered = Coverage.read(Given(found["model"], str(out), SecateurError))
     error, of_mask = (
         sum(layer[name] for layer in layers) / len(layers)
         for name in ("output_error", "output_error_of_mask")
@@ -121,6 +125,8 @@ def _print_pruned(out: Path, found: dict[str, Any]) -> None:
         f"  zeros {found['sparsity']:.2%} of {found['prunable_weights']:,} weights in {len(layers)} linear "
         f"layers; the model was {found['model']['weights']}"
     )
+    if covered is not None:
+        typer.echo(f"  {found['sparsity']:.2%} of {covered.in_words}")
     typer.echo(f"  relative squared error of the layers' outputs, mean: {error:.4f}{before}")
     if "biases_shifted" in found:
         shifted = found["biases_shifted"]

@@ -91,22 +91,22 @@ def calibrate(
     )  # fmt: skip
     parts = calibration.manifest["parts"]
     inputs, as_tokens = calibration.inputs
+    covered = calibration.coverage
+    assert covered is not None  # only older releases wrote none
     if as_json:
         print_json({"calibration": str(out), "layers": len(calibration.layers), "inputs": inputs,
-                    "kept_as_tokens": as_tokens, "parts": parts})  # fmt: skip
+                    "kept_as_tokens": as_tokens, "parts": parts, **covered.record()})  # fmt: skip
         return
     weights = sum(layer.size for layer in calibration.layers)
     blocks = len({layer.block for layer in calibration.layers})
-    dense = calibration.manifest["model"]["stays_dense"]
     typer.echo(f"{out}: {len(calibration.layers)} linear layers in {blocks} blocks, {weights:,} weights")
     for name, part in parts.items():
         typer.echo(f"  {name}: {part['sequences']} x {part['length']} tokens, sha256 {part['sha256'][:12]}")
     if as_tokens:
         typer.echo(f"  {as_tokens} of {inputs} inputs are kept as tokens, which are fewer than their columns")
-    if dense:
-        typer.echo(
-            f"  not linear layers of their own, stay dense: {', '.join(dense[:3])} ({len(dense)} in all)"
-        )
+    typer.echo(f"  sparsity is counted over {covered.in_words}")
+    for kind, why in covered.reasons().items():
+        typer.echo(f"    {kind} {why}")
     next_step("search", out, "--sparsity", 0.6, "--out", unused(Path("runs/a")))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
@@ -140,20 +140,24 @@ def prune(
     stored = (
         None if request.dtype else stored_dtype(request.model, trust_remote_code=request.trust_remote_code)
     )
-    ratios = None
-    if rule.ratios is not None:
-        ratios = ratios_of(rule, decoder.layers, rule.source)
-    elif own is not None:
-        ratios = ratios_of(own, decoder.layers, str(request.ratios))
+    given, source = (rule, rule.source) if own is None else (own, str(request.ratios))
+    named = dict.fromkeys((rule.names or ()) if own is None else own)
+    if not named.keys() <= {layer.name for layer in decoder.layers}:
+        ratios_of(given, decoder.layers, source)  # says which layer this model lacks
     _check_run(rule, decoder)
     words = "writing" if request.text == "self" else "reading"
     report(f"{words} {count} sequences of {request.sequence_length} tokens")
     ids = draw_sequences(request.text, decoder.model, tokenizer, count, request.sequence_length, request.seed)
     pruner = Pruner(decoder, ids)
-    if ratios is None:
+    if own is not None or rule.ratios is not None:
+        _choose_layers(list(named), rule, decoder, source)
+        ratios = ratios_of(given, decoder.layers, source)
+    else:
         name = request.ratios or "uniform"
         dense = Dense(decoder.layers, pruner.summarise, rule.metric)
         ratios = ALLOCATIONS[name].ratios(dense, _sparsity(request, rule))
+    if warning := decoder.coverage.warning:
+        report(warning)
     candidate = Candidate(rule.metric, ratios, rule.group or "row")
     pattern = rule.pattern or "unstructured"
     blocks = len(decoder.blocks)
@@ -184,7 +188,7 @@ def prune(
                 "sequence_length": ids.shape[1], "seed": request.seed, "sha256": token_hash(ids),
             },
             "model": {"source": model_reference(request.model), "dtype": written,
-                      "weights": decoder.weights.how, "stays_dense": decoder.not_prunable},
+                      "weights": decoder.weights.how, **decoder.coverage.record()},
             "versions": library_versions("python", "secateur", "torch", "transformers"),
             "layers": [
                 {"name": p.layer.name, "block": p.layer.block, "kind": p.layer.kind, "rows": p.layer.rows,
@@ -227,6 +231,26 @@ def _sparsity(request: PruneRequest, rule: Rule) -> float:
     return defaults.SPARSITY if request.sparsity is None else float(request.sparsity)
 
 
+def _choose_layers(named: Sequence[str], rule: Rule, decoder: Decoder, source: str) -> None:
+    """Have the layers be those that a rule has ratios for, where its run left others of them dense.
+
+    Raises:
+        RuleError: When the text tells nothing of one of the rule's layers.
+    """
+    here = {layer.name for layer in decoder.layers}
+    unknown = [name for name in named if name not in here]
+    if unknown:
+        why = next(one.why for one in decoder.stays_dense if one.name == f"{unknown[0]}.weight")
+        raise RuleError(
+            f"expected text that tells what enters each layer of {source}, got {unknown[0]}, which {why} "
+            f"({len(unknown)} of {len(named)} layers); give more --tokens or another --text"
+        )
+    others = [layer.name for layer in decoder.layers if named and layer.name not in set(named)]
+    decoder.leave_dense(
+        {name: f"has no ratio in {source}" for name in others if f"{name}.weight" in rule.stays_dense}
+    )
+
+
 def _check_run(rule: Rule, decoder: Decoder) -> None:
     """Check the layers' names against those of the run's calibration, if it is still there.
 
@@ -239,8 +263,10 @@ def _check_run(rule: Rule, decoder: Decoder) -> None:
         known = Calibration(SearchSettings.load(RunFolder(rule.run).settings_file).calibration).layers
     except (SecateurError, OSError):  # moved away, or of another release: the number of layers has to do
         return
-    named = [[f"{x.name} ({x.rows}, {x.columns})" for x in layers] for layers in (known, decoder.layers)]
-    for there, here in zip_longest(*named, fillvalue="no layer"):
+    names = {layer.name for layer in known}
+    own = [layer for layer in decoder.layers if layer.name in names]
+    described = [[f"{x.name} ({x.rows}, {x.columns})" for x in layers] for layers in (known, own)]
+    for there, here in zip_longest(*described, fillvalue="no layer"):
         if there != here:
             raise RuleError(
                 f"expected the model that {rule.run} was run on, or one with the same layers, got another: "

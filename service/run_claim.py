@@ -141,6 +141,7 @@ def claim(
     archive.keep(
         layers=[asdict(layer) for layer in calibration.layers],
         card=_card(calibration, accelerator),
+        coverage=calibration.coverage.record() if calibration.coverage else {},
         calibration=identity,
         objectives=list(settings.objectives),
         pattern=settings.pattern,

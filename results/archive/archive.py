@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ...metrics_dsl.errors import SecateurError
+from ...search.core.coverage import Coverage
+from ...search.core.reading import Given
+from .database import ArchiveError
 from .keys import whole_key
 from .store import Store
 
@@ -25,6 +28,12 @@ class Archive(Store):
     Raises:
         ArchiveError: When there is no archive, it cannot be read, or another process is writing it.
     """
+
+    @property
+    def coverage(self) -> Coverage | None:
+        """What the run's sparsities are counted over; None where an older run did not note it."""
+        noted = self.fact("coverage", {})
+        return Coverage.read(Given(noted, str(self.folder), ArchiveError, "the fact coverage"))
 
     def frame(self, where: Where = None, stage: str | None = None) -> pandas.DataFrame:
         """Return one row a candidate in the order told, as in ``frame.COLUMNS``.

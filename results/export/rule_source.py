@@ -32,6 +32,7 @@ class Rule:
         ratios: One ratio a layer in model order; None for a metric alone.
         names: The layers' names in the same order; None where they are not known.
         run: The run that the rule was found in; None for others.
+        stays_dense: Parameters that this run left dense.
     """
 
     source: str
@@ -41,6 +42,7 @@ class Rule:
     ratios: tuple[float, ...] | None = None
     names: tuple[str, ...] | None = None
     run: Path | None = None
+    stays_dense: frozenset[str] = frozenset()
 
 
 def read_rule(text: str) -> Rule:
@@ -148,7 +150,9 @@ def _from_run(run: str, key: str) -> Rule:
         candidate = archive.candidate(whole_key(archive, key))
         pattern = str(archive.fact("pattern", "unstructured"))
         names = [layer["name"] for layer in archive.fact("layers", [])]
+        coverage = archive.coverage
     return Rule(
         f"{run}:{candidate.key}", candidate.metric, candidate.group, pattern, candidate.ratios,
         tuple(names) or None, Path(run),
+        frozenset(one.name for one in coverage.stays_dense) if coverage else frozenset(),
     )  # fmt: skip

@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from ...search.core.budget import Budget
+from ...search.core.coverage import percent
 from ...search.core.files import Output, whole
 from ..archive.archive import Archive
 from ..summary.overview import Overview
@@ -73,11 +74,12 @@ def _section(name: str, heading: str, *content: object) -> Markup:
 
 
 def _header(view: Overview, name: str) -> Markup:
-    card, settings = view.card, view.settings
+    card, settings, covered = view.card, view.settings, view.coverage
     facts = {
         "model": _source(card.get("model")),
         "text": _source(card.get("text")),
         "layers": f"{len(view.layers)} linear layers" if view.layers else None,
+        "sparsity counts over": f"{percent(covered.share)} of the block weights" if covered else None,
         "seed": settings.get("seed"),
         "budget": settings.get("budget"),
         "state": _state(view),
@@ -95,6 +97,7 @@ def _header(view: Overview, name: str) -> Markup:
         element("p", "secateur run", class_="soft kicker"),
         element("h1", name),
         element("p", view.searched),
+        element("p", covered.warning, class_="warning") if covered and covered.warning else None,
         element("dl", *shown_facts, class_="facts"),
         element("nav", *nav, aria_label="Sections"),
     )
@@ -269,10 +272,16 @@ def _card(view: Overview) -> Markup:
         element("div",
                 element("div", pairs("Sources", own | {f"{u} spent": v for u, v in spent.items()}),
                         pairs("Versions", versions)),
-                pairs("Settings, as in run.toml", settings),
+                element("div", pairs("Settings, as in run.toml", settings), _dense(view)),
                 class_="grid"),
         element("p", note, class_="soft") if note else None,
     )  # fmt: skip
+
+
+def _dense(view: Overview) -> Markup | None:
+    """Return what stays dense in the blocks, and why."""
+    reasons = view.coverage.reasons() if view.coverage else {}
+    return pairs("Stays dense, with its part of the block weights", reasons) if reasons else None
 
 
 def _written(value: Any) -> str:

@@ -15,6 +15,7 @@ from ...metrics_dsl.operators import LEAVES, OPERATORS
 from ...metrics_dsl.parser import parse
 from ...search.core import defaults
 from ...search.core.candidate import Layer
+from ...search.core.coverage import Coverage
 from ..archive.archive import Archive
 from ..archive.front import DECIDED, front, hypervolume, non_dominated
 from ..archive.run_folder import RunFolder
@@ -75,6 +76,11 @@ class Overview:
     def card(self) -> dict[str, Any]:
         """Where model and text come from, and on what machine; empty where the run did not note it."""
         return dict(self.fact("card", {}))
+
+    @cached_property
+    def coverage(self) -> Coverage | None:
+        """What sparsities are counted over; None where the run did not note it."""
+        return self._archive.coverage
 
     def target(self, ratios: Sequence[float]) -> float:
         """Return the sparsity that ratios ask for; whole weights per row may come to a little less."""

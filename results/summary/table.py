@@ -72,12 +72,16 @@ def report(archive: Archive, objectives: Sequence[str] | str | None = None) -> s
     best, rows = archive.front(objectives), archive.frame()
     names = best.attrs["objectives"]
     decided = rows[rows[names].notna().all(axis=1) & rows["status"].isin(["measured", "alias"])]
+    coverage = archive.coverage
+    warning = [coverage.warning] if coverage and coverage.warning else []
     if decided.empty and len(rows):
         stages = ", ".join(sorted(set(rows["stage"])))
-        return f"No candidate of {archive.folder} has {' and '.join(names)}: it reached the stage {stages}."
+        why = f"No candidate of {archive.folder} has {' and '.join(names)}: it reached the stage {stages}."
+        return "\n".join([*warning, why])
     baselines = decided[decided["baseline"].notna() & ~decided["key"].isin(best["key"])]
     columns = {"key": ("key", "{:.8}"), **columns_for(names)}  # as much as other commands need
     return "\n".join([
+        *warning,
         f"front of {archive.folder} ({', '.join(names)})",
         table(_with_ratios(best), columns),
         "",
@@ -85,6 +89,7 @@ def report(archive: Archive, objectives: Sequence[str] | str | None = None) -> s
         table(_with_ratios(baselines.sort_values(names[0])), columns),
         "",
         verdict(rows, best, archive.holdout_parts()),
+        *([f"sparsity is counted over {coverage.in_words}"] if coverage and not warning else []),
     ])  # fmt: skip
 
 
@@ -95,8 +100,11 @@ def report_html(archive: Archive) -> str:
     front = best[[name for name in ("key", *shown) if name in best and best[name].notna().any()]]
     table_of_front = front.rename(columns=shown).to_html(index=False, border=0, na_rep="-")
     sentence = html.escape(verdict(rows, best, archive.holdout_parts()))
+    coverage = archive.coverage
+    counted = f"<p>sparsity is counted over {html.escape(coverage.in_words)}</p>" if coverage else ""
     return (
-        f"<p>{html.escape(str(archive.folder))}: {len(rows)} candidates</p>{table_of_front}<p>{sentence}</p>"
+        f"<p>{html.escape(str(archive.folder))}: {len(rows)} candidates</p>{counted}{table_of_front}"
+        f"<p>{sentence}</p>"
     )
 
 

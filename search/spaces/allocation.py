@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -183,20 +184,26 @@ class Dense:
         """Return one number a block from Wanda's scores, which the papers use, (blocks,)."""
         return self.summarise(PUBLISHED["wanda"].expression, [reduction])[reduction]
 
+    @cached_property
+    def places(self) -> list[int]:
+        """Return each layer's block, counted among those that have layers: of others nothing is known."""
+        own = sorted({layer.block for layer in self.layers})
+        return [own.index(layer.block) for layer in self.layers]
+
     @property
     def blocks(self) -> int:
-        """Number of decoder blocks."""
-        return max(layer.block for layer in self.layers) + 1
+        """Number of decoder blocks that have layers."""
+        return self.places[-1] + 1
 
     @property
     def block_sizes(self) -> _Floats:
         """Prunable weights of each block, (blocks,)."""
-        counts = np.bincount([x.block for x in self.layers], sizes(self.layers), self.blocks)
+        counts = np.bincount(self.places, sizes(self.layers), self.blocks)
         return np.asarray(counts, dtype=np.float64)
 
     def of_blocks(self, ratios: _Floats) -> tuple[float, ...]:
         """Return each layer's ratio from its block's."""
-        return tuple(float(ratios[layer.block]) for layer in self.layers)
+        return tuple(float(ratios[place]) for place in self.places)
 
 
 Variants = dict[str, tuple[float, ...]]

@@ -191,6 +191,8 @@ def _calibrate(
         if states is not None:
             report(f"gradients of {counts['statistics']} sequences")
             _write_gradients(decoder, ids, states, folder)
+    if warning := decoder.coverage.warning:
+        report(warning)
     write_manifest(folder, _describe(request, decoder, entries, parts), decoder.layers, entries)
 
 
@@ -208,7 +210,8 @@ def _describe(
             "weights": hashlib.sha256("".join(entry.weights for entry in entries).encode()).hexdigest(),
             "dtype": request.dtype,
             "trust_remote_code": request.trust_remote_code,
-            "stays_dense": decoder.not_prunable,
+            "blocks": len(decoder.blocks),
+            **decoder.coverage.record(),
         },
         "text": text,
         "seed": request.seed,
@@ -226,11 +229,14 @@ def _write_statistics(
 ) -> list[Entry]:
     """Write each block's statistics, and the hidden states around it into ``states``.
 
+    Layers whose inputs are not known are none from then on.
+
     Returns:
         What the manifest says of each layer.
     """
     hidden = [batch.hidden for batch in batches]
-    entries: dict[int, Entry] = {}
+    entries: dict[str, Entry] = {}
+    unknown: dict[str, str] = {}
     for block in range(len(decoder.blocks)):
         if states is not None:
             keep_states(states, block, hidden)
@@ -241,7 +247,9 @@ def _write_statistics(
             for number, batch in enumerate(batches):
                 with observer.watching():
                     hidden[number] = decoder.run_block(block, batch, hidden[number])
-            for number, (members, statistics) in enumerate(observer.finish()):
+            why = observer.unknown()
+            unknown |= {decoder.layers[i].name: reason for i, reason in why.items()}
+            for number, (members, statistics) in enumerate(observer.finish(without=why)):
                 tensors |= {f"gram{number}/{name}": value for name, value in statistics.items()}
                 gram = statistics["H"]
                 for i in members:
@@ -249,12 +257,13 @@ def _write_statistics(
                     energy, size = observed_outputs(decoder.modules[i], statistics)
                     tensors |= {f"{name}/energy": energy, f"{name}/Y": size}
                     kept = len(gram) if is_root(gram) else None
-                    entries[i] = Entry(number, kept, decoder.fingerprint(i))
+                    entries[name] = Entry(number, kept, decoder.fingerprint(i))
         _save(tensors, folder / block_file(block), f"statistics of block {block}")
     if states is not None:
         keep_states(states, len(decoder.blocks), hidden)
     check_composition(decoder, batches[0].ids[:1], hidden[0][:1])
-    return [entries[i] for i in range(len(decoder.layers))]
+    decoder.leave_dense(unknown)
+    return [entries[layer.name] for layer in decoder.layers]
 
 
 def _write_gradients(decoder: Decoder, ids: Tensor, states: Tensor, folder: Path) -> None:

@@ -22,6 +22,7 @@ from ...metrics_dsl.errors import SecateurError
 from ...metrics_dsl.operators import GRAM, LEAVES
 from ...metrics_dsl.plugins import fill
 from ...search.core.candidate import Layer
+from ...search.core.coverage import Coverage
 from ...search.core.reading import Given, read_json
 
 FORMAT = 3
@@ -124,6 +125,8 @@ class Calibration:
         manifest: What was calibrated on what.
         layers: The prunable layers in model order.
         entries: What else the manifest says of each.
+        coverage: Which part of the block weights they have; None where an older release calibrated.
+        blocks: How many blocks the model has, with and without layers.
 
     Raises:
         CalibrationError: When the folder is missing or incomplete.
@@ -146,6 +149,9 @@ class Calibration:
             rows = given.field("layers").entries()
             self.layers = list(map(Layer.read, rows))
             self.entries = list(map(Entry.read, rows))
+            self.coverage = Coverage.read(given.field("model"))
+            least = max((layer.block + 1 for layer in self.layers), default=1)
+            self.blocks = given.field("model").field("blocks", least).count(least)
         except CalibrationError as error:
             raise CalibrationError(f"{error}; calibrate again") from None
         self.manifest: dict[str, Any] = given.value
@@ -157,7 +163,7 @@ class Calibration:
         Raises:
             CalibrationError: When one is missing.
         """
-        blocks = sorted({layer.block for layer in self.layers})
+        blocks = sorted({self.blocks - 1, *(layer.block for layer in self.layers)})
         names = ["tokens.safetensors", *map(block_file, blocks)]
         if self._has_gradient_files:
             names += map(gradient_file, blocks)

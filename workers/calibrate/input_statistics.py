@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,16 +12,22 @@ from torch import Tensor, nn
 from ..model.decoder import weight_matrix
 from .gram import is_root, output_energy
 
+# Why a layer has no statistics and stays dense, as words that follow on its name.
+NEVER_CALLED = "is not called: its weight is used directly, or no token of the text reaches it"
+NO_TOKEN = "is reached by no token of the text"
+ALL_ZERO = "gets inputs that are all 0 on the text"
 DAMPING = 0.01  # of the mean diagonal, as in SparseGPT
 
 
 class _InputSums:
     """Sums over the tokens of one input tensor that feeds some layers of a block.
 
-    Tokens are kept as they are until there are as many as columns; then they become a Gram matrix.
+    Tokens are kept as they are until there are as many as columns; then they become a Gram matrix. Without
+    ``grams`` they become neither.
     """
 
-    def __init__(self, columns: int, device: torch.device) -> None:
+    def __init__(self, columns: int, device: torch.device, *, grams: bool = True) -> None:
+        self._grams = grams
         self.tokens = 0
         self.first = torch.zeros(columns, dtype=torch.float64, device=device)
         self.second = torch.zeros_like(self.first)
@@ -32,7 +39,8 @@ class _InputSums:
         self.tokens += len(x)
         self.first += x.sum(0, dtype=torch.float64)
         self.second += x.double().square_().sum(0)
-        self._keep([x])
+        if self._grams:
+            self._keep([x])
 
     def merge(self, other: _InputSums) -> None:
         self.tokens += other.tokens
@@ -63,7 +71,7 @@ class _InputSums:
         variance = (square - mean.square()).clamp(min=0) * (count / max(count - 1, 1))
         if self.gram is not None:
             gram = self.gram / count
-        else:  # an expert that no token reached has none
+        else:
             none = torch.zeros(0, len(mean), device=mean.device)
             gram = torch.cat([none, *self.kept]) / count**0.5
         leaves = {"X": square.sqrt(), "M": mean, "V": variance}
@@ -111,10 +119,15 @@ class Observer:
 
     What one tensor feeds is known when the block has run, so tensors are kept until then. A layer that
     shares its input at one time and not at another gets the total of all that it was fed.
+
+    Args:
+        modules: The layers, by any number.
+        grams: Whether statistics are wanted; else there is only what is ``unknown``.
     """
 
-    def __init__(self, modules: dict[int, nn.Module]) -> None:
+    def __init__(self, modules: dict[int, nn.Module], *, grams: bool = True) -> None:
         self._modules = modules
+        self._grams = grams
         self._fed: list[tuple[Tensor, set[int]]] = []
         self._sums: dict[frozenset[int], _InputSums] = {}
 
@@ -122,7 +135,7 @@ class Observer:
     def watching(self) -> Iterator[None]:
         """Observe the layers for one run of the block."""
         hooks = [
-            module.register_forward_pre_hook(lambda _m, args, i=index: self._feed(i, args[0]))
+            module.register_forward_pre_hook(self._feeding(index), with_kwargs=True)
             for index, module in self._modules.items()
         ]
         try:
@@ -133,26 +146,35 @@ class Observer:
         for tensor, users in self._fed:
             key = frozenset(users)
             if key not in self._sums:
-                self._sums[key] = _InputSums(tensor.shape[-1], tensor.device)
+                self._sums[key] = _InputSums(tensor.shape[-1], tensor.device, grams=self._grams)
             self._sums[key].add(tensor)
         self._fed.clear()
 
-    def _feed(self, index: int, inputs: Tensor) -> None:
-        for tensor, users in self._fed:
-            if tensor is inputs:
-                users.add(index)
-                return
-        self._fed.append((inputs, {index}))
+    def _feeding(self, index: int) -> Callable[..., None]:
+        def feed(_module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+            inputs = args[0] if args else next(iter(named.values()))
+            for tensor, users in self._fed:
+                if tensor is inputs:
+                    users.add(index)
+                    return
+            self._fed.append((inputs, {index}))
 
-    def finish(self, *, inverse: bool = True) -> list[tuple[list[int], dict[str, Tensor]]]:
+        return feed
+
+    def finish(
+        self, *, inverse: bool = True, without: Container[int] = ()
+    ) -> list[tuple[list[int], dict[str, Tensor]]]:
         """Return the statistics of each set of layers that were fed the same.
 
-        Without ``inverse`` there is no D, which takes longer than all else.
+        Args:
+            inverse: Whether there is D, which takes longer than all else.
+            without: Layers to leave out.
         """
         sharing: dict[tuple[frozenset[int], ...], list[int]] = {}
         for index in self._modules:
             keys = tuple(key for key in self._sums if index in key)
-            sharing.setdefault(keys, []).append(index)
+            if index not in without:
+                sharing.setdefault(keys, []).append(index)
         result = []
         for keys, members in sharing.items():
             module = self._modules[members[0]]
@@ -161,3 +183,19 @@ class Observer:
                 total.merge(self._sums[key])
             result.append((members, total.finish(inverse=inverse)))
         return result
+
+    @property
+    def uncalled(self) -> set[int]:
+        """The layers whose forward did not run."""
+        return set(self._modules).difference(*self._sums)
+
+    def unknown(self) -> dict[int, str]:
+        """Return the layers whose inputs are not known, and why: whatever a metric gave them says nothing."""
+        found = dict.fromkeys(self.uncalled, NEVER_CALLED)
+        for index in self._modules.keys() - found.keys():
+            sums = [each for key, each in self._sums.items() if index in key]
+            if not any(each.tokens for each in sums):
+                found[index] = NO_TOKEN
+            elif not any(bool(each.second.any()) for each in sums):
+                found[index] = ALL_ZERO
+        return found

@@ -50,7 +50,7 @@ class RayEvaluator:
         options: WorkerOptions,
         report: Callable[[str], None] = lambda _text: None,
     ) -> None:
-        blocks = split_blocks(calibration.layers, cluster.shards)
+        blocks = split_blocks(calibration.layers, cluster.shards, calibration.blocks)
         cluster.set_environment()
         from .actor_team import ModelTeam
         from .connection import accelerators, check_nodes, choose_workers, connected

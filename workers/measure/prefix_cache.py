@@ -6,6 +6,7 @@ they come out of the same computation.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -35,9 +36,7 @@ class Prefixes:
     """
 
     def __init__(self, layers: Sequence[Layer], kept_bytes: int = KEPT_BYTES) -> None:
-        self._ends = [0] * (max(layer.block for layer in layers) + 1)
-        for index, layer in enumerate(layers):
-            self._ends[layer.block] = index + 1
+        self._blocks_of_layers = [layer.block for layer in layers]
         self._kept_bytes = kept_bytes
         self._bytes = 0
         self._states: OrderedDict[tuple[object, ...], Prefix] = OrderedDict()
@@ -69,7 +68,7 @@ class Prefixes:
     def keep(self, candidate: Candidate, tokens: object, prefix: Prefix) -> None:
         """Keep the states before a block, if there is room for states at this spacing."""
         size = sum(states.numel() * states.element_size() for states in prefix.hidden)
-        spacing = -(-size * len(self._ends) * CHAINS // self._kept_bytes)
+        spacing = -(-size * (self._blocks_of_layers[-1] + 1) * CHAINS // self._kept_bytes)
         if prefix.block % spacing or size > self._kept_bytes:
             return
         self._states[self._key(candidate, tokens, prefix.block)] = prefix
@@ -85,4 +84,4 @@ class Prefixes:
 
     def _key(self, candidate: Candidate, tokens: object, block: int) -> tuple[object, ...]:
         metric, group, ratios = candidate.order_key
-        return tokens, metric, group, ratios[: self._ends[block - 1]]
+        return tokens, metric, group, block, ratios[: bisect_left(self._blocks_of_layers, block)]

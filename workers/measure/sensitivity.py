@@ -78,6 +78,8 @@ def slopes_of_blocks(
             with torch.enable_grad():
                 output = decoder.run_block_with(block, batch, hidden, soft)
             inputs: list[Tensor] = [*ratios.values(), *([hidden] if block else [])]
+            if not inputs:  # a first block without layers
+                continue
             # A layer without a part in the output, such as an expert that no token reached, has no gradient.
             result = torch.autograd.grad(output, inputs, gradient, retain_graph=True, allow_unused=True)
             for index, value in zip(ratios, result, strict=False):

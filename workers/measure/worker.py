@@ -92,6 +92,7 @@ class Worker:
             choose_device(device.name),
             trust_remote_code=bool(calibration.manifest["model"].get("trust_remote_code")),
         )
+        _leave_dense(self.decoder, calibration)
         _check_same_model(self.decoder, calibration)
         for layer in self.decoder.layers:
             if counts and layer.columns % counts[1]:
@@ -315,6 +316,14 @@ class Worker:
 
         self._batches = {w: b for w, b in self._batches.items() if stays(w)}
         self._references = {w: r for w, r in self._references.items() if stays(w)}
+
+
+def _leave_dense(decoder: Decoder, calibration: Calibration) -> None:
+    """Have the layers be those of the calibration: only running the model tells which there are."""
+    known = {one.name: one.why for one in calibration.coverage.stays_dense} if calibration.coverage else {}
+    chosen = {layer.name for layer in calibration.layers}
+    names = [layer.name for layer in decoder.layers if layer.name not in chosen]
+    decoder.leave_dense({name: known[f"{name}.weight"] for name in names if f"{name}.weight" in known})
 
 
 def _check_same_model(decoder: Decoder, calibration: Calibration) -> None:

@@ -7,7 +7,8 @@ weights; what a block is called with is recorded and passed on as it came.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any
 
@@ -15,9 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from ...search.core.candidate import Layer
+from ...search.core.coverage import Coverage, StaysDense
 from .block_calls import Batch, BlockCall, find_hidden, hidden_of
 from .load import ModelError
 from .weights import BlockWeights, WeightsInMemory
+
+_CONV1D = ("transformers.pytorch_utils", "Conv1D")
 
 
 def weight_of(module: nn.Module) -> nn.Parameter:
@@ -33,7 +37,7 @@ def oriented(module: nn.Module, stored: Tensor) -> Tensor:
     Linear layers are stored that way; GPT-2's Conv1D is stored transposed. So given a view (rows, columns)
     the function returns the stored form.
     """
-    return stored.T if type(module).__name__ == "Conv1D" else stored
+    return stored if isinstance(module, nn.Linear) else stored.T
 
 
 def weight_matrix(module: nn.Module) -> Tensor:
@@ -42,10 +46,17 @@ def weight_matrix(module: nn.Module) -> Tensor:
 
 
 def _is_linear(module: nn.Module) -> bool:
-    if not (isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"):
+    """Return whether a module multiplies its inputs with its weight and does nothing else with it.
+
+    A subclass with a forward of its own may do anything, and so may one that was replaced on the module. A
+    weight that is no parameter is computed from others, and one of a tensor class of its own is packed.
+    """
+    weight = module._parameters.get("weight")
+    if weight is None or hasattr(weight, "__tensor_flatten__") or "forward" in module.__dict__:
         return False
-    weight = getattr(module, "weight", None)
-    return isinstance(weight, nn.Parameter) and weight.ndim == 2 and weight.is_floating_point()
+    owner = next(each for each in type(module).__mro__ if "forward" in vars(each))
+    is_known = owner is nn.Linear or (owner.__module__, owner.__qualname__) == _CONV1D
+    return is_known and weight.ndim == 2 and weight.is_floating_point()
 
 
 class _ReachedError(Exception):
@@ -63,7 +74,7 @@ class Decoder:
         held: The blocks whose weights are here; None for all.
         layers: The prunable layers in model order.
         modules: The layers' modules, in the same order.
-        not_prunable: Parameters inside blocks, of two or more dimensions, that are no prunable layer.
+        stays_dense: Parameters inside blocks, of two or more dimensions, that are no prunable layer's.
 
     Raises:
         ModelError: When there are no decoder blocks with linear layers.
@@ -75,16 +86,12 @@ class Decoder:
         self.weights: BlockWeights = WeightsInMemory()
         self.layers: list[Layer] = []
         self.modules: list[nn.Module] = []
-        owners: dict[int, int] = {}
-        for module in model.modules():
-            for parameter in module._parameters.values():
-                if parameter is not None:
-                    owners[id(parameter)] = owners.get(id(parameter), 0) + 1
+        shared = self._shared()
         pruned: set[int] = set()
         for index, block in enumerate(self.blocks):
             for name, module in block.named_modules():
                 # A tied weight belongs to several modules: pruning it here would prune it there.
-                if _is_linear(module) and owners[id(weight_of(module))] == 1:
+                if _is_linear(module) and id(weight_of(module)) not in shared:
                     rows, columns = weight_matrix(module).shape
                     kind = name.rpartition(".")[2] or "linear"
                     full = f"{self.prefix}.{index}.{name}".rstrip(".")
@@ -93,13 +100,41 @@ class Decoder:
                     pruned.add(id(weight_of(module)))
         if not self.layers:
             raise ModelError("expected linear layers of their own in the decoder blocks, found none")
-        self.not_prunable = [
-            f"{self.prefix}.{name}"
+        self.stays_dense = [
+            StaysDense(f"{self.prefix}.{name}", tuple(p.shape), self._why_dense(name, id(p) in shared))
             for name, p in self.blocks.named_parameters()
             if p.ndim >= 2 and id(p) not in pruned
         ]
         self.held: range | None = None
         self._tuples: list[int] | None = None  # length of each block's output tuple, 0 for a tensor
+
+    @property
+    def coverage(self) -> Coverage:
+        """Which part of the blocks' weights is prunable, and what stays dense."""
+        prunable = sum(layer.size for layer in self.layers)
+        rest = sum(one.weights for one in self.stays_dense)
+        return Coverage(prunable, prunable + rest, tuple(self.stays_dense))
+
+    def leave_dense(self, reasons: Mapping[str, str]) -> None:
+        """Have some layers be none, which moves those behind them up.
+
+        Args:
+            reasons: Why they stay dense, by name of the layer, as ``StaysDense`` has it.
+
+        Raises:
+            ModelError: When no layer remains.
+        """
+        pairs = list(zip(self.layers, self.modules, strict=True))
+        self.stays_dense += [
+            StaysDense(f"{layer.name}.weight", tuple(weight_of(module).shape), reasons[layer.name])
+            for layer, module in pairs
+            if layer.name in reasons
+        ]
+        kept = [pair for pair in pairs if pair[0].name not in reasons]
+        if not kept:
+            name, why = next(iter(reasons.items()))
+            raise ModelError(f"expected linear layers that can be pruned, got none: {name} {why}")
+        self.layers, self.modules = [layer for layer, _ in kept], [module for _, module in kept]
 
     @property
     def device(self) -> torch.device:
@@ -196,6 +231,23 @@ class Decoder:
         finally:
             for index, weight in dense.items():
                 weight_of(self.modules[index]).data = weight
+
+    def _shared(self) -> set[int]:
+        """Return the identities of parameters that several modules have, or modules of several blocks."""
+        owners = Counter(
+            id(p) for module in self.model.modules() for p in module._parameters.values() if p is not None
+        )
+        users = Counter(id(p) for block in self.blocks for p in block.parameters())
+        return {parameter for counts in (owners, users) for parameter, n in counts.items() if n > 1}
+
+    def _why_dense(self, name: str, is_shared: bool) -> str:
+        """Return why a parameter of the blocks stays dense from the outset."""
+        if is_shared:
+            return "is shared by several modules"
+        module = self.blocks.get_submodule(name.rpartition(".")[0])
+        if isinstance(module, nn.Linear):
+            return f"belongs to {type(module).__name__} with a forward or weights of its own kind"
+        return f"belongs to {type(module).__name__}, which is no linear layer"
 
     def _giving(self, hidden: Tensor) -> AbstractContextManager[None]:
         """Have the last block return given hidden states, and no other block do anything."""

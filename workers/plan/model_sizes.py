@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ...search.core.candidate import Layer
-from ..calibrate.input_statistics import Observer
+from ..calibrate.input_statistics import NEVER_CALLED, Observer
 from ..model.decoder import Decoder
 from ..model.load import ModelError, check_length, model_of_config
 
@@ -86,7 +86,8 @@ def _observed(model: nn.Module, ids: torch.Tensor, gradients: bool) -> Outline:
     share = _share_of_experts(model.config)
     batch = decoder.enter(ids)
     known: dict[str, list[tuple[list[int], torch.Size]]] = {}
-    kept = [0] * len(decoder.layers)
+    kept = {layer.name: 0 for layer in decoder.layers}
+    uncalled: dict[str, str] = {}
     statistics, active, shared = [], [], []
     for index, block in enumerate(decoder.blocks):
         own = [i for i, layer in enumerate(decoder.layers) if layer.block == index]
@@ -95,23 +96,28 @@ def _observed(model: nn.Module, ids: torch.Tensor, gradients: bool) -> Outline:
             observer = Observer({place: decoder.modules[i] for place, i in enumerate(own)})
             with observer.watching():
                 decoder.run_block(index, batch, batch.hidden)
-            known[alike] = [(members, s["H"].shape) for members, s in observer.finish(inverse=False)]
+            found = observer.finish(inverse=False, without=observer.uncalled)
+            known[alike] = [(members, s["H"].shape) for members, s in found]
         size = 0
+        called = {own[place] for members, _ in known[alike] for place in members}
+        uncalled |= {decoder.layers[i].name: NEVER_CALLED for i in own if i not in called}
         for members, (rows, columns) in known[alike]:
             shared.append(rows < columns)
             size += 4 * (rows + _LEAVES_OF_COLUMNS) * columns
             for i in (own[place] for place in members):
-                kept[i] = rows
                 layer = decoder.layers[i]
+                kept[layer.name] = rows
                 size += _BYTES_OF_ROW * layer.rows + (4 * layer.size if gradients else 0)
         statistics.append(size)
-        prunable = sum(decoder.layers[i].size for i in own)
+        prunable = sum(decoder.layers[i].size for i in called)
         active.append(prunable + share * (sum(p.numel() for p in block.parameters()) - prunable))
+    decoder.leave_dense(uncalled)
     weights = [sum(p.numel() for p in block.parameters()) for block in decoder.blocks]
     head = model.get_output_embeddings()  # type: ignore[operator]
     outside = sum(p.numel() for p in model.parameters()) - sum(weights)
     return Outline(
-        decoder.layers, kept, weights, active, statistics, (len(shared), sum(shared)), outside,
+        decoder.layers, [kept[layer.name] for layer in decoder.layers], weights, active, statistics,
+        (len(shared), sum(shared)), outside,
         head.weight.shape[0], batch.hidden.shape[-1],
     )  # fmt: skip
 

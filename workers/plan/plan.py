@@ -95,9 +95,9 @@ class Plan:
 
 def make_plan(outline: Outline, machine: Machine, tokens: Tokens, rates: Rates) -> Plan:
     """Return the plan with the fewest shards that fit, or with as many as there are devices."""
-    most = min(machine.count, len(outline.weights))
+    most = min(machine.count, len({layer.block for layer in outline.layers}))
     for count in range(1, most + 1):
-        shards = split_blocks(outline.layers, count)
+        shards = split_blocks(outline.layers, count, len(outline.weights))
         needed = [memory_of(outline, machine, tokens, blocks) for blocks in shards]
         memory = max(needed, key=lambda parts: sum(parts.values()))
         fits = sum(memory.values()) <= machine.memory

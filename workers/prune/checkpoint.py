@@ -100,6 +100,9 @@ class Checkpoint:
             CheckpointError: When a shard is full and what was written of it is not what is in memory.
         """
         module = self._decoder.blocks[block]
+        place, pruned = f"{self._decoder.prefix}.{block}.", {f"{p.layer.name}.weight" for p in layers}
+        for name in [name for name in self._modules if name.startswith(place) and name not in pruned]:
+            del self._modules[name]  # it stayed dense
         if self._dtype is not None:  # zeros stay zeros in any type, and the smallest weights may join them
             module.to(self._dtype)
         if self._decoder.weights.in_files:

@@ -29,6 +29,7 @@ from ..calibrate.input_statistics import Observer, observed_outputs
 from ..calibrate.leaves import with_sources
 from ..measure.score_summary import of_block, quantiles
 from ..measure.shard import HeldLayer
+from ..model.block_calls import Batch
 from ..model.decoder import Decoder, oriented, weight_matrix, weight_of
 from .repair import REPAIRS
 
@@ -63,25 +64,44 @@ class PrunedLayer:
 class Pruner:
     """Prunes one decoder in place; the statistics of one block exist at a time.
 
+    Layers whose inputs are not known on these tokens, by the dense model, are none from then on.
+
     Args:
         decoder: The dense model.
         ids: Token ids of the statistics, (sequences, tokens).
 
     Raises:
-        ModelError: When the model's blocks do not run one by one.
+        ModelError: When the model's blocks do not run one by one, or no layer is left.
     """
 
     def __init__(self, decoder: Decoder, ids: Tensor) -> None:
         self._decoder = decoder
         self._ids = ids
         self._gradients: dict[int, Tensor] = {}
+        self._left: dict[str, str] = {}
         # One at a time, as published: with more, sums of floats and so near ties would fall otherwise.
         self._batches = [decoder.enter(sequence) for sequence in ids.split(1)]
         with torch.no_grad():
-            hidden = self._batches[0].hidden
-            for block in range(len(decoder.blocks)):
-                hidden = decoder.run_block(block, self._batches[0], hidden)
-        check_composition(decoder, ids[:1], hidden)
+            unknown, left = self._unknown(self._batches[:1])
+            check_composition(decoder, ids[:1], left[0])
+            if unknown:  # most models have none: whatever they have, one sequence reaches
+                unknown, _ = self._unknown(self._batches)
+        decoder.leave_dense(unknown)
+
+    def _unknown(self, batches: list[Batch]) -> tuple[dict[str, str], list[Tensor]]:
+        """Return why layers stay dense, by name, and what leaves the last block of the dense model."""
+        decoder = self._decoder
+        unknown: dict[str, str] = {}
+        hidden = [batch.hidden for batch in batches]
+        for block in range(len(decoder.blocks)):
+            indexes = [i for i, layer in enumerate(decoder.layers) if layer.block == block]
+            observer = Observer({i: decoder.modules[i] for i in indexes}, grams=False)
+            with decoder.weights.of(block):
+                for number, batch in enumerate(batches):
+                    with observer.watching():
+                        hidden[number] = decoder.run_block(block, batch, hidden[number])
+            unknown |= {decoder.layers[i].name: why for i, why in observer.unknown().items()}
+        return unknown, hidden
 
     @torch.no_grad()
     def summarise(
@@ -118,6 +138,9 @@ class Pruner:
     ) -> list[PrunedLayer]:
         """Prune the model and return what was done, in model order.
 
+        With sequential statistics pruned blocks may keep all tokens from a layer behind them, such as an
+        expert. It stays dense then, and is no layer of the decoder any more.
+
         Args:
             candidate: The rule; one ratio a layer of the decoder.
             pattern: ``unstructured`` or ``N:M``.
@@ -133,12 +156,14 @@ class Pruner:
         self._check(candidate, pattern)
         self._prepare(candidate.metric)
         result: list[PrunedLayer] = []
+        self._left.clear()
         hidden = self._entering()
         for block in range(len(self._decoder.blocks)):
             with self._decoder.weights.of(block):
                 after, done = self._prune_block(block, hidden, candidate, pattern, repair)
                 hidden = self._run(block, hidden) if statistics == "sequential" else after
                 result += keep(block, done)
+        self._decoder.leave_dense(self._left)
         return result
 
     def _scored(
@@ -206,7 +231,9 @@ class Pruner:
                 after.append(decoder.run_block(block, batch, states))
         held = []
         wanted = with_sources(metric.leaves)
-        for members, found in observer.finish(inverse="D" in wanted):
+        why = observer.unknown()  # behind pruned blocks there may be more than in the dense model
+        self._left |= {decoder.layers[i].name: reason for i, reason in why.items()}
+        for members, found in observer.finish(inverse="D" in wanted, without=why):
             broken = [name for name, value in found.items() if not bool(value.isfinite().all())]
             if broken:
                 raise PruningError(
