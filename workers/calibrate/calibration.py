@@ -33,20 +33,11 @@ from ..model.load import (
     save_dense_copy,
 )
 from ..model.load_blocks import decoder_in_files
-from .folder import (
-    PARTS,
-    Calibration,
-    CalibrationError,
-    Entry,
-    block_file,
-    gradient_file,
-    token_hash,
-    write_manifest,
-    write_tokens,
-)
+from .folder import Calibration, CalibrationError, block_file, gradient_file, token_hash, write_tokens
 from .gradients import hidden_states, keep_states, root_mean_square_gradients
 from .gram import is_root
 from .input_statistics import Observer, observed_outputs
+from .manifest import PARTS, Entry, write_manifest
 from .text import draw_sequences
 
 _TOKENS_PER_CALL = 2048

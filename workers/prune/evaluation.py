@@ -13,8 +13,9 @@ from torch import Tensor
 from ...metrics_dsl.errors import SecateurError
 from ...search.core import defaults
 from ...search.core.versions import library_versions
+from ..calibrate.documents import TextError
 from ..calibrate.folder import token_hash
-from ..calibrate.text import TextError, read_text
+from ..calibrate.text import read_text
 from ..model.load import ModelError, choose_device, choose_dtype, load_model, model_reference
 
 WIKITEXT2 = "hub:Salesforce/wikitext:wikitext-2-raw-v1:test"
