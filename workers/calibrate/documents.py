@@ -173,8 +173,7 @@ def _opened(path: Path, what: str) -> Iterator[IO[str]]:
     except UnicodeDecodeError as error:
         raise TextError(f"expected {what} in UTF-8, got other bytes in {path} ({error.reason})") from None
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        reason = " ".join(str(error).split())
-        raise TextError(f"{path} cannot be read as {what}: {reason[:1].lower()}{reason[1:]}") from None
+        raise TextError(f"{path} cannot be read as {what}: {error}") from None
 
 
 class _Unpacked(io.RawIOBase):

@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import torch
@@ -105,11 +106,6 @@ class Calibration:
                 known = f"{', '.join(map(str, READABLE[:-1]))} or {READABLE[-1]}"
                 raise CalibrationError(f"expected calibration format {known}, got {version} in {path}")
             self._has_hashes = version > 3
-            if self._has_hashes and given.field("sha256").text() != own_hash(given.value):
-                raise CalibrationError(
-                    f"expected {path} as calibration wrote it, got other content (the place of a model that "
-                    "was moved is given with --model)"
-                )
             check(given)
             rows = given.field("layers")
             self.layers = list(map(Layer.read, rows.entries()))
@@ -117,6 +113,11 @@ class Calibration:
             check_layers(self.layers, self.entries, rows)
             files = given.field("files").members() if self._has_hashes else {}
             self._files = {name: FileRecord.read(record) for name, record in files.items()}
+            if self._has_hashes and given.field("sha256").text() != own_hash(given.value):
+                raise CalibrationError(
+                    f"expected {path} as calibration wrote it, got other content (the place of a model that "
+                    "was moved is given with --model)"
+                )
         except CalibrationError as error:
             raise CalibrationError(f"{error}; calibrate again") from None
         self.manifest: dict[str, Any] = given.value
@@ -128,7 +129,7 @@ class Calibration:
         """Check that all files are there, and have the sizes that they were written with.
 
         Raises:
-            CalibrationError: When one is missing, or has another size.
+            CalibrationError: When one is missing, has another size, or the model's copy has one more.
         """
         blocks = sorted({layer.block for layer in self.layers})
         names = [_TOKENS, *map(block_file, blocks)]
@@ -143,6 +144,14 @@ class Calibration:
             )
         for name in names:
             self._check_file(name, by_size=True)
+        copy = self.folder / _MODEL
+        there = [copy, *copy.rglob("[!.]*")] if self._has_hashes and os.path.lexists(copy) else []
+        known = {self.folder / n for name in self._files for n in (name, *map(str, PurePath(name).parents))}
+        if more := [path for path in there if path not in known]:
+            raise CalibrationError(
+                f"expected only files that calibration wrote, which a model is loaded from, got {more[0]}; "
+                "remove it or calibrate again"
+            )
 
     def _check_file(self, name: str, *, by_size: bool = False) -> None:
         path = self.folder / name
@@ -184,20 +193,11 @@ class Calibration:
         """Return ``model_source``; the files of a dense copy have been read and are as they were written.
 
         Raises:
-            CalibrationError: When one is not, or there is one more.
+            CalibrationError: When one is not.
         """
-        copy = self.folder / _MODEL
-        source = self.model_source
-        if self._has_hashes and source == str(copy):
-            there = {p.relative_to(self.folder).as_posix() for p in copy.rglob("[!.]*") if not p.is_dir()}
-            if more := sorted(there - {*self._files}):
-                raise CalibrationError(
-                    f"expected only files that calibration wrote in {copy}, got {more[0]}; remove it or "
-                    "calibrate again"
-                )
-            for name in filter(_of_model, self._files):
-                self._check_file(name)
-        return source
+        for name in filter(_of_model, self._files):
+            self._check_file(name)
+        return self.model_source
 
     def shape(self, part: str) -> tuple[int, int]:
         """Return how many sequences of how many tokens a part has."""
