@@ -87,8 +87,10 @@ class CalibrationRequest:
         if not 0 <= self.seed < 2**63:
             raise SecateurError(f"expected a seed of 0 or more, got {self.seed}")
         for part, count in zip(PARTS, (self.tokens, self.selection_tokens, self.holdout_tokens), strict=True):
-            if not 1 <= count <= _MOST_TOKENS:
-                raise SecateurError(f"expected 1 to {_MOST_TOKENS:,} tokens of {part}, got {count:,}")
+            if count < 1:
+                raise SecateurError(f"expected at least 1 token of {part}, got {count}")
+            if count > _MOST_TOKENS:
+                raise SecateurError(f"expected at most {_MOST_TOKENS:,} tokens of {part}, got {count:,}")
 
     def sequences(self) -> dict[str, int]:
         """Return the number of sequences of each part."""
