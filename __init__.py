@@ -102,7 +102,7 @@ _HOMES = {
     "SettingsError": "search.toml",
     "Shape": "metrics_dsl.operators",
     "Submission": "service.submission",
-    "TextError": "workers.calibrate.text",
+    "TextError": "workers.calibrate.documents",
     "Tokens": "workers.plan.plan",
     "Trial": "search.core.candidate",
     "WorkerError": "workers.measure.worker",

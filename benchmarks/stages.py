@@ -83,7 +83,7 @@ def _output(*command: str) -> str:
 
 
 def _processor() -> str:
-    with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
         names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
         return names[0] if names else platform.machine()
     return platform.machine()

@@ -45,7 +45,7 @@ class Climber:
 def write_ratios(record, path):
     """Write a ratio a line."""
     pairs = zip(record.layers, record.candidate.ratios, strict=True)
-    path.write_text("".join(f"{layer.name}\t{ratio}\n" for layer, ratio in pairs))
+    path.write_text("".join(f"{layer.name}\t{ratio}\n" for layer, ratio in pairs), encoding="utf-8")
 
 
 SECATEUR = [

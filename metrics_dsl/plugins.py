@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import linecache
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -121,7 +122,7 @@ def read_plugin(path: str | Path) -> Plugin:
     Raises:
         PluginError: When it is no readable Python file of at most 256 KiB.
     """
-    place = Path(path).expanduser()
+    place = Path(os.path.expanduser(path))  # as it is where nobody knows a home folder
     if place.suffix != ".py" or not place.is_file():
         raise PluginError(f"expected a plugin as a Python file such as rules.py, got {place.absolute()}")
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,6 +29,7 @@ from .contradictions import choose, contradiction, descends, objection
 from .core import defaults
 from .core.budget import Budget
 from .core.candidate import STAGES, Stage, parse_pattern
+from .core.files import expanded
 from .core.objectives import look_up, look_up_objectives
 from .searchers.table import AUTO, SEARCHERS, SearcherRow
 from .spaces.allocation import ALLOCATIONS
@@ -120,13 +122,13 @@ class SearchSettings(BaseModel):
     @classmethod
     def _absolute(cls, path: Path) -> Path:
         """Keep a place that is the same from everywhere, for a run may be resumed from elsewhere."""
-        return path.expanduser().absolute()
+        return expanded(path).absolute()
 
     @field_validator("model")
     @classmethod
     def _absolute_if_local(cls, source: str | None) -> str | None:
-        local = source is not None and Path(source).expanduser().exists()
-        return str(Path(source).expanduser().absolute()) if source and local else source
+        local = source is not None and expanded(source).exists()
+        return str(expanded(source).absolute()) if source and local else source
 
     @field_validator("searcher")
     @classmethod
@@ -226,7 +228,7 @@ class SearchSettings(BaseModel):
         """Keep places that are the same from everywhere; a metric is no place, RUN:KEY has one before it."""
         given = [values] if isinstance(values, str | Path) else list(values)
         if info.field_name == "plugins":
-            return tuple(Path(value).expanduser().absolute() for value in given)
+            return tuple(expanded(value).absolute() for value in given)
         return tuple(_with_place(str(value).strip()) for value in given)
 
     @model_validator(mode="before")
@@ -358,7 +360,7 @@ def _with_place(text: str) -> str:
     if not text:
         raise SecateurError("expected a metric, a file or a run to start from, got an empty text")
     run, colon, key = text.rpartition(":")
-    place = Path(run if colon else text).expanduser()
+    place = Path(os.path.expanduser(run if colon else text))  # a metric may begin with ~, and is none
     return f"{place.absolute()}{colon}{key if colon else ''}" if place.exists() else text
 
 

@@ -14,6 +14,7 @@ from ..results.archive.run_folder import RunFolder
 from ..results.export.rule_source import Rule, RuleError, ratios_of, read_ratios, read_rule
 from ..search.core import defaults
 from ..search.core.candidate import Candidate, parse_pattern
+from ..search.core.files import expanded
 from ..search.core.objectives import look_up
 from ..search.core.requests import request_of, takes
 from ..search.core.versions import library_versions
@@ -125,7 +126,7 @@ def prune(
     request = request_of(PruneRequest, model, options)
     check_new(out)
     rule = _read(request)
-    own = read_ratios(Path(str(request.ratios)).expanduser()) if request.has_ratio_file else None
+    own = read_ratios(expanded(str(request.ratios))) if request.has_ratio_file else None
     check_source(request.text)
     loading = CalibrationRequest(
         request.model, request.text, request.tokens, sequence_length=request.sequence_length,

@@ -103,7 +103,9 @@ class Submission:
             (folder / place).write_text(plugin.text, encoding="utf-8")
         about = folder / f"secateur-{__version__}.dist-info"  # the copy knows its version as if installed
         about.mkdir()
-        (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: secateur\nVersion: {__version__}\n")
+        (about / "METADATA").write_text(
+            f"Metadata-Version: 2.1\nName: secateur\nVersion: {__version__}\n", encoding="utf-8"
+        )
 
     def new_id(self) -> str:
         """Return a readable name for the job that no other has."""

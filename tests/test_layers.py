@@ -311,6 +311,7 @@ class TestWhatIsTold:
         for name in ("block_weights", "prunable_weights", "blocks"):
             del manifest["model"][name]
         manifest["model"]["stays_dense"] = ["model.layers.0.mlp.stacked"]
+        manifest["format"] = 3
         path.write_text(json.dumps(manifest))
         assert Calibration(tmp_path / "cal").coverage is None
         shutil.copytree(place / "run-letters", tmp_path / "run")

@@ -12,9 +12,10 @@ from secateur.metrics_dsl.published import PUBLISHED
 from secateur.search.core.candidate import Candidate, uniform
 from secateur.testing import EVALUATOR_CHECKS, FakeEvaluator
 from secateur.workers.calibrate.calibration import CalibrationRequest, calibrate
+from secateur.workers.calibrate.documents import TextError
 from secateur.workers.calibrate.folder import Calibration, CalibrationError
 from secateur.workers.calibrate.gradients import keep_states
-from secateur.workers.calibrate.text import TextError, draw_sequences
+from secateur.workers.calibrate.text import draw_sequences
 from secateur.workers.measure.local_evaluator import LocalEvaluator
 from secateur.workers.measure.prefix_cache import Prefix, Prefixes
 from secateur.workers.measure.score_summary import tail_exponent

@@ -114,6 +114,23 @@ def inside_imports(name):
             yield whole if whole in MODULES else ".".join(base)
 
 
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_text_is_read_and_written_in_utf8_whatever_the_locale(path):
+    """Calls that open a file as text say in which encoding."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.Call):
+            continue
+        name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+        is_method = isinstance(node.func, ast.Attribute)
+        words = {arg.value for arg in node.args if isinstance(arg, ast.Constant)}
+        mode = words & {"r", "w", "a", "x", "r+", "w+", "a+", "rb", "wb", "ab", "xb", "rb+", "wb+"}
+        opens_text = name in ("open", "fdopen") and not any("b" in word for word in mode)
+        if opens_text or name == "TextIOWrapper" or (is_method and name in ("read_text", "write_text")):
+            own = ast.unparse(node.func) in ("os.open", "secateur.open")
+            encoded = {keyword.arg for keyword in node.keywords} | words
+            assert own or {"encoding", "utf-8"} & encoded, f"line {node.lineno}"
+
+
 def test_all_files_are_looked_at():
     tracked = subprocess.run(
         ["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True, check=True

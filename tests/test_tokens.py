@@ -3,6 +3,7 @@
 import hashlib
 import re
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from secateur.workers.calibrate.calibration import calibrate
 from secateur.workers.calibrate.folder import Calibration, CalibrationError
 from secateur.workers.calibrate.gram import gram_matrix, is_root, output_energy, relative_error
 from secateur.workers.calibrate.input_statistics import Observer, damped_inverse_diagonal
+from secateur.workers.calibrate.manifest import write_manifest
 from secateur.workers.measure.local_evaluator import LocalEvaluator
 from secateur.workers.model.decoder import Decoder
 from secateur.workers.model.load import load_model
@@ -42,6 +44,7 @@ def with_grams(few, tmp_path):
     for file in folder.glob("block-*.safetensors"):
         tensors = load_file(file)
         save_file({n: gram_matrix(t) if n.endswith("/H") else t for n, t in tensors.items()}, file)
+    write_manifest(folder, few.manifest, few.layers, [replace(entry, tokens=None) for entry in few.entries])
     return Calibration(folder)
 
 
@@ -159,8 +162,8 @@ class TestFormats:
     def test_another_format_is_refused(self, tiny_calibration, tmp_path):
         shutil.copytree(tiny_calibration.folder, tmp_path / "new")
         manifest = tmp_path / "new" / "manifest.json"
-        manifest.write_text(re.sub(r'"format": \d+', '"format": 4', manifest.read_text()))
-        with pytest.raises(CalibrationError, match="expected calibration format 2 or 3, got 4"):
+        manifest.write_text(re.sub(r'"format": \d+', '"format": 5', manifest.read_text()))
+        with pytest.raises(CalibrationError, match="expected calibration format 2, 3 or 4, got 5"):
             Calibration(tmp_path / "new")
 
     def test_format_2_with_gradients_among_the_statistics_is_read(self, tiny_calibration, tmp_path):

@@ -52,7 +52,8 @@ def is_between_machines(path: Path, mounts: Path = Path("/proc/self/mounts")) ->
     """Whether a path is on a file system that several machines may see; False where it is not known."""
     place = path.resolve()
     try:
-        lines = [line.split() for line in mounts.read_text().splitlines()]
+        text = mounts.read_text(encoding="utf-8", errors="surrogateescape")
+        lines = [line.split() for line in text.splitlines()]
     except OSError:
         return False
     kinds = {Path(point.replace("\\040", " ")): kind for _, point, kind, *_ in lines}
@@ -66,7 +67,7 @@ def lock(path: Path) -> IO[str]:
     Raises:
         ArchiveError: When another process holds it.
     """
-    file = path.open("a+")
+    file = path.open("a+", encoding="utf-8", errors="replace")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -85,7 +86,7 @@ def lock(path: Path) -> IO[str]:
 def is_left(path: Path) -> bool:
     """Whether the process that locked a run last is known to be gone; of other machines nothing is known."""
     try:
-        found = re.fullmatch(r"process (\d+) on (.+)", path.read_text())
+        found = re.fullmatch(r"process (\d+) on (.+)", path.read_text(encoding="utf-8"))
         if found is None or found[2] != socket.gethostname():
             return False
         os.kill(int(found[1]), 0)  # signal 0 only asks

@@ -46,7 +46,7 @@ def to_json(record: CandidateRecord) -> dict[str, Any]:
 
 def write_json(record: CandidateRecord, path: Path) -> None:
     """Write the file."""
-    path.write_text(json.dumps(to_json(record), indent=1, allow_nan=False) + "\n")
+    path.write_text(json.dumps(to_json(record), indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> CandidateRecord:

@@ -94,7 +94,7 @@ def write_evopress(record: CandidateRecord, path: Path) -> None:
     found = to_levels(record)
     path.mkdir()
     lines = [f"{name}: {level}" for name, level in found.levels.items()]
-    (path / "levels.txt").write_text("\n".join(lines) + "\n")
+    (path / "levels.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     meaning = {
         "format": "secateur.levels",
         "version": 1,
@@ -110,7 +110,7 @@ def write_evopress(record: CandidateRecord, path: Path) -> None:
         "meaning": "ratio = sparsity + level * weights_diff / (rows * columns); EvoPress's database is made "
         "with this sparsity and weights_diff, for levels from lowest to highest",
     }
-    (path / "levels.json").write_text(json.dumps(meaning, indent=1) + "\n")
+    (path / "levels.json").write_text(json.dumps(meaning, indent=1) + "\n", encoding="utf-8")
 
 
 def read_levels(path: Path, sparsity: float | None = None, weights_diff: float | None = None) -> Levels:

@@ -55,7 +55,7 @@ def _write_text(record: CandidateRecord, path: Path) -> None:
     needed = [f"# needs {n['name']}, sha256 {n['sha256']}" if "sha256" in n
               else f"# needs the package {n['name']} {n['version']}"
               for n in record.needed_plugins]  # fmt: skip
-    path.write_text("\n".join([str(record.candidate.metric), *needed]) + "\n")
+    path.write_text("\n".join([str(record.candidate.metric), *needed]) + "\n", encoding="utf-8")
 
 
 EXPORTERS: dict[str, Exporter] = {

@@ -136,7 +136,7 @@ def write_latex(record: CandidateRecord, path: Path) -> None:
         for name in LEAVES
         if name in metric.leaves
     ]
-    path.write_text("\n".join([*lines, f"S_{{ij}} = {to_latex(metric)}"]) + "\n")
+    path.write_text("\n".join([*lines, f"S_{{ij}} = {to_latex(metric)}"]) + "\n", encoding="utf-8")
 
 
 # sympy -----------------------------------------------------------------------------------------
@@ -184,4 +184,4 @@ def write_sympy(record: CandidateRecord, path: Path) -> None:
     """Write the metric as one line."""
     import sympy
 
-    path.write_text(sympy.sstr(to_sympy(record.candidate.metric), full_prec=False) + "\n")
+    path.write_text(sympy.sstr(to_sympy(record.candidate.metric), full_prec=False) + "\n", encoding="utf-8")

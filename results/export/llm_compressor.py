@@ -205,14 +205,15 @@ def write_llm_compressor(record: CandidateRecord, path: Path) -> None:
     modifier = "" if own else to_modifier(record)
     path.mkdir()
     if modifier:
-        (path / "modifier.py").write_text(modifier)
-    (path / "recipe.yaml").write_text(to_recipe(record, "WandaPruningModifier" if own else _NAME))
+        (path / "modifier.py").write_text(modifier, encoding="utf-8")
+    recipe = to_recipe(record, "WandaPruningModifier" if own else _NAME)
+    (path / "recipe.yaml").write_text(recipe, encoding="utf-8")
     ratios = {layer.name: r for layer, r in zip(record.layers, candidate.ratios, strict=True)}
-    (path / "sparsity.json").write_text(json.dumps(ratios, indent=1) + "\n")
+    (path / "sparsity.json").write_text(json.dumps(ratios, indent=1) + "\n", encoding="utf-8")
     more = "" if own else "- `modifier.py` computes the metric; it must be imported, as above.\n"
     readme = _README.format(
         metric=candidate.metric, group=candidate.group, pattern=record.pattern, sparsity=record.sparsity,
         count=len(record.layers), key=candidate.key, tried=TRIED, more=more,
         imports="" if own else "import modifier  # the file in this folder\n",
     )  # fmt: skip
-    (path / "README.md").write_text(readme)
+    (path / "README.md").write_text(readme, encoding="utf-8")

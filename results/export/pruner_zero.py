@@ -166,4 +166,5 @@ def _write(e: Expression) -> dict[str, Any]:
 
 def write_pruner_zero(record: CandidateRecord, path: Path) -> None:
     """Write the tree of a candidate's metric, as their ``GPTree.load_tree`` reads it."""
-    path.write_text(json.dumps(to_tree(record.candidate.metric, record.candidate.group), indent=4))
+    tree = json.dumps(to_tree(record.candidate.metric, record.candidate.group), indent=4)
+    path.write_text(tree, encoding="utf-8")

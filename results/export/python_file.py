@@ -282,4 +282,4 @@ import torch
 
 def write_python(record: CandidateRecord, path: Path) -> None:
     """Write the file."""
-    path.write_text(to_python(record))
+    path.write_text(to_python(record), encoding="utf-8")

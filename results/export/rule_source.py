@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,12 +58,17 @@ def read_rule(text: str) -> Rule:
         ExportError: When the file is no candidate.
         ArchiveError: When there is no run, or it has no such key.
     """
-    if text.endswith(".json") or Path(text).expanduser().is_file():
-        return _from_file(Path(text).expanduser())
+    if text.endswith(".json") or _place(text).is_file():
+        return _from_file(_place(text))
     run, colon, key = text.rpartition(":")
     if colon:  # no metric has one
         return _from_run(run, key)
     return Rule("metric", read_metric(text))
+
+
+def _place(text: str) -> Path:
+    """Return what a text is as a path; a metric may begin as one whose home folder nobody knows."""
+    return Path(os.path.expanduser(text))
 
 
 def read_starts(texts: Sequence[str]) -> list[Expression]:
@@ -78,8 +84,8 @@ def read_starts(texts: Sequence[str]) -> list[Expression]:
     """
     found: list[Expression] = []
     for text in texts:
-        if Path(text).expanduser().is_dir():
-            with Archive(Path(text).expanduser()) as archive:
+        if _place(text).is_dir():
+            with Archive(_place(text)) as archive:
                 found += [archive.metric(metric) for metric in archive.front()["metric"]]
         else:
             found.append(read_rule(text).metric)

@@ -24,6 +24,9 @@ Reduction = Literal[
     "mean", "variance", "log_variance", "maximum", "norm",
     "outliers_3", "outliers_5", "outliers_7", "outliers_10", "tail", "quantiles",
 ]  # fmt: skip
+# What a file may say of a layer: far beyond any model, and still such that nothing overflows.
+MOST_BLOCKS = 1 << 20
+_WIDEST = 1 << 26  # rows or columns
 STAGES: tuple[Stage, ...] = ("screen", "layer", "model")
 
 
@@ -46,10 +49,10 @@ class Layer:
         """
         return cls(
             given.field("name").text(),
-            given.field("block").count(),
+            given.field("block").count(0, MOST_BLOCKS),
             given.field("kind").text(),
-            given.field("rows").count(1),
-            given.field("columns").count(1),
+            given.field("rows").count(1, _WIDEST),
+            given.field("columns").count(1, _WIDEST),
         )
 
     @property

@@ -45,6 +45,23 @@ class Output:
     error: type[SecateurError] = SecateurError
 
 
+def expanded(path: str | Path, error: type[SecateurError] = SecateurError) -> Path:
+    """Return a path that somebody gave us, in which ``~`` and ``~user`` are home folders.
+
+    Raises:
+        SecateurError: As ``error``, when nobody knows that folder, or no path can be so.
+    """
+    if "\0" in str(path):
+        raise error("expected a path, got one with a character of the code 0")
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise error(
+            f"expected a path, got {path}, whose home folder nobody knows; write the folder out, or "
+            f"./{path} for one of that name here"
+        ) from None
+
+
 @contextmanager
 def whole(path: str | Path, output: Output, run: Path | None = None) -> Iterator[Path]:
     """Give a path beside another to write a file or folder to, which gets its name if all goes well.

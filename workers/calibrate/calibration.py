@@ -33,23 +33,17 @@ from ..model.load import (
     save_dense_copy,
 )
 from ..model.load_blocks import decoder_in_files
-from .folder import (
-    PARTS,
-    Calibration,
-    CalibrationError,
-    Entry,
-    block_file,
-    gradient_file,
-    token_hash,
-    write_manifest,
-    write_tokens,
-)
+from .folder import Calibration, CalibrationError, block_file, gradient_file, token_hash, write_tokens
 from .gradients import hidden_states, keep_states, root_mean_square_gradients
 from .gram import is_root
 from .input_statistics import Observer, observed_outputs
-from .text import draw_sequences
+from .manifest import PARTS, Entry, write_manifest
+from .text import check_source, draw_sequences
 
 _TOKENS_PER_CALL = 2048
+# More is a slip of the pen: no text and no model has as much, and some would be tried before that is known.
+_MOST_TOKENS = 10**9
+_LONGEST = 1 << 24
 _FOLDER = Output("a new folder", error=CalibrationError)
 
 
@@ -86,11 +80,17 @@ class CalibrationRequest:
     def __post_init__(self) -> None:
         if self.sequence_length < 8:
             raise SecateurError(f"expected sequences of at least 8 tokens, got {self.sequence_length}")
+        if self.sequence_length > _LONGEST:
+            raise SecateurError(
+                f"expected sequences of at most {_LONGEST:,} tokens, got {self.sequence_length:,}"
+            )
         if not 0 <= self.seed < 2**63:
             raise SecateurError(f"expected a seed of 0 or more, got {self.seed}")
         for part, count in zip(PARTS, (self.tokens, self.selection_tokens, self.holdout_tokens), strict=True):
             if count < 1:
                 raise SecateurError(f"expected at least 1 token of {part}, got {count}")
+            if count > _MOST_TOKENS:
+                raise SecateurError(f"expected at most {_MOST_TOKENS:,} tokens of {part}, got {count:,}")
 
     def sequences(self) -> dict[str, int]:
         """Return the number of sequences of each part."""
@@ -116,6 +116,7 @@ def calibrate(
     """
     for left in left_behind(out):
         report(f"{left} was left by a calibration that was killed and can be removed, unless one is running")
+    check_source(request.text)
     with whole(out, _FOLDER) as folder:
         decoder, tokenizer = load_decoder(request, by_block=not whole_because(request))
         folder.mkdir()

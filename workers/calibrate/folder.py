@@ -2,15 +2,21 @@
 
 ``manifest.json`` says what was calibrated on what, ``tokens.safetensors`` holds the token ids of the three
 parts, and each decoder block has a file of statistics and, if wanted, one of gradients. A folder appears
-whole or not at all: it is written under another name and renamed.
+whole or not at all: it is written under another name and renamed, its manifest last.
+
+The manifest has size and SHA-256 of every file and one of its own content. Sizes are checked when the folder
+is opened, a file's hash when the file is, once in a process: a worker reads only what it needs. Tensors are
+checked besides against what the manifest says of layers and tokens, in folders of older formats too, which
+have no hashes.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-from dataclasses import asdict, dataclass
-from pathlib import Path
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path, PurePath
 from typing import Any
 
 import torch
@@ -21,14 +27,15 @@ from torch import Tensor
 from ...metrics_dsl.errors import SecateurError
 from ...metrics_dsl.operators import GRAM, LEAVES
 from ...metrics_dsl.plugins import fill
-from ...search.core.candidate import Layer
+from ...search.core.candidate import MOST_BLOCKS, Layer
 from ...search.core.coverage import Coverage
-from ...search.core.reading import Given, read_json
+from ...search.core.reading import check_file, read_json
+from .file_records import FileRecord
+from .manifest import MANIFEST, PARTS, READABLE, Entry, check, check_layers, own_hash
 
-FORMAT = 3
-_READABLE = (2, FORMAT)  # 2 has gradients in the files of statistics
-PARTS = ("statistics", "selection", "holdout")
-_MANIFEST = "manifest.json"
+_TOKENS = "tokens.safetensors"
+_MODEL = "model"  # the dense copy of a quantised model
+_LEAST = {"X": 0.0, "M": None, "V": 0.0, "D": None}  # of an input, and the least that a number of it can be
 
 
 class CalibrationError(SecateurError):
@@ -70,51 +77,7 @@ def gradient_file(index: int) -> str:
 def write_tokens(folder: Path, parts: dict[str, Tensor]) -> None:
     """Write the token ids of the parts, each (sequences, tokens)."""
     tensors = {name: ids.to(torch.int32).contiguous() for name, ids in parts.items()}
-    save_file(tensors, folder / "tokens.safetensors")
-
-
-@dataclass(frozen=True)
-class Entry:
-    """What the manifest says of a layer besides its name and shape.
-
-    Attributes:
-        gram: Number of its inputs within its block; layers fed with the same tensor share one.
-        tokens: How many tokens of its inputs are kept in place of a Gram matrix, None for a Gram matrix.
-        weights: Hash of its weights.
-    """
-
-    gram: int
-    tokens: int | None = None
-    weights: str = ""
-
-    @classmethod
-    def read(cls, given: Given) -> Entry:
-        """Return what a manifest's row says."""
-        tokens = given.field("tokens", None)
-        return cls(
-            given.field("gram").count(),
-            None if tokens.value is None else tokens.count(1),
-            given.field("weights", "").text(),
-        )
-
-
-def _check(given: Given) -> None:
-    """Check what a manifest says besides layers, as far as something depends on it."""
-    given.field("gradients").flag()
-    model = given.field("model")
-    for name in ("source", "weights"):
-        model.field(name).text()
-    model.field("trust_remote_code", False).flag()
-    for part in PARTS:
-        for name in ("sequences", "length"):
-            given.field("parts").field(part).field(name).count(1)
-
-
-def write_manifest(folder: Path, manifest: dict[str, Any], layers: list[Layer], entries: list[Entry]) -> None:
-    """Write the manifest, which makes the folder complete."""
-    rows = [{**asdict(layer), **asdict(entry)} for layer, entry in zip(layers, entries, strict=True)]
-    text = json.dumps({"format": FORMAT, **manifest, "layers": rows}, indent=1)
-    (folder / _MANIFEST).write_text(text + "\n")
+    save_file(tensors, folder / _TOKENS)
 
 
 class Calibration:
@@ -129,50 +92,86 @@ class Calibration:
         blocks: How many blocks the model has, with and without layers.
 
     Raises:
-        CalibrationError: When the folder is missing or incomplete.
+        CalibrationError: When the folder is missing, incomplete or damaged.
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        path = self.folder / _MANIFEST
+        path = self.folder / MANIFEST
         if not path.is_file():
             raise CalibrationError(
-                f"expected a calibration folder, got {self.folder} without {_MANIFEST}; "
+                f"expected a calibration folder, got {self.folder} without {MANIFEST}; "
                 "make one with `secateur calibrate MODEL --out DIR`"
             )
         try:
             given = read_json(path, "a manifest as JSON", CalibrationError)
-            if (version := given.field("format").count()) not in _READABLE:
-                known = " or ".join(map(str, _READABLE))
+            if (version := given.field("format").count()) not in READABLE:
+                known = f"{', '.join(map(str, READABLE[:-1]))} or {READABLE[-1]}"
                 raise CalibrationError(f"expected calibration format {known}, got {version} in {path}")
-            _check(given)
-            rows = given.field("layers").entries()
-            self.layers = list(map(Layer.read, rows))
-            self.entries = list(map(Entry.read, rows))
+            self._has_hashes = version > 3
+            check(given)
+            rows = given.field("layers")
+            self.layers = list(map(Layer.read, rows.entries()))
+            self.entries = list(map(Entry.read, rows.entries()))
+            check_layers(self.layers, self.entries, rows)
+            files = given.field("files").members() if self._has_hashes else {}
+            self._files = {name: FileRecord.read(record) for name, record in files.items()}
+            if self._has_hashes and given.field("sha256").text() != own_hash(given.value):
+                raise CalibrationError(
+                    f"expected {path} as calibration wrote it, got other content (the place of a model that "
+                    "was moved is given with --model)"
+                )
             self.coverage = Coverage.read(given.field("model"))
             least = max((layer.block + 1 for layer in self.layers), default=1)
-            self.blocks = given.field("model").field("blocks", least).count(least)
+            self.blocks = given.field("model").field("blocks", least).count(least, MOST_BLOCKS)
         except CalibrationError as error:
             raise CalibrationError(f"{error}; calibrate again") from None
         self.manifest: dict[str, Any] = given.value
         self.check_complete()
+        for part in PARTS:
+            self.tokens(part)
 
     def check_complete(self) -> None:
-        """Check that all files are there.
+        """Check that all files are there, and have the sizes that they were written with.
 
         Raises:
-            CalibrationError: When one is missing.
+            CalibrationError: When one is missing, has another size, or the model's copy has one more.
         """
         blocks = sorted({self.blocks - 1, *(layer.block for layer in self.layers)})
-        names = ["tokens.safetensors", *map(block_file, blocks)]
+        names = [_TOKENS, *map(block_file, blocks)]
         if self._has_gradient_files:
             names += map(gradient_file, blocks)
-        missing = [name for name in names if not (self.folder / name).is_file()]
+        names += sorted({*self._files} - {*names})
+        missing = [name for name in names if not (self.folder / name).exists()]
         if missing:
             raise CalibrationError(
                 f"the calibration folder {self.folder} is incomplete: {missing[0]} is missing "
                 f"({len(missing)} of {len(names)} files); calibrate again"
             )
+        for name in names:
+            self._check_file(name, by_size=True)
+        copy = self.folder / _MODEL
+        there = [copy, *copy.rglob("[!.]*")] if self._has_hashes and os.path.lexists(copy) else []
+        known = {self.folder / n for name in self._files for n in (name, *map(str, PurePath(name).parents))}
+        if more := [path for path in there if path not in known]:
+            raise CalibrationError(
+                f"expected only files that calibration wrote, which a model is loaded from, got {more[0]}; "
+                "remove it or calibrate again"
+            )
+
+    def _check_file(self, name: str, *, by_size: bool = False) -> None:
+        path = self.folder / name
+        try:
+            if not self._has_hashes:
+                check_file(path, "a file that calibration wrote", CalibrationError)
+            elif name not in self._files:
+                raise CalibrationError(f"expected {name} among the files that {self.folder} lists, got none")
+            elif by_size:
+                self._files[name].check_size(path, CalibrationError)
+            else:
+                self._files[name].check(path, CalibrationError)
+        except CalibrationError as error:
+            raise CalibrationError(f"{error}; calibrate again") from None
 
     @property
     def leaves(self) -> frozenset[str]:
@@ -192,41 +191,84 @@ class Calibration:
     @property
     def model_source(self) -> str:
         """Where to load the model from: the folder's own dense copy, if there is one."""
-        copy = self.folder / "model"
-        return str(copy) if copy.is_dir() else str(self.manifest["model"]["source"])
+        copy = self.folder / _MODEL
+        has_copy = any(map(_of_model, self._files)) if self._has_hashes else copy.is_dir()
+        return str(copy) if has_copy else str(self.manifest["model"]["source"])
+
+    def checked_model(self) -> str:
+        """Return ``model_source``; the files of a dense copy have been read and are as they were written.
+
+        Raises:
+            CalibrationError: When one is not.
+        """
+        for name in filter(_of_model, self._files):
+            self._check_file(name)
+        return self.model_source
 
     def shape(self, part: str) -> tuple[int, int]:
         """Return how many sequences of how many tokens a part has."""
         described = self.manifest["parts"][part]
         return int(described["sequences"]), int(described["length"])
 
-    def tokens(self, part: str) -> Tensor:
-        """Return the token ids of a part, (sequences, tokens)."""
-        with self._open("tokens.safetensors") as file:
-            return file.get_tensor(part).long()  # type: ignore[no-any-return]
+    def tokens(self, part: str, vocabulary: int | None = None) -> Tensor:
+        """Return the token ids of a part, (sequences, tokens).
+
+        Args:
+            part: One of ``PARTS``.
+            vocabulary: How many token ids the model has, all of which are below it.
+
+        Raises:
+            CalibrationError: When they are not those that the model was calibrated on.
+        """
+        with self._open(_TOKENS) as file:
+            ids = self._tensor(file, _TOKENS, part, self.shape(part), "I32", None)
+        least, most = ids.aminmax()
+        if token_hash(ids) != self.manifest["parts"][part]["sha256"]:
+            wrong = "others"
+        elif least < 0 or (vocabulary is not None and most >= vocabulary):
+            wrong = f"ids from {int(least)} to {int(most)}, and a vocabulary of {vocabulary}"
+        else:
+            return ids.long()
+        raise CalibrationError(
+            f"expected the tokens that the manifest names as {part} in {self.folder / _TOKENS}, got {wrong}; "
+            "calibrate again"
+        )
 
     def block(self, index: int, device: torch.device | str = "cpu") -> dict[int, LayerStatistics]:
-        """Return the statistics of a block's layers by position of the layer in the model."""
+        """Return the statistics of a block's layers by position of the layer in the model.
+
+        Raises:
+            CalibrationError: When a file cannot be read, was changed, or lacks what its layers need.
+        """
         wanted = [i for i, layer in enumerate(self.layers) if layer.block == index]
         result: dict[int, LayerStatistics] = {}
-        with self._open(block_file(index)) as file:
+        name = block_file(index)
+        with self._open(name) as file:
             shared: dict[str, Tensor] = {}
 
-            def read(name: str) -> Tensor:
-                if name not in shared:  # layers that share a Gram matrix share its memory
-                    shared[name] = file.get_tensor(name).to(device)
-                return shared[name]
+            def read(tensor: str, shape: tuple[int, ...], least: float | None, dtype: str = "F32") -> Tensor:
+                if tensor not in shared:  # layers that share a Gram matrix share its memory
+                    shared[tensor] = self._tensor(file, name, tensor, shape, dtype, least).to(device)
+                return shared[tensor]
 
             for i in wanted:
-                gram, layer = f"gram{self.entries[i].gram}", self.layers[i].name
-                leaves = {leaf: read(f"{gram}/{leaf}").reshape(1, -1) for leaf in "XMVD"}
-                leaves["Y"] = read(f"{layer}/Y").reshape(-1, 1)
-                result[i] = LayerStatistics(read(f"{gram}/H"), read(f"{layer}/energy"), leaves)
+                layer, entry = self.layers[i], self.entries[i]
+                gram, columns = f"gram{entry.gram}", layer.columns
+                tokens = columns if entry.tokens is None else entry.tokens
+                leaves = {
+                    leaf: read(f"{gram}/{leaf}", (columns,), least).reshape(1, -1)
+                    for leaf, least in _LEAST.items()
+                }
+                leaves["Y"] = read(f"{layer.name}/Y", (layer.rows,), 0).reshape(-1, 1)
+                energy = read(f"{layer.name}/energy", (layer.rows,), None, "F64")
+                result[i] = LayerStatistics(read(f"{gram}/H", (tokens, columns), None), energy, leaves)
         if self.manifest["gradients"]:
-            name = gradient_file(index) if self._has_gradient_files else block_file(index)
+            name = gradient_file(index) if self._has_gradient_files else name
             with self._open(name) as file:
                 for i in wanted:
-                    gradient = file.get_tensor(f"{self.layers[i].name}/G")
+                    layer = self.layers[i]
+                    shape = (layer.rows, layer.columns)
+                    gradient = self._tensor(file, name, f"{layer.name}/G", shape, "F32", 0)
                     result[i].leaves["G"] = gradient.to(device)
         return result
 
@@ -235,9 +277,46 @@ class Calibration:
         return bool(self.manifest["gradients"]) and int(self.manifest["format"]) > 2
 
     def _open(self, name: str) -> Any:
+        self._check_file(name)
         try:
             return safe_open(self.folder / name, framework="pt")
         except (SafetensorError, OSError) as error:
             raise CalibrationError(
                 f"{self.folder / name} cannot be read ({error}); calibrate again"
             ) from None
+
+    def _tensor(
+        self, file: Any, name: str, tensor: str, shape: tuple[int, ...], dtype: str, least: float | None
+    ) -> Tensor:
+        """Return a tensor of an open file, finite, of this shape and type, and no number below the least.
+
+        No memory is taken for one of another shape.
+
+        Raises:
+            CalibrationError: When it is another.
+        """
+        try:
+            there = file.get_slice(tensor)
+            kind, size = there.get_dtype(), tuple(there.get_shape())
+            found: Tensor | None = file.get_tensor(tensor) if (kind, size) == (dtype, shape) else None
+        except SafetensorError:
+            wrong = "none"
+        else:
+            if found is None:
+                wrong = f"{kind} {size}"
+            elif found.numel() == 0:  # inputs that no token reached
+                return found
+            else:
+                low, high = map(float, found.aminmax())
+                if math.isfinite(low) and math.isfinite(high) and (least is None or low >= least):
+                    return found
+                wrong = f"numbers from {low:g} to {high:g}"
+        at_least = "" if least is None else f", {least:g} or more"
+        raise CalibrationError(
+            f"expected finite {dtype} {shape}{at_least} as {tensor} in {self.folder / name}, got {wrong}; "
+            "calibrate again"
+        )
+
+
+def _of_model(name: str) -> bool:
+    return name.startswith(f"{_MODEL}/")

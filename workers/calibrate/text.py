@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-import gzip
-import zlib
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...metrics_dsl.errors import SecateurError
-from ...search.core.reading import parse_json
+from .documents import TextError, documents
 
-_SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".parquet")
 _CHARACTERS_PER_TOKEN = 100  # reading stops once there is this much text for each token wanted
-
-
-class TextError(SecateurError):
-    """A text source that cannot be read or is too short."""
+_RUN = 16  # tokens; windows of different text have few runs of so many in common
 
 
 def draw_sequences(source: str, model: Any, tokenizer: Any, count: int, length: int, seed: int) -> Tensor:
-    """Return token ids (count, length) of disjoint sequences in random order.
+    """Return token ids (count, length) of sequences of different text, in random order.
+
+    A sequence that repeats another one, as it is or shifted, is passed over: whatever parts the sequences are
+    divided into, no part knows another's text.
 
     Args:
-        source: ``self``, a .txt, .jsonl, .jsonl.gz or .parquet file, or ``hub:NAME[:CONFIG[:SPLIT]]``.
+        source: ``self``, or a source of ``documents``.
         model: The dense model, which writes the text of ``self``.
         tokenizer: Its tokenizer, which reads all other text.
         count: Number of sequences.
@@ -34,7 +30,7 @@ def draw_sequences(source: str, model: Any, tokenizer: Any, count: int, length: 
         seed: Seed of sampling and order.
 
     Raises:
-        TextError: When the source cannot be read or holds fewer tokens.
+        TextError: When the source cannot be read, or holds fewer tokens or too little text that differs.
     """
     if source == "self":
         return write_own(model, tokenizer, count, length, seed)
@@ -49,7 +45,36 @@ def draw_sequences(source: str, model: Any, tokenizer: Any, count: int, length: 
         )
     windows = torch.tensor(ids[: available * length]).reshape(available, length)
     order = torch.randperm(available, generator=torch.Generator().manual_seed(seed))
-    return windows[order[:count]]
+    chosen = different(windows[order], count)
+    if len(chosen) < count:
+        raise TextError(
+            f"expected {count} sequences of {length} tokens of different text, got {len(chosen)}, which the "
+            f"other {available - len(chosen)} of {source} repeat; give more text or ask for fewer tokens"
+        )
+    return chosen
+
+
+def different(windows: Tensor, count: int) -> Tensor:
+    """Return the first windows, (count, length) or fewer, that do not repeat those before them.
+
+    A window repeats others if more than half of its runs of 16 tokens stand in them, wherever they do: a
+    phrase said again and again is the same text at every offset. Windows of 16 tokens or less repeat others
+    that are equal.
+    """
+    length = windows.shape[1]
+    run = min(_RUN, length)
+    size = 4 * run
+    seen: set[int] = set()
+    chosen: list[int] = []
+    for index, window in enumerate(windows.int().numpy()):
+        if len(chosen) == count:
+            break
+        raw = window.tobytes()
+        runs = [hash(raw[start : start + size]) for start in range(0, len(raw) - size + 1, 4)]
+        if 2 * sum(one in seen for one in runs) <= len(runs):
+            chosen.append(index)
+            seen.update(runs)
+    return windows[chosen]
 
 
 @torch.no_grad()
@@ -57,14 +82,19 @@ def write_own(model: Any, tokenizer: Any, count: int, length: int, seed: int, ba
     """Return sequences sampled from the model itself, (count, length), at temperature 1.
 
     Each starts from a token drawn from the vocabulary (as in data-free quantisation, LLM-QAT, Liu et
-    al. 2023), which spreads the subjects, and goes on past what would end a text.
+    al. 2023), which spreads the subjects, and goes on past what would end a text. How the model's author
+    generates text has no say in it.
+
+    Raises:
+        TextError: When two are equal.
     """
     device = next(model.parameters()).device
     special = set(getattr(tokenizer, "all_special_ids", ()))
     size = min(len(tokenizer), model.get_input_embeddings().num_embeddings)
     ordinary = torch.tensor([i for i in range(size) if i not in special])
+    never = sorted(special | _ends(model.config))
     devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices):  # generate() draws from torch's global generator
+    with torch.random.fork_rng(devices), _own_generation(model):  # generate() draws from the global generator
         torch.manual_seed(seed)
         first = ordinary[torch.randint(len(ordinary), (count, 1))]
         pieces = [
@@ -73,23 +103,41 @@ def write_own(model: Any, tokenizer: Any, count: int, length: int, seed: int, ba
                 attention_mask=torch.ones_like(start).to(device),
                 do_sample=True, temperature=1.0, top_k=0, top_p=1.0,
                 max_new_tokens=length - 1, min_new_tokens=length - 1,
-                suppress_tokens=sorted(special) or None, pad_token_id=0,
+                suppress_tokens=never or None, pad_token_id=0,
             ).cpu()
             for start in first.split(batch)
         ]  # fmt: skip
-    return torch.cat(pieces)
+    written = torch.cat(pieces)
+    if len(written.unique(dim=0)) < count:
+        raise TextError(
+            f"expected {count} different sequences of {length} tokens from the model, which writes some of "
+            "them again and again; give it a text to read with --text FILE"
+        )
+    return written
+
+
+def _ends(config: Any) -> set[int]:
+    """Return the tokens that end a text by a model's configuration, none of which is written."""
+    found = getattr(config, "eos_token_id", None)
+    return {
+        end for end in (found if isinstance(found, list) else [found]) if isinstance(end, int) and end >= 0
+    }
+
+
+@contextmanager
+def _own_generation(model: Any) -> Iterator[None]:
+    """Let a model generate as it is told alone: whatever is left out is transformers' own default."""
+    before = model.generation_config
+    model.generation_config = type(before)()
+    try:
+        yield
+    finally:
+        model.generation_config = before
 
 
 def read_text(source: str, characters: int | None = None) -> str:
     """Return the text of a source, documents joined by an empty line: at least so long, or all of it."""
-    parts: list[str] = []
-    total = 0
-    for document in _documents(source, characters):
-        parts.append(document)
-        total += len(document)
-        if characters is not None and total >= characters:
-            break
-    return "\n\n".join(parts)
+    return "\n\n".join(documents(source, characters))
 
 
 def check_source(source: str) -> None:
@@ -99,79 +147,4 @@ def check_source(source: str) -> None:
         TextError: When it is no source, or a file that is not there.
     """
     if source != "self":
-        _documents(source, 0)
-
-
-def _documents(source: str, characters: int | None) -> Iterator[str]:
-    if source.startswith("hub:"):
-        return _hub(source)
-    path = Path(source).expanduser()
-    suffix = "".join(path.suffixes[-2:]) if path.suffix == ".gz" else path.suffix
-    readers: dict[str, Callable[[Path], Iterator[str]]] = {
-        ".txt": lambda p: _plain(p, characters),
-        ".jsonl": _json_lines,
-        ".jsonl.gz": _json_lines,
-        ".parquet": _parquet,
-    }
-    if suffix not in readers:
-        raise TextError(
-            f"expected the text self, hub:NAME or a file ending in {', '.join(_SUFFIXES)}; got {source!r}"
-        )
-    if not path.is_file():
-        raise TextError(f"expected a text file, got {source}: not found")
-    return readers[suffix](path)
-
-
-def _plain(path: Path, characters: int | None) -> Iterator[str]:
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            yield file.read(characters)
-    except UnicodeDecodeError as error:
-        raise TextError(f"expected text in UTF-8, got other bytes in {path} ({error.reason})") from None
-
-
-def _json_lines(path: Path) -> Iterator[str]:
-    opener = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rt", encoding="utf-8-sig") as lines:
-        try:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    try:
-                        text = parse_json(line, str(path), TextError).field("text").text()
-                    except TextError:
-                        raise TextError(
-                            f'expected a JSON object with "text" on each line, got another in line '
-                            f"{number} of {path}"
-                        ) from None
-                    yield text
-        except (UnicodeDecodeError, gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise TextError(f"{path} cannot be read as JSON lines: {error}") from None
-
-
-def _parquet(path: Path) -> Iterator[str]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        file = pyarrow.parquet.ParquetFile(path)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise TextError(f"{path} cannot be read as Parquet: {error}") from None
-    if "text" not in file.schema_arrow.names:
-        raise TextError(f'expected a column "text", got {file.schema_arrow.names} in {path}')
-    for batch in file.iter_batches(columns=["text"]):
-        yield from (str(value) for value in batch.column(0).to_pylist() if value is not None)
-
-
-def _hub(source: str) -> Iterator[str]:
-    try:
-        from datasets import load_dataset
-    except ImportError:
-        raise TextError("hub data sets need the package datasets: pip install datasets") from None
-    name, config, split = [*source.removeprefix("hub:").split(":"), "", ""][:3]
-    try:
-        rows = load_dataset(name, config or None, split=split or "train", streaming=True)
-        for row in rows:
-            yield str(row["text"])
-    except Exception as error:  # whatever a server, a loader or a missing column raises
-        reason = " ".join(str(error).split())[:200]
-        raise TextError(f"the data set {name!r} cannot be read: {reason}") from error
+        documents(source)

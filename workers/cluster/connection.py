@@ -76,7 +76,9 @@ def _check_there(address: str) -> None:
     """Check that something listens where a cluster should be: Ray would try for minutes."""
     if address == "auto":  # as Ray finds it
         file = Path(os.environ.get("RAY_TMPDIR", "/tmp"), "ray", "ray_current_cluster")
-        address = os.environ.get("RAY_ADDRESS") or (file.read_text().strip() if file.is_file() else "")
+        address = os.environ.get("RAY_ADDRESS") or (
+            file.read_text(encoding="utf-8").strip() if file.is_file() else ""
+        )
     host, _, port = address.rpartition(":")
     if not (host and port.isdecimal()) or "://" in address:
         return

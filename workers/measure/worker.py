@@ -23,7 +23,7 @@ from ...search.core import defaults
 from ...search.core.candidate import Candidate, Failure, Layer, Measurement, Reduction, Stage, parse_pattern
 from ..calibrate.folder import Calibration, CalibrationError
 from ..model.block_calls import Batch
-from ..model.decoder import Decoder
+from ..model.decoder import Decoder, weight_of
 from ..model.load import choose_device, choose_dtype
 from ..model.load_blocks import load_blocks
 from .dense_reference import DenseReference, batches_of
@@ -86,7 +86,7 @@ class Worker:
         if device.threads:
             torch.set_num_threads(device.threads)
         self.decoder = load_blocks(
-            options.get("model") or calibration.model_source,
+            options.get("model") or calibration.checked_model(),
             options.get("blocks"),
             choose_dtype(device.dtype),
             choose_device(device.name),
@@ -276,7 +276,8 @@ class Worker:
 
     def ids(self, window: Window) -> Tensor:
         """Return the token ids of a window, (sequences, tokens)."""
-        ids = self.calibration.tokens(window.part)
+        vocabulary = weight_of(self.decoder.model.get_input_embeddings()).shape[0]  # type: ignore[operator]
+        ids = self.calibration.tokens(window.part, vocabulary)
         if window.number is None:
             return some_tokens(ids, window.tokens)
         return window_of(ids, window.tokens, window.number)

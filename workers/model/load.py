@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from ...metrics_dsl.errors import SecateurError
+from ...search.core.files import expanded
 from ...search.core.reading import read_json
 
 
@@ -164,7 +165,7 @@ def _place(source: str) -> tuple[str, dict[str, Any]]:
     Raises:
         ModelError: When it is none.
     """
-    path = Path(source).expanduser()
+    path = expanded(source, ModelError)
     if path.is_file():
         if path.suffix != ".gguf":
             raise ModelError(f"expected a model folder, a .gguf file or a hub name, got the file {path}")
@@ -208,7 +209,7 @@ def model_of_config(source: str, dtype: torch.dtype) -> nn.Module:
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils import logging
 
-    path = Path(source).expanduser()
+    path = expanded(source, ModelError)
     if not path.exists() and (source.startswith((".", "/", "~")) or source.endswith((".json", ".gguf"))):
         raise ModelError(
             f"expected a folder, a config.json or .gguf file or a hub name, got {source}: not found"
@@ -246,7 +247,7 @@ def stored_dtype(source: str, *, trust_remote_code: bool = False) -> torch.dtype
 
     if source.endswith(".gguf"):
         return torch.float32
-    path = Path(source).expanduser()
+    path = expanded(source, ModelError)
     config = AutoConfig.from_pretrained(
         str(path) if path.is_dir() else source, trust_remote_code=trust_remote_code
     )
@@ -268,7 +269,7 @@ def save_dense_copy(model: Any, tokenizer: Any, folder: Path) -> None:
 
 def model_reference(source: str) -> str:
     """Return a source that means the same from every folder: local paths made absolute."""
-    path = Path(source).expanduser()
+    path = expanded(source, ModelError)
     return os.fspath(path.resolve()) if path.exists() else source
 
 

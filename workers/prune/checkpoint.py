@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ...metrics_dsl.errors import SecateurError
 from ...search.core.candidate import parse_pattern
-from ...search.core.files import Output, check_place, whole
+from ...search.core.files import Output, check_place, expanded, whole
 from ..model.decoder import Decoder, oriented, weight_matrix, weight_of
 from ..model.load import save_dense_copy
 from ..model.weights import WeightFiles
@@ -43,7 +43,7 @@ def check_new(out: str | Path) -> Path:
     Raises:
         CheckpointError: When it exists and is not empty, or there is no right to make it.
     """
-    target = check_place(Path(out).expanduser(), _FOLDER)
+    target = check_place(expanded(out, CheckpointError), _FOLDER)
     place = next(p for p in target.parents if p.exists())
     if not (place.is_dir() and os.access(place, os.W_OK)):
         raise CheckpointError(f"expected a folder that can be written for --out, got {target}")
@@ -153,7 +153,7 @@ class Checkpoint:
                 self._check(path, weights)
         tokenizer.save_pretrained(partial)
         said = {**record, **_sizes(partial, self._decoder, layers), "read_back": self._read_back}
-        (partial / RECORD).write_text(json.dumps(said, indent=1) + "\n")
+        (partial / RECORD).write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
         self._opened.close()
         return said
 
@@ -177,7 +177,9 @@ class Checkpoint:
             where |= dict.fromkeys(sizes, name)
         total = sum(sum(sizes.values()) for _, sizes in self._shards)
         index = {"metadata": {"total_size": total}, "weight_map": where}
-        (self._partial / "model.safetensors.index.json").write_text(json.dumps(index, indent=1) + "\n")
+        (self._partial / "model.safetensors.index.json").write_text(
+            json.dumps(index, indent=1) + "\n", encoding="utf-8"
+        )
 
     def _check(self, path: Path, weights: Mapping[str, Tensor]) -> dict[str, int]:
         """Check weights as they stand in a file, where they do; return the bytes of each of its tensors.

@@ -13,8 +13,9 @@ from torch import Tensor
 from ...metrics_dsl.errors import SecateurError
 from ...search.core import defaults
 from ...search.core.versions import library_versions
+from ..calibrate.documents import TextError
 from ..calibrate.folder import token_hash
-from ..calibrate.text import TextError, read_text
+from ..calibrate.text import check_source, read_text
 from ..model.load import ModelError, choose_device, choose_dtype, load_model, model_reference
 
 WIKITEXT2 = "hub:Salesforce/wikitext:wikitext-2-raw-v1:test"
@@ -79,6 +80,8 @@ def evaluate(request: EvaluationRequest, report: Callable[[str], None] = lambda 
         EvaluationError: When the models do not fit each other, or a package is missing.
     """
     harness = _lm_eval() if request.tasks else None
+    if request.text:
+        check_source(_source(request))
     model, tokenizer = _load(request, request.model)
     result: dict[str, Any] = {"model": model_reference(request.model)}
     if request.text:
@@ -117,7 +120,7 @@ def read_windows(request: EvaluationRequest, tokenizer: Any) -> tuple[Tensor, di
     Raises:
         TextError: When the text cannot be read or is too short.
     """
-    source = WIKITEXT2 if request.text == "wikitext2" else request.text
+    source = _source(request)
     ids = tokenizer(read_text(source), verbose=False)["input_ids"]
     available = len(ids) // request.window
     count = request.windows or available
@@ -127,7 +130,7 @@ def read_windows(request: EvaluationRequest, tokenizer: Any) -> tuple[Tensor, di
             f"{request.window}, got {len(ids)} from {request.text}; ask for fewer or shorter windows"
         )
     windows = torch.tensor(ids[: count * request.window]).reshape(count, request.window)
-    one = source.endswith(".txt")
+    one = not source.startswith("hub:") and source.lower().removesuffix(".gz").endswith(".txt")
     return windows, {
         "source": source if source.startswith("hub:") else model_reference(source),
         "sha256": token_hash(windows), "windows": count, "window": request.window,
@@ -135,6 +138,10 @@ def read_windows(request: EvaluationRequest, tokenizer: Any) -> tuple[Tensor, di
         "documents": "one file, as it is" if one else "joined by an empty line",
         "bos": bool(ids) and ids[0] == tokenizer.bos_token_id,
     }  # fmt: skip
+
+
+def _source(request: EvaluationRequest) -> str:
+    return WIKITEXT2 if request.text == "wikitext2" else request.text
 
 
 @torch.no_grad()

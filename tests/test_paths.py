@@ -1,0 +1,63 @@
+"""Paths that somebody gave us: wherever one is asked for, one that leads nowhere is a sentence."""
+
+from pathlib import Path
+
+import pytest
+from secateur.metrics_dsl.errors import SecateurError
+from secateur.metrics_dsl.plugins import PluginError, read_plugin
+from secateur.search.core.files import expanded
+from secateur.search.settings import SearchSettings
+from support import in_process
+
+NOBODY = "~nosuchuser/x"
+
+
+def test_home_folders_are_found(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert expanded("~/a") == tmp_path / "a"
+    assert expanded("a/~b") == Path("a/~b")
+
+
+@pytest.mark.parametrize("path", [NOBODY, Path(NOBODY), "~nosuchuser", "a\0b"])
+def test_one_that_nobody_knows_is_refused(path):
+    with pytest.raises(SecateurError, match=r"^expected a path, got "):
+        expanded(path)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("calibrate", NOBODY, "--out", "c"),
+        ("calibrate", "MODEL", "--text", f"{NOBODY}.txt", "--out", "c"),
+        ("plan", NOBODY),
+        ("evaluate", NOBODY, "--text", "TEXT"),
+        ("evaluate", "MODEL", "--text", f"{NOBODY}.txt"),
+        ("prune", "MODEL", "--text", "TEXT", "-o", NOBODY),
+        ("prune", "MODEL", "--text", "TEXT", "-o", "p", "--candidate", f"{NOBODY}.json"),
+        ("prune", "MODEL", "--text", "TEXT", "-o", "p", "--candidate", f"{NOBODY}:best"),
+        ("prune", "MODEL", "--text", "TEXT", "-o", "p", "--ratios", f"{NOBODY}.json"),
+        ("prune", "MODEL", "--text", "TEXT", "-o", "p", "--candidate", "~W"),
+        ("search", NOBODY, "--out", "r"),
+        ("search", "CAL", "--out", "r", "--model", NOBODY),
+        ("search", "CAL", "--out", "r", "--start-from", NOBODY),
+        ("search", "CAL", "--out", "r", "--plugin", f"{NOBODY}.py"),
+        ("measure", "CAL", "wanda", "--model", NOBODY),
+        ("measure", NOBODY, "wanda"),
+        ("front", NOBODY),
+    ],
+)
+def test_every_command_says_so(command, tiny_model, tiny_calibration, text_file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    places = {"MODEL": tiny_model, "CAL": tiny_calibration.folder, "TEXT": text_file}
+    done = in_process(*(places.get(word, word) for word in command))
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("secateur: ")
+    assert len(done.stderr.splitlines()) == 1
+    assert not any(tmp_path.iterdir())
+
+
+def test_settings_and_plugins_say_so():
+    with pytest.raises(SecateurError, match="whose home folder nobody knows"):
+        SearchSettings(calibration=NOBODY)
+    with pytest.raises(PluginError, match="expected a plugin as a Python file"):
+        read_plugin(f"{NOBODY}.py")
