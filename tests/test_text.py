@@ -134,9 +134,9 @@ def test_a_file_that_unpacks_to_far_more_than_text_does_is_refused_before_memory
 ):
     from secateur.workers.calibrate import documents
 
-    monkeypatch.setattr(documents, "_UNPACKED", 1 << 20)
-    monkeypatch.setattr(documents, "_LONGEST_LINE", 1 << 20)
-    (tmp_path / name).write_bytes(gzip.compress(filling * (1 << 24)))  # to a thousandth
+    monkeypatch.setattr(documents, "_UNPACKED", 1 << 18)
+    monkeypatch.setattr(documents, "_LONGEST_LINE", 1 << 18)
+    (tmp_path / name).write_bytes(gzip.compress(filling * (1 << 22)))  # to a thousandth
     tracemalloc.start()
     with pytest.raises(TextError, match=r"far more than text does|lines of less than|another in line 1 of"):
         read_text(str(tmp_path / name))
@@ -272,9 +272,7 @@ class TestAbsurdRequests:
         [{"tokens": 10**12}, {"selection_tokens": 10**30}, {"sequence_length": 10**9}],
     )
     def test_are_refused_before_anything_is_loaded(self, changes):
-        with pytest.raises(
-            ValueError, match=r"^expected (at most 1,000,000,000 tokens|sequences of at most)"
-        ):
+        with pytest.raises(ValueError, match=r"^expected (at most 1,000,000,000|sequences of at most)"):
             CalibrationRequest("no-model", **changes)
 
     def test_of_the_command_line_too(self, tmp_path, tiny_model):
