@@ -21,6 +21,11 @@ PROSE = (ROOT / "LICENSE").read_text(encoding="utf-8")
 BOM = b"\xef\xbb\xbf"
 
 
+def gz(content):
+    """Compress without a time of day, so that one test has one name."""
+    return gzip.compress(content, mtime=0)
+
+
 def lines(*texts):
     return "".join(json.dumps({"text": text}) + "\n" for text in texts).encode()
 
@@ -41,10 +46,10 @@ def column(values, kind=None):
         ("a.txt", "é\n\nö".encode(), "é\n\nö"),
         ("A.TXT", b"x", "x"),
         ("a.txt", BOM + b"x", "x"),
-        ("a.txt.gz", gzip.compress(BOM + b"x", mtime=0), "x"),
-        ("a.Txt.GZ", gzip.compress(b"x", mtime=0) + gzip.compress(b"y"), "xy"),
+        ("a.txt.gz", gz(BOM + b"x"), "x"),
+        ("a.Txt.GZ", gz(b"x") + gz(b"y"), "xy"),
         ("a.JSONL", BOM + lines("é", "y"), "é\n\ny"),
-        ("a.jsonl.gz", gzip.compress(lines("x", None, "y"), mtime=0), "x\n\ny"),
+        ("a.jsonl.gz", gz(lines("x", None, "y")), "x\n\ny"),
         ("a.jsonl", b'\n{"text": null, "other": 3}\r\n  \n{"other": 3, "text": "x"}', "x"),
         ("a.Parquet", column(["x", None, "y"]), "x\n\ny"),
         ("a.parquet", column([None, None], "string"), ""),
@@ -75,19 +80,19 @@ def corrupt(content, place):
         ("a.jsonl", b'{"text": "\xff"}', "expected JSON lines in UTF-8"),
         ("a.txt", "é".encode("latin-1"), "expected text in UTF-8"),
         ("a.txt", "text".encode("utf-16"), "expected text in UTF-8"),
-        ("a.txt.gz", gzip.compress(b"\xff", mtime=0), "expected text in UTF-8"),
+        ("a.txt.gz", gz(b"\xff"), "expected text in UTF-8"),
         ("a.txt.gz", b"text", "cannot be read as text: Not a gzipped file"),
-        ("a.txt.gz", gzip.compress(b"text" * 999, mtime=0)[:-9], "cannot be read as text: Compressed file ended"),
-        ("a.jsonl.gz", gzip.compress(lines("x"), mtime=0)[:-4], "cannot be read as JSON lines: Compressed file ended"),
-        ("a.jsonl.gz", gzip.compress(lines("x"), mtime=0)[:-8] + b"12345678", "cannot be read as JSON lines: CRC"),
-        ("a.txt.gz", corrupt(gzip.compress(bytes(range(256)) * 4.hex().encode()), 99), "cannot be read as text: "),
+        ("a.txt.gz", gz(b"text" * 999)[:-9], "cannot be read as text: Compressed file ended"),
+        ("a.jsonl.gz", gz(lines("x"))[:-4], "cannot be read as JSON lines: Compressed file ended"),
+        ("a.jsonl.gz", gz(lines("x"))[:-8] + b"12345678", "cannot be read as JSON lines: CRC"),
+        ("a.txt.gz", corrupt(gz((bytes(range(256)) * 4).hex().encode()), 99), "cannot be read as text: "),
         ("a.parquet", column([1, 2]), r'expected texts in the column "text", got int64'),
         ("a.parquet", column([b"x"]), r'expected texts in the column "text", got binary'),
         ("a.parquet", column([{"a": "x"}]), r'expected texts in the column "text", got struct'),
         ("a.parquet", b"", "cannot be read as Parquet"),
         ("a.parquet", column([PROSE])[:-5], "cannot be read as Parquet"),
         ("a.parquet", corrupt(column([PROSE]), 2000), "cannot be read as Parquet"),
-        ("a.gz", gzip.compress(b"x", mtime=0), r"ending in \.txt, \.txt\.gz, \.jsonl"),
+        ("a.gz", gz(b"x"), r"ending in \.txt, \.txt\.gz, \.jsonl"),
     ],
 )  # fmt: skip
 def test_what_is_not_text_is_refused(name, content, says, tmp_path):
@@ -119,7 +124,7 @@ def test_a_path_that_leads_nowhere_is_refused(name):
 
 
 def test_a_packed_file_is_looked_at_to_its_end_however_little_is_needed(tmp_path):
-    packed = gzip.compress(lines(*["some text"] * 50_000), mtime=0)
+    packed = gz(lines(*["some text"] * 50_000))
     (tmp_path / "a.jsonl.gz").write_bytes(packed)
     assert read_text(str(tmp_path / "a.jsonl.gz"), 20) == "\n\n".join(["some text"] * 3)
     (tmp_path / "a.jsonl.gz").write_bytes(packed[:-20])
@@ -134,9 +139,9 @@ def test_a_file_that_unpacks_to_far_more_than_text_does_is_refused_before_memory
 ):
     from secateur.workers.calibrate import documents
 
-    monkeypatch.setattr(documents, "_UNPACKED", 1 << 20)
-    monkeypatch.setattr(documents, "_LONGEST_LINE", 1 << 20)
-    (tmp_path / name).write_bytes(gzip.compress(filling * (1 << 24), mtime=0))  # to a thousandth
+    monkeypatch.setattr(documents, "_UNPACKED", 1 << 18)
+    monkeypatch.setattr(documents, "_LONGEST_LINE", 1 << 18)
+    (tmp_path / name).write_bytes(gz(filling * (1 << 22)))  # to a thousandth
     tracemalloc.start()
     with pytest.raises(TextError, match=r"far more than text does|lines of less than|another in line 1 of"):
         read_text(str(tmp_path / name))
@@ -272,9 +277,7 @@ class TestAbsurdRequests:
         [{"tokens": 10**12}, {"selection_tokens": 10**30}, {"sequence_length": 10**9}],
     )
     def test_are_refused_before_anything_is_loaded(self, changes):
-        with pytest.raises(
-            ValueError, match=r"^expected (at most 1,000,000,000 tokens|sequences of at most)"
-        ):
+        with pytest.raises(ValueError, match=r"^expected (at most 1,000,000,000|sequences of at most)"):
             CalibrationRequest("no-model", **changes)
 
     def test_of_the_command_line_too(self, tmp_path, tiny_model):
