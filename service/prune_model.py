@@ -31,6 +31,8 @@ from ..workers.prune.evaluation import EvaluationRequest
 from ..workers.prune.pruning import STATISTICS, PrunedLayer, Pruner
 from ..workers.prune.repair import REPAIRS
 
+_SAMPLE = 32  # tokens that the written model is run on
+
 
 @dataclass(frozen=True)
 class PruneRequest:
@@ -163,7 +165,9 @@ def prune(
     pattern = rule.pattern or "unstructured"
     blocks = len(decoder.blocks)
 
-    with Checkpoint(out, decoder, pattern, stored) as checkpoint:
+    with Checkpoint(
+        out, decoder, pattern, stored, ids[:1, :_SAMPLE], trust_remote_code=request.trust_remote_code
+    ) as checkpoint:
 
         def keep(block: int, layers: list[PrunedLayer]) -> list[PrunedLayer]:
             kept, done = checkpoint.add(block, layers), block + 1

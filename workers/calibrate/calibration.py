@@ -24,7 +24,6 @@ from ...search.core.versions import library_versions
 from ..model.block_calls import Batch, check_arguments
 from ..model.decoder import Decoder
 from ..model.load import (
-    ModelError,
     check_length,
     choose_device,
     choose_dtype,
@@ -33,6 +32,7 @@ from ..model.load import (
     save_dense_copy,
 )
 from ..model.load_blocks import decoder_in_files
+from ..model.source import ModelError
 from .folder import Calibration, CalibrationError, block_file, gradient_file, token_hash, write_tokens
 from .gradients import hidden_states, keep_states, root_mean_square_gradients
 from .gram import is_root

@@ -56,6 +56,7 @@ class WorkerOptions(TypedDict, total=False):
         model: Where to load the model from, if not from where it was calibrated.
         rows: Rows per layer that the screen stage looks at.
         reuse: Whether hidden states are kept for candidates that agree on the first blocks.
+        trust_remote_code: Whether code that comes with the model may run; that is said in each call anew.
         blocks: The blocks it holds, next to each other; all if left out.
     """
 
@@ -65,6 +66,7 @@ class WorkerOptions(TypedDict, total=False):
     rows: int
     reuse: bool
     blocks: range | None
+    trust_remote_code: bool
 
 
 class Worker:
@@ -90,7 +92,7 @@ class Worker:
             options.get("blocks"),
             choose_dtype(device.dtype),
             choose_device(device.name),
-            trust_remote_code=bool(calibration.manifest["model"].get("trust_remote_code")),
+            trust_remote_code=options.get("trust_remote_code", False),
         )
         _leave_dense(self.decoder, calibration)
         _check_same_model(self.decoder, calibration)

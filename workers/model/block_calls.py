@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .load import ModelError
+from .source import ModelError
 
 
 @dataclass

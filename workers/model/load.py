@@ -1,25 +1,19 @@
-"""Models: loading any causal language model, wherever it comes from."""
+"""Models: loading any causal language model whole, or its skeleton, wherever it comes from."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from ...metrics_dsl.errors import SecateurError
 from ...search.core.files import expanded
-from ...search.core.reading import read_json
-
-
-class ModelError(SecateurError):
-    """A model that cannot be loaded or has no prunable decoder blocks."""
+from .source import ModelError, ModelSource, check_config, check_kind, find_model
 
 
 def choose_device(name: str) -> torch.device:
@@ -36,6 +30,10 @@ def choose_device(name: str) -> torch.device:
         raise ModelError(f"expected a device such as auto, cpu or cuda:0, got {name!r}") from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ModelError(f"expected a device of this machine, got {name!r}; use --device cpu")
+    try:
+        torch.ones(1, device=device).item()  # the device meta holds no numbers, and others need a package
+    except (RuntimeError, NotImplementedError, AssertionError, ImportError):
+        raise ModelError(f"expected a device that computes here, got {name!r}; use --device cpu") from None
     return device
 
 
@@ -55,6 +53,9 @@ def load_model(
 ) -> tuple[nn.Module, Any]:
     """Return a causal language model in evaluation mode, and its tokenizer.
 
+    All its weights are in the files and the files have no others, but for what transformers derives or knows
+    to leave out. A quantised model whose weights can be had in floating point has them, and forgets the rest.
+
     Args:
         source: A local folder, a ``.gguf`` file, or a name on the model hub.
         dtype: Floating type of the weights.
@@ -62,15 +63,28 @@ def load_model(
         trust_remote_code: Allow code that the model's author ships to run here.
 
     Raises:
-        ModelError: When there is no such model or transformers cannot load it.
+        ModelError: When there is no such model, transformers cannot load it, or weights are missing, unknown
+            or not finite.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
-    place, options = _place(source)
-    options["trust_remote_code"] = trust_remote_code
+    found = find_model(source)
+    config = _config(found, trust_remote_code)
+    tokenizer = _tokenizer(found, trust_remote_code)
+    is_quantised = getattr(config, "quantization_config", None) is not None
+    if not (found.gguf or is_quantised or trust_remote_code):
+        check_weights(found)  # before memory is taken
     with _transformers(source):
-        tokenizer = AutoTokenizer.from_pretrained(place, **options)
-        model = AutoModelForCausalLM.from_pretrained(place, dtype=dtype, **options)
+        model, report = AutoModelForCausalLM.from_pretrained(
+            found.place,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+            **found.options,
+        )
+    _check_report(type(model).__name__, report, source)
+    if is_quantised:
+        _forget_quantiser(model, dtype)
     for name, parameter in model.named_parameters():
         if not bool(parameter.isfinite().all()):
             raise ModelError(f"expected finite weights, got some that are not in {name} of {source}")
@@ -85,35 +99,122 @@ def empty_model(source: str, dtype: torch.dtype) -> tuple[nn.Module, Any, list[P
 
     Returns:
         None for a model that only transformers can load from its files: a ``.gguf`` file, a quantised one,
-        an adapter, one of other files.
+        one of other files.
 
     Raises:
-        ModelError: When there is no such model, or one of its files is missing.
+        ModelError: When there is no such model, or its files lack a weight or have another.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+    from transformers import AutoModelForCausalLM, GenerationConfig
 
-    place, options = _place(source)
-    if options:
+    found = find_model(source)
+    paths = [] if found.gguf else found.weight_files()
+    if not paths:
         return None
+    config = _config(found, trust_remote_code=False)
+    if any(getattr(config, name, None) for name in ("quantization_config", "transformers_weights")):
+        return None
+    tokenizer = _tokenizer(found, trust_remote_code=False)
+    check_weights(found)
     with _transformers(source):
-        paths = _weight_files(place)
-        if not paths or _cached(place, "adapter_config.json"):
-            return None
-        config = AutoConfig.from_pretrained(place)
-        if any(getattr(config, name, None) for name in ("quantization_config", "transformers_weights")):
-            return None
-        tokenizer = AutoTokenizer.from_pretrained(place)
         # torch's annotation says nothing of what such a hook returns.
         handle = register_module_parameter_registration_hook(_emptied)  # type: ignore[arg-type]
         try:
-            model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
         finally:
             handle.remove()
-        if _cached(place, "generation_config.json"):
-            model.generation_config = GenerationConfig.from_pretrained(place)
+        if found.file("generation_config.json") is not None:
+            model.generation_config = GenerationConfig.from_pretrained(found.place)
     if dtype != torch.float32 and getattr(model, "_keep_in_fp32_modules_strict", None):
         return None  # transformers knows which of them
     return model.eval(), tokenizer, paths
+
+
+def check_weights(found: ModelSource) -> None:
+    """Check that a model's files hold its weights and no others, reading none and taking no memory for them.
+
+    Raises:
+        ModelError: When they do not.
+    """
+    from transformers import AutoModelForCausalLM
+
+    with _transformers(found.given):
+        model, report = AutoModelForCausalLM.from_pretrained(
+            found.place, device_map="meta", trust_remote_code=False, output_loading_info=True
+        )
+    _check_report(type(model).__name__, report, found.given)
+
+
+def _check_report(kind: str, report: Mapping[str, Any], source: str) -> None:
+    """Check what transformers says of a load.
+
+    Raises:
+        ModelError: When a weight is missing or unknown, or has another shape.
+    """
+    missing, unknown = (sorted(map(str, report[name])) for name in ("missing_keys", "unexpected_keys"))
+    if missing:
+        besides = f", and {_named(unknown)}, which it does not have" if unknown else ""
+        raise ModelError(
+            f"expected the files of {source} to hold every weight of a {kind}, got none for {_named(missing)}"
+            f"{besides}: it would run on random numbers; give the whole model with its own config.json"
+        )
+    if unknown:
+        raise ModelError(
+            f"expected the files of {source} to hold only weights of a {kind}, got {_named(unknown)}, which "
+            "would be lost; give the model with its own config.json"
+        )
+    if odd := [*map(str, report["mismatched_keys"]), *map(str, report["error_msgs"])]:
+        raise ModelError(f"expected the weights of a {kind} in {source}, got others: {_in_one_line(odd[0])}")
+
+
+def _named(names: Collection[str]) -> str:
+    first = next(iter(names))
+    return first if len(names) == 1 else f"{first} and {len(names) - 1} more"
+
+
+def _config(found: ModelSource, trust_remote_code: bool) -> Any:
+    """Return a model's configuration as transformers has it.
+
+    Raises:
+        ModelError: When it cannot be read, or is not one of a model that writes text alone.
+    """
+    from transformers import AutoConfig
+
+    with _transformers(found.given):
+        config = AutoConfig.from_pretrained(found.place, trust_remote_code=trust_remote_code, **found.options)
+    check_kind(config, found.given)
+    return config
+
+
+def _tokenizer(found: ModelSource, trust_remote_code: bool) -> Any:
+    from transformers import AutoTokenizer
+
+    with _transformers(found.given, "the tokenizer of the model"):
+        tokenizer = AutoTokenizer.from_pretrained(
+            found.place, trust_remote_code=trust_remote_code, **found.options
+        )
+        if not len(tokenizer):
+            raise ModelError(f"expected a tokenizer beside {found.given}, got one without tokens")
+    return tokenizer
+
+
+def _forget_quantiser(model: Any, dtype: torch.dtype) -> None:
+    """Make a model that was quantised in its files one that never was.
+
+    Raises:
+        ModelError: When some of its weights are no floating-point numbers that can be computed with.
+    """
+    for name, parameter in model.named_parameters():
+        if parameter.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+            raise ModelError(
+                f"expected weights that transformers makes floating-point, got {parameter.dtype} in {name}; "
+                "give the model that it was quantised from"
+            )
+    model.to(dtype)
+    for holder, name in ((model.config, "quantization_config"), (model, "hf_quantizer")):
+        if hasattr(holder, name):
+            delattr(holder, name)
+    model.is_quantized = False
+    model._weight_conversions = None  # they lead back to the quantiser's tensors
 
 
 def _emptied(_module: nn.Module, _name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
@@ -126,72 +227,32 @@ def _emptied(_module: nn.Module, _name: str, parameter: nn.Parameter | None) -> 
     return nn.Parameter(parameter.detach().to("meta"), requires_grad=False)
 
 
-def _weight_files(place: str) -> list[Path]:
-    """Return the safetensors files of a folder or hub name, none where it has others.
-
-    Raises:
-        ModelError: When one of several is missing.
-    """
-    if (single := _cached(place, "model.safetensors")) is not None:
-        return [single]
-    index = _cached(place, "model.safetensors.index.json")
-    if index is None:
-        return []
-    given = read_json(index, "an index of weights as JSON", ModelError).field("weight_map")
-    names = sorted({name.text() for name in given.members().values()})
-    paths = {name: _cached(place, name) for name in names}
-    if missing := [name for name, path in paths.items() if path is None]:
-        raise ModelError(
-            f"expected the {len(names)} files that {index} names, got none named {missing[0]}; bring the "
-            "model here again"
-        )
-    return [path for path in paths.values() if path is not None]
-
-
-def _cached(place: str, name: str) -> Path | None:
-    """Return a file of a folder or hub name, brought here; None if it has none of that name."""
-    from transformers.utils import cached_file
-
-    try:
-        found = cached_file(place, name)
-    except OSError:
-        return None
-    return None if found is None else Path(found)
-
-
-def _place(source: str) -> tuple[str, dict[str, Any]]:
-    """Return the folder or hub name of a source, and further options of transformers.
-
-    Raises:
-        ModelError: When it is none.
-    """
-    path = expanded(source, ModelError)
-    if path.is_file():
-        if path.suffix != ".gguf":
-            raise ModelError(f"expected a model folder, a .gguf file or a hub name, got the file {path}")
-        return str(path.parent), {"gguf_file": path.name}
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise ModelError(f"expected a model folder with a config.json, got {path} without one")
-        return str(path), {}
-    if source.startswith((".", "/", "~")) or source.count("/") > 1 or source.endswith(".gguf"):
-        raise ModelError(f"expected an existing model folder or .gguf file, got {source}: not found")
-    return source, {}
-
-
 @contextmanager
-def _transformers(source: str) -> Iterator[None]:
-    """Let transformers load a model; what it raises becomes a sentence."""
+def _transformers(source: str, what: str = "the model") -> Iterator[None]:
+    """Let transformers read a model's files, without a word of its own; what it raises becomes a sentence."""
     from transformers.utils import logging
 
+    before = logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity(logging.CRITICAL)
     try:
         yield
     except ModelError:
         raise
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ModelError(f"transformers cannot load the model {source!r}: {reason}") from error
+    except Exception as error:  # whatever damaged or hostile files make of it
+        reason = _in_one_line(str(error) or type(error).__name__)
+        if "trust_remote_code" in reason:
+            raise ModelError(
+                f"expected a model that needs no code of its own, got {source} with some; give "
+                "--trust-remote-code in this call if you trust its authors"
+            ) from None
+        raise ModelError(f"transformers cannot load {what} {source!r}: {reason}") from error
+    finally:
+        logging.set_verbosity(before)
+
+
+def _in_one_line(text: str) -> str:
+    return " ".join(text.split())[:300]
 
 
 def model_of_config(source: str, dtype: torch.dtype) -> nn.Module:
@@ -207,24 +268,17 @@ def model_of_config(source: str, dtype: torch.dtype) -> nn.Module:
         ModelError: When there is no such configuration or transformers does not know the model.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
-    from transformers.utils import logging
 
     path = expanded(source, ModelError)
-    if not path.exists() and (source.startswith((".", "/", "~")) or source.endswith((".json", ".gguf"))):
-        raise ModelError(
-            f"expected a folder, a config.json or .gguf file or a hub name, got {source}: not found"
-        )
-    logging.set_verbosity_error()
-    is_gguf = path.is_file() and path.suffix == ".gguf"
-    options = {"gguf_file": path.name} if is_gguf else {}
-    try:
-        config = AutoConfig.from_pretrained(
-            str(path.parent if is_gguf else path if path.exists() else source), **options
-        )
-        model: nn.Module = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ModelError(f"transformers cannot read the configuration of {source!r}: {reason}") from error
+    if path.suffix == ".json":
+        check_config(path)
+        with _transformers(source):
+            config = AutoConfig.from_pretrained(str(path), trust_remote_code=False)
+        check_kind(config, source)
+    else:
+        config = _config(find_model(source), trust_remote_code=False)
+    with _transformers(source):
+        model: nn.Module = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
     return model.requires_grad_(False).eval()
 
 
@@ -242,15 +296,15 @@ def check_length(model: nn.Module, length: int) -> None:
 
 
 def stored_dtype(source: str, *, trust_remote_code: bool = False) -> torch.dtype:
-    """Return the floating type of a model's files; 32 bits for a ``.gguf`` file, which holds several."""
-    from transformers import AutoConfig
+    """Return the floating type of a model's files; 32 bits for a ``.gguf`` file, which holds several.
 
-    if source.endswith(".gguf"):
+    Raises:
+        ModelError: When there is no such model.
+    """
+    found = find_model(source)
+    if found.gguf:
         return torch.float32
-    path = expanded(source, ModelError)
-    config = AutoConfig.from_pretrained(
-        str(path) if path.is_dir() else source, trust_remote_code=trust_remote_code
-    )
+    config = _config(found, trust_remote_code)
     return config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
 
 

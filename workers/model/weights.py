@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from .load import ModelError
+from .source import ModelError
 
 
 class BlockWeights(Protocol):

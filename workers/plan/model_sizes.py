@@ -12,7 +12,8 @@ from torch import nn
 from ...search.core.candidate import Layer
 from ..calibrate.input_statistics import NEVER_CALLED, Observer
 from ..model.decoder import Decoder
-from ..model.load import ModelError, check_length, model_of_config
+from ..model.load import check_length, model_of_config
+from ..model.source import ModelError
 
 _LEAVES_OF_COLUMNS = 4  # X, M, V and D
 _BYTES_OF_ROW = 8 + 4  # energy and Y

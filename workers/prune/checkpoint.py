@@ -1,7 +1,7 @@
 """The pruned model's folder: an ordinary checkpoint with zeros, and ``secateur.json`` beside it.
 
-A folder appears whole or not at all: it is written under another name, read back, brought to the disk and
-renamed.
+A folder appears whole or not at all: it is written under another name, read back as its user will read it,
+brought to the disk and renamed.
 """
 
 from __future__ import annotations
@@ -18,20 +18,16 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ...metrics_dsl.errors import SecateurError
 from ...search.core.candidate import parse_pattern
 from ...search.core.files import Output, check_place, expanded, whole
 from ..model.decoder import Decoder, oriented, weight_matrix, weight_of
 from ..model.load import save_dense_copy
 from ..model.weights import WeightFiles
 from .pruning import PrunedLayer
+from .read_back import CheckpointError, Sample
 
 RECORD = "secateur.json"
 _SHARD_BYTES = 1 << 27  # small blocks are gathered until they are so many, to be one file
-
-
-class CheckpointError(SecateurError):
-    """A folder that cannot be written, or that does not hold what was meant."""
 
 
 _FOLDER = Output("a new or empty folder", over_empty=True, is_lasting=True, error=CheckpointError)
@@ -61,13 +57,22 @@ class Checkpoint:
         decoder: The model.
         pattern: What its layers must have once they are pruned, ``unstructured`` or ``N:M``.
         dtype: Floating type to write; that of the model in memory if left out.
+        sample: Token ids, (1, tokens), whose logits by the written folder are those of the pruned model.
+        trust_remote_code: Whether code that comes with the model may read the folder back.
 
     Raises:
         CheckpointError: When the folder is taken.
     """
 
     def __init__(
-        self, out: str | Path, decoder: Decoder, pattern: str, dtype: torch.dtype | None = None
+        self,
+        out: str | Path,
+        decoder: Decoder,
+        pattern: str,
+        dtype: torch.dtype | None = None,
+        sample: Tensor | None = None,
+        *,
+        trust_remote_code: bool = False,
     ) -> None:
         self._target = check_new(out)
         self._opened = ExitStack()
@@ -79,6 +84,8 @@ class Checkpoint:
         self._waiting: dict[str, Tensor] = {}  # of pruned blocks, for the next shard
         self._shards: list[tuple[Path, dict[str, int]]] = []  # with the bytes of each tensor in it
         self._read_back = 0
+        self._sample = Sample(decoder, sample) if sample is not None else None
+        self._trusts = trust_remote_code
 
     def __enter__(self) -> Checkpoint:
         self._partial = self._opened.enter_context(whole(self._target, _FOLDER))
@@ -105,6 +112,8 @@ class Checkpoint:
             del self._modules[name]  # it stayed dense
         if self._dtype is not None:  # zeros stay zeros in any type, and the smallest weights may join them
             module.to(self._dtype)
+        if self._sample is not None:
+            self._sample.go_through(block)
         if self._decoder.weights.in_files:
             name = f"{self._decoder.prefix}.{block}"
             own = {f"{name}.{tensor}": value.cpu() for tensor, value in module.state_dict().items()}
@@ -139,6 +148,7 @@ class Checkpoint:
         """
         partial = self._partial
         model: Any = self._decoder.model
+        expected = None if self._sample is None else self._sample.log_probabilities()
         if self._dtype is not None:
             model.to(self._dtype)
         if self._decoder.weights.in_files:
@@ -153,6 +163,8 @@ class Checkpoint:
                 self._check(path, weights)
         tokenizer.save_pretrained(partial)
         said = {**record, **_sizes(partial, self._decoder, layers), "read_back": self._read_back}
+        if self._sample is not None and expected is not None:
+            said["logits_differ"] = self._sample.difference(partial, expected, trusts=self._trusts)
         (partial / RECORD).write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
         self._opened.close()
         return said
