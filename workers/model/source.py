@@ -179,7 +179,7 @@ def check_kind(config: Any, source: str) -> None:
     Raises:
         ModelError: When it is another.
     """
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CLASSES
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
     kind = str(getattr(config, "model_type", ""))
     senses = [n for n in getattr(config, "sub_configs", {}) if n.startswith(_OTHER_SENSES)]
@@ -187,7 +187,8 @@ def check_kind(config: Any, source: str) -> None:
         raise ModelError(
             f"expected a model that is a decoder alone, got {source} of the kind {kind}, with an encoder"
         )
-    loaded = CLASSES.get(kind)
+    known = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    loaded = None if known is None else (known[0] if isinstance(known, tuple) else known).__name__
     saved = list(getattr(config, "architectures", None) or [])
     if senses and (loaded is None or not loaded.endswith("ForConditionalGeneration")):
         raise ModelError(
