@@ -24,6 +24,9 @@ Reduction = Literal[
     "mean", "variance", "log_variance", "maximum", "norm",
     "outliers_3", "outliers_5", "outliers_7", "outliers_10", "tail", "quantiles",
 ]  # fmt: skip
+# What a file may say of a layer: far beyond any model, and still such that nothing overflows.
+_MOST_BLOCKS = 1 << 20
+_WIDEST = 1 << 26  # rows or columns
 STAGES: tuple[Stage, ...] = ("screen", "layer", "model")
 
 
@@ -46,10 +49,10 @@ class Layer:
         """
         return cls(
             given.field("name").text(),
-            given.field("block").count(),
+            given.field("block").count(0, _MOST_BLOCKS),
             given.field("kind").text(),
-            given.field("rows").count(1),
-            given.field("columns").count(1),
+            given.field("rows").count(1, _WIDEST),
+            given.field("columns").count(1, _WIDEST),
         )
 
     @property
@@ -89,6 +92,11 @@ class Candidate:
         """Stable identifier: a hash of the candidate's text, the same in every process."""
         text = "\n".join((str(self.metric), self.group, ",".join(map(repr, self.ratios))))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
+    def shared_ratio(self) -> float | None:
+        """The ratio that all layers have; None where they differ. Such a rule goes to any model."""
+        return self.ratios[0] if len(set(self.ratios)) == 1 else None
 
     @cached_property
     def order_key(self) -> tuple[str, str, tuple[float, ...]]:
@@ -166,7 +174,7 @@ def parse_pattern(pattern: str) -> tuple[int, int] | None:
     """
     if pattern == "unstructured":
         return None
-    found = re.fullmatch(r"(\d{1,4}):(\d{1,4})", pattern)
+    found = re.fullmatch(r"([0-9]{1,4}):([0-9]{1,4})", pattern)
     if not found or not 0 < int(found[1]) < int(found[2]):
         raise SecateurError(
             f"expected the pattern unstructured or N:M with 0 < N < M such as 2:4, got {pattern!r}"

@@ -74,11 +74,14 @@ class Given:
             raise self.refused("true or false")
         return self.value
 
-    def count(self, least: int = 0) -> int:
-        """Return a whole number."""
-        if isinstance(self.value, bool) or not isinstance(self.value, int) or self.value < least:
+    def count(self, least: int = 0, most: int | None = None) -> int:
+        """Return a whole number within bounds, both included."""
+        is_whole = isinstance(self.value, int) and not isinstance(self.value, bool)
+        if not is_whole or self.value < least:
             raise self.refused(f"a whole number of at least {least}")
-        return self.value
+        if most is not None and self.value > most:
+            raise self.refused(f"a whole number of at most {most:,}")
+        return int(self.value)
 
     def ratio(self) -> float:
         """Return a number in [0, 1)."""
