@@ -132,11 +132,17 @@ def write_latex(record: CandidateRecord, path: Path) -> None:
     """Write the formula, and what its symbols are as comments."""
     metric = record.candidate.metric
     lines = [
-        f"% {symbol_of(name)}: {LEAF_SYMBOLS[name][1] if name in LEAF_SYMBOLS else LEAVES[name].meaning}"
+        f"% {symbol_of(name)}: {LEAF_SYMBOLS[name][1] if name in LEAF_SYMBOLS else _in_a_line(name)}"
         for name in LEAVES
         if name in metric.leaves
     ]
-    path.write_text("\n".join([*lines, f"S_{{ij}} = {to_latex(metric)}"]) + "\n")
+    text = "\n".join([*lines, f"S_{{ij}} = {to_latex(metric)}"]) + "\n"
+    path.write_text(text, encoding="utf-8")
+
+
+def _in_a_line(leaf: str) -> str:
+    """Return the meaning of a leaf of somebody else's without what would end a comment."""
+    return " ".join(LEAVES[leaf].meaning.split())
 
 
 # sympy -----------------------------------------------------------------------------------------
