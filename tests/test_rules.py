@@ -232,9 +232,7 @@ def disagreeing(tmp_path):
                 found = Measurement("model", (), {"kl": kl, "sparsity": 0.5}, 1.0, tokens=10)
                 archive.add([Trial(candidate, found, "measured")])
                 parts = (held - 0.1, held + 0.1)
-                archive.record(
-                    [(candidate, Measurement("model", (), {"kl": held}, parts=parts))], "holdout"
-                )
+                archive.record([(candidate, Measurement("model", (), {"kl": held}, parts=parts))], "holdout")
         return folder
 
     return make, list(figures)

@@ -61,7 +61,7 @@ def to_levels(record: CandidateRecord) -> Levels:
     strange = [layer.name for layer in record.layers if not re.fullmatch(_NAME, layer.name)]
     if strange:
         raise ExportError(
-            f"EvoPress has a line `name: level` for each layer, and {strange[0]!r} cannot stand in one"
+            f"EvoPress has a line `name: level` for each layer, and {strange[0][:60]!r} cannot stand in one"
         )
     if record.pattern != "unstructured":
         raise ExportError(f"EvoPress has levels of ratios, and {record.pattern} leaves no ratio to choose")

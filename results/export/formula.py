@@ -15,6 +15,7 @@ from ...metrics_dsl.expression import Expression, number_text
 from ...metrics_dsl.operators import EXP_LIMIT, LEAVES, LOG_OFFSET, OPERATORS
 from ...metrics_dsl.plugins import origin_of
 from .candidate_record import CandidateRecord
+from .python_file import in_a_line
 
 # Leaf -> (symbol with {i} and {j} for its row and column, what it is)
 LEAF_SYMBOLS = {
@@ -132,17 +133,12 @@ def write_latex(record: CandidateRecord, path: Path) -> None:
     """Write the formula, and what its symbols are as comments."""
     metric = record.candidate.metric
     lines = [
-        f"% {symbol_of(name)}: {LEAF_SYMBOLS[name][1] if name in LEAF_SYMBOLS else _in_a_line(name)}"
+        f"% {symbol_of(name)}: {LEAF_SYMBOLS[name][1] if name in LEAF_SYMBOLS else in_a_line(LEAVES[name].meaning)}"
         for name in LEAVES
         if name in metric.leaves
     ]
     text = "\n".join([*lines, f"S_{{ij}} = {to_latex(metric)}"]) + "\n"
     path.write_text(text, encoding="utf-8")
-
-
-def _in_a_line(leaf: str) -> str:
-    """Return the meaning of a leaf of somebody else's without what would end a comment."""
-    return " ".join(LEAVES[leaf].meaning.split())
 
 
 # sympy -----------------------------------------------------------------------------------------

@@ -215,6 +215,12 @@ def _escaped(character: str) -> str:
     return f"\\x{code:02x}" if code < 1 << 8 else f"\\u{code:04x}" if code < 1 << 16 else f"\\U{code:08x}"
 
 
+def in_a_line(text: str) -> str:
+    """Return a text without what would end a comment."""
+    line = " ".join(text.split())
+    return line if line.isprintable() else quoted(line)
+
+
 def docstring(text: str) -> str:
     """Return a text between three quotes: nothing that it says ends them, or is read as something else."""
     plain = '"""' not in text and not text.endswith('"')
