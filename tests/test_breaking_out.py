@@ -34,9 +34,9 @@ from support import in_process
 
 # What ends a text, a line or a comment somewhere, or is no text that UTF-8 can write.
 PIECES = (
-    '"""', "'''", '"', "'", "\\", "\n", "\r", "\0", "\x1b[31m", "\x85", "\u2028", "\ud800", "\U0001f600", "{}",
-    "{0}", "%s", "#", "- a: !!python/object/apply:os.system [id]", "open('pwned', 'w')", "\\N{DASH}", "*/", "}",
-    "=1+1", "@SUM(A1)", " ", "é",
+    '"""', "'''", '"', "'", "\\", "\n", "\r", "\0", "\x1b[31m", "\x85", "\u2028", "\ud800", "\U0001f600",
+    "{}", "{0}", "%s", "#", "- a: !!python/object/apply:os.system [id]", "open('pwned', 'w')", "\\N{DASH}",
+    "*/", "}", "=1+1", "@SUM(A1)", " ", "é",
 )  # fmt: skip
 TEXTS = st.text(max_size=12) | st.lists(st.sampled_from(PIECES) | st.characters(), max_size=6).map("".join)
 NAMES = st.lists(TEXTS, min_size=len(LAYERS), max_size=len(LAYERS), unique=True)
@@ -227,8 +227,9 @@ class TestMasks:
     @pytest.mark.parametrize(
         "bad",
         [
-            [[True]], None, 3, "mask", np.ones((4, 8), bool), torch.ones(4, 8), torch.ones(32, dtype=torch.bool),
-            torch.ones(8, 4, dtype=torch.bool), torch.ones(4, 8, 1, dtype=torch.bool),
+            [[True]], None, 3, "mask", np.ones((4, 8), bool), torch.ones(4, 8),
+            torch.ones(32, dtype=torch.bool), torch.ones(8, 4, dtype=torch.bool),
+            torch.ones(4, 8, 1, dtype=torch.bool),
         ],
     )  # fmt: skip
     @pytest.mark.parametrize("place", ["1", "2", "3", "9", ""])

@@ -258,7 +258,7 @@ class TestTheBestPublishedRule:
             assert Watch(folder).look().best[1]["baseline"] == "wanda"
 
     def test_is_confirmed_on_holdout_and_not_chosen_there(self, disagreeing):
-        make, texts = disagreeing
+        make, _ = disagreeing
         folder = make(["abs(W)", "W * V", "W * D * W"])
         with Archive(folder) as archive:
             sentence = verdict(archive.frame(), archive.front(), archive.holdout_parts())

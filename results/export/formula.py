@@ -132,11 +132,9 @@ def _reduction(operand: Expression, axis: str, what: str, i: str, j: str) -> tup
 def write_latex(record: CandidateRecord, path: Path) -> None:
     """Write the formula, and what its symbols are as comments."""
     metric = record.candidate.metric
-    lines = [
-        f"% {symbol_of(name)}: {LEAF_SYMBOLS[name][1] if name in LEAF_SYMBOLS else in_a_line(LEAVES[name].meaning)}"
-        for name in LEAVES
-        if name in metric.leaves
-    ]
+    meanings = {name: LEAVES[name].meaning for name in LEAVES if name in metric.leaves}
+    meanings |= {name: what for name, (_, what) in LEAF_SYMBOLS.items() if name in meanings}
+    lines = [f"% {symbol_of(name)}: {in_a_line(meaning)}" for name, meaning in meanings.items()]
     text = "\n".join([*lines, f"S_{{ij}} = {to_latex(metric)}"]) + "\n"
     path.write_text(text, encoding="utf-8")
 
