@@ -257,6 +257,27 @@ class TestTheBestPublishedRule:
             assert read_rule(f"{folder}:best").metric == parse("abs(W) * X")
             assert Watch(folder).look().best[1]["baseline"] == "wanda"
 
+    def test_of_an_interval_has_the_sparsity_of_what_was_found(self, tmp_path):
+        with Archive(tmp_path, write=True) as archive:
+            made = {}
+            for text, sparsity, kl in (
+                ("W", 0.25, 0.1), ("W * X", 0.5, 1.0), ("abs(W) * X", 0.5, 2.0), ("abs(W)", 0.75, 3.0),
+                ("W * V", 0.75, 2.5),
+            ):  # fmt: skip
+                made[text] = uniform(parse(text), LAYERS, sparsity)
+                values = {"kl": kl, "sparsity": sparsity}
+                archive.add([Trial(made[text], Measurement("model", (), values), "measured")])
+                held = Measurement("model", (), {"kl": kl}, parts=(kl - 0.1, kl + 0.1))
+                archive.record([(made[text], held)], "holdout")
+            names = {made["abs(W) * X"].key: "wanda", made["abs(W)"].key: "magnitude"}
+            archive.keep(objectives=["kl", "density"], baselines=names, pattern="unstructured")
+            sentence = verdict(archive.frame(), archive.front(), archive.holdout_parts())
+        assert sentence.startswith("3 of the 3 rules on the front are not published ones")
+        assert "`W * X`" in sentence
+        assert (
+            "wanda (both chosen on selection tokens at 50%), on holdout: KL 1.0000 against 2.0000" in sentence
+        )
+
     def test_is_confirmed_on_holdout_and_not_chosen_there(self, disagreeing):
         make, _ = disagreeing
         folder = make(["abs(W)", "W * V", "W * D * W"])
