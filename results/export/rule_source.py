@@ -11,7 +11,7 @@ from ...metrics_dsl.errors import SecateurError
 from ...metrics_dsl.expression import Expression
 from ...metrics_dsl.published import read_metric
 from ...search.core.candidate import Layer
-from ...search.core.reading import read_json
+from ...search.core.reading import Given, read_json
 from ..archive.archive import Archive
 from ..archive.keys import whole_key
 from .candidate_json import read_claim
@@ -173,7 +173,8 @@ def _from_run(run: str, key: str) -> Rule:
     with Archive(_place(run)) as archive:
         candidate = archive.candidate(whole_key(archive, key))
         pattern = str(archive.fact("pattern", "unstructured"))
-        names = [layer["name"] for layer in archive.fact("layers", [])]
+        noted = Given(archive.fact("layers", []), f"the layers of {run}", RuleError).entries()
+        names = [layer.field("name").text() for layer in noted]
     return Rule(
         f"{run}:{candidate.key}", candidate.metric, candidate.group, pattern, candidate.ratios,
         tuple(names) or None, _place(run), candidate.shared_ratio,
