@@ -137,10 +137,10 @@ def prune(
         dtype=request.dtype or "float32", device=request.device, trust_remote_code=request.trust_remote_code,
     )  # fmt: skip
     tokens.check()
+    report(f"loading {request.model}")
     why = whole_because(loading)
-    if why:  # takes a while, which reading blocks does only later
-        report(f"loading {request.model}")
     decoder, tokenizer = load_decoder(loading, by_block=not why)
+    report(how_loaded(decoder, why))
     stored = (
         None if request.dtype else stored_dtype(request.model, trust_remote_code=request.trust_remote_code)
     )
@@ -150,9 +150,6 @@ def prune(
     elif own is not None:
         ratios = ratios_of(own, decoder.layers, str(request.ratios))
     _check_run(rule, decoder)
-    if not why:
-        report(f"loading {request.model}")
-    report(how_loaded(decoder, why))
     ids = tokens.draw(decoder, tokenizer, report)
     pruner = Pruner(decoder, ids)
     if ratios is None:
