@@ -31,7 +31,7 @@ class Rule:
         group: The weights that compete; None where nothing is said.
         pattern: ``unstructured`` or ``N:M``; None where nothing is said.
         ratios: One ratio a layer in model order; None for a metric alone.
-        names: The layers' names in the same order; None where they are not known.
+        names: The layers' names in the same order; None where they are not known, or do not matter.
         uniform: The ratio that all layers of any model get; None where it is one model's, or nothing is said.
         run: The run that the rule was found in; None for others.
     """
@@ -164,8 +164,8 @@ def _from_file(path: Path) -> Rule:
     found, is_uniform = read_claim(path)
     candidate, names = found.candidate, tuple(layer.name for layer in found.layers)
     return Rule(
-        str(path), candidate.metric, candidate.group, found.pattern, candidate.ratios, names,
-        uniform=candidate.shared_ratio if is_uniform else None,
+        str(path), candidate.metric, candidate.group, found.pattern, candidate.ratios,
+        None if is_uniform else names, uniform=candidate.shared_ratio if is_uniform else None,
     )  # fmt: skip
 
 
@@ -177,5 +177,5 @@ def _from_run(run: str, key: str) -> Rule:
         names = [layer.field("name").text() for layer in noted]
     return Rule(
         f"{run}:{candidate.key}", candidate.metric, candidate.group, pattern, candidate.ratios,
-        tuple(names) or None, _place(run), candidate.shared_ratio,
+        None if candidate.shared_ratio is not None else tuple(names) or None, _place(run), candidate.shared_ratio,
     )  # fmt: skip
