@@ -174,8 +174,8 @@ def _from_run(run: str, key: str) -> Rule:
         candidate = archive.candidate(whole_key(archive, key))
         pattern = str(archive.fact("pattern", "unstructured"))
         noted = Given(archive.fact("layers", []), f"the layers of {run}", RuleError).entries()
-        names = [layer.field("name").text() for layer in noted]
+        names = tuple(layer.field("name").text() for layer in noted)
     return Rule(
         f"{run}:{candidate.key}", candidate.metric, candidate.group, pattern, candidate.ratios,
-        None if candidate.shared_ratio is not None else tuple(names) or None, _place(run), candidate.shared_ratio,
+        names if names and candidate.shared_ratio is None else None, _place(run), candidate.shared_ratio,
     )  # fmt: skip
