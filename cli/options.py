@@ -207,14 +207,12 @@ def unused(place: Path) -> Path:
 
 
 def how_to_prune(run: Path) -> list[object]:
-    """Return the words that prune the model of a run on the text of its calibration, where both are known."""
+    """Return the words that prune the model of a run, where it is known; its text needs no words."""
     from ..service.run import Run
 
     with Run(run).archive() as archive:
         card = archive.fact("card", {})
-    text = card.get("text", "self")
-    more = [] if text == "self" else ["--text", text]
-    return [card.get("model", "MODEL"), *more, "-o", unused(Path("pruned"))]
+    return [card.get("model", "MODEL"), "-o", unused(Path("pruned"))]
 
 
 def rule_of(run: Path) -> str:

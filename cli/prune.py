@@ -47,14 +47,16 @@ def prune(
     sparsity: Annotated[
         float | None,
         typer.Option(
-            help=f"Fraction of weights to remove, in [0, 1); {defaults.SPARSITY:g} if nothing says it.",
+            help="Fraction of weights to remove, in [0, 1): takes the candidate's metric alone. Its own "
+            f"ratios, or {defaults.SPARSITY:g}, if left out.",
             rich_help_panel=USUAL,
         ),
     ] = None,
     ratios: Annotated[
         str | None,
         typer.Option(
-            help="How the ratios differ: a published allocation or FILE.json; uniform if left out.",
+            help="How the ratios differ: a published allocation or FILE.json; the candidate's own, or "
+            "uniform, if left out.",
             rich_help_panel=USUAL,
         ),
     ] = None,
@@ -67,9 +69,9 @@ def prune(
     pattern: Annotated[
         str | None, typer.Option(help="N:M (N removed of M), such as 2:4.", rich_help_panel=SEARCHED)
     ] = None,
-    text: Annotated[str, TEXT] = "self",
-    tokens: Annotated[int, TOKENS] = defaults.TOKENS,
-    sequence_length: Annotated[int, SEQUENCE_LENGTH] = defaults.SEQUENCE_LENGTH,
+    text: Annotated[str | None, TEXT] = None,
+    tokens: Annotated[int | None, TOKENS] = None,
+    sequence_length: Annotated[int | None, SEQUENCE_LENGTH] = None,
     statistics: Annotated[
         str,
         typer.Option(
@@ -83,7 +85,7 @@ def prune(
             rich_help_panel=USUAL,
         ),
     ] = "none",
-    seed: Annotated[int, SEED] = defaults.SEED,
+    seed: Annotated[int | None, SEED] = None,
     dtype: Annotated[
         str | None,
         typer.Option(
@@ -97,7 +99,11 @@ def prune(
     plugins: Annotated[list[Path] | None, PLUGINS] = None,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
-    """Prune a model into a folder that transformers loads."""
+    """Prune a model into a folder that transformers loads.
+
+    Text, tokens, sequence length and seed that are left out are those that a candidate's run was calibrated
+    with, or calibrate's own for a candidate of no run.
+    """
     from ..service.prune_model import prune as run
 
     found = run(
@@ -109,7 +115,8 @@ def prune(
         print_json({"folder": str(out), **found})
         return
     _print_pruned(out, found)
-    next_step("evaluate", out, "--text", "FILE" if text == "self" else text, "--against", model)
+    read = found["text"]["source"]
+    next_step("evaluate", out, "--text", "FILE" if read == "self" else read, "--against", model)
 
 
 def _print_pruned(out: Path, found: dict[str, Any]) -> None:

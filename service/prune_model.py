@@ -14,15 +14,14 @@ from ..results.archive.run_folder import RunFolder
 from ..results.export.rule_source import Rule, RuleError, ratios_of, read_ratios, read_rule
 from ..search.core import defaults
 from ..search.core.candidate import Candidate, parse_pattern
-from ..search.core.files import expanded
 from ..search.core.objectives import look_up
+from ..search.core.reading import Given
 from ..search.core.requests import request_of, takes
 from ..search.core.versions import library_versions
 from ..search.settings import SearchSettings
 from ..search.spaces.allocation import ALLOCATIONS, Dense
 from ..workers.calibrate.calibration import CalibrationRequest, how_loaded, load_decoder, whole_because
 from ..workers.calibrate.folder import Calibration, token_hash
-from ..workers.calibrate.text import check_source, draw_sequences
 from ..workers.model.decoder import Decoder
 from ..workers.model.load import choose_dtype, model_reference, stored_dtype
 from ..workers.prune import evaluation
@@ -30,6 +29,8 @@ from ..workers.prune.checkpoint import Checkpoint, check_new
 from ..workers.prune.evaluation import EvaluationRequest
 from ..workers.prune.pruning import STATISTICS, PrunedLayer, Pruner
 from ..workers.prune.repair import REPAIRS
+from ..workers.prune.tokens import Tokens
+from .run_claim import calibrated_on
 
 _SAMPLE = 32  # tokens that the written model is run on
 
@@ -41,11 +42,14 @@ class PruneRequest:
     Attributes:
         model: Hub name, folder or ``.gguf`` file.
         candidate: A metric, the name of a published one, ``FILE.json`` or ``RUN:KEY``.
-        sparsity: Fraction of weights to remove, in [0, 1); 0.5, or what the pattern says, if left out.
-        ratios: A published allocation or ``FILE.json`` with a ratio for each layer; uniform if left out.
+        sparsity: Fraction of weights to remove, in [0, 1): takes the candidate's metric alone, with its group
+            and pattern. The candidate's own ratios if left out; without any 0.5, or what the pattern says.
+        ratios: A published allocation or ``FILE.json`` with a ratio for each layer, which takes the metric
+            alone too; the candidate's own, or uniform, if left out.
         group: ``row`` or ``layer``; the candidate's own, or ``row``, if left out.
         pattern: ``unstructured`` or ``N:M``; the candidate's own, or ``unstructured``, if left out.
-        text: ``self``, a file or ``hub:NAME``, as for ``draw_sequences``.
+        text: ``self``, a file or ``hub:NAME``, as for ``draw_sequences``; if left out, what the candidate's
+            run was calibrated on, or ``self`` for one of no run. So are the next two and the seed.
         tokens: Tokens of statistics, rounded up to whole sequences.
         sequence_length: Tokens per sequence.
         statistics: ``one-shot``, of the dense model, or ``sequential``, behind pruned blocks.
@@ -63,12 +67,12 @@ class PruneRequest:
     ratios: str | None = None
     group: str | None = None
     pattern: str | None = None
-    text: str = "self"
-    tokens: int = defaults.TOKENS
-    sequence_length: int = defaults.SEQUENCE_LENGTH
+    text: str | None = None
+    tokens: int | None = None
+    sequence_length: int | None = None
     statistics: str = "one-shot"
     repair: str = "none"
-    seed: int = defaults.SEED
+    seed: int | None = None
     dtype: str | None = None
     device: str = "auto"
     trust_remote_code: bool = False
@@ -128,14 +132,13 @@ def prune(
     request = request_of(PruneRequest, model, options)
     check_new(out)
     rule = _read(request)
-    own = read_ratios(expanded(str(request.ratios))) if request.has_ratio_file else None
-    check_source(request.text)
+    own = read_ratios(str(request.ratios)) if request.has_ratio_file else None
+    tokens = _tokens(request, rule)
     loading = CalibrationRequest(
-        request.model, request.text, request.tokens, sequence_length=request.sequence_length,
-        seed=request.seed, dtype=request.dtype or "float32", device=request.device,
-        trust_remote_code=request.trust_remote_code,
+        request.model, "self" if tokens.is_written else "text", sequence_length=tokens.length,
+        dtype=request.dtype or "float32", device=request.device, trust_remote_code=request.trust_remote_code,
     )  # fmt: skip
-    count = loading.sequences()["statistics"]
+    tokens.check()
     report(f"loading {request.model}")
     why = whole_because(loading)
     decoder, tokenizer = load_decoder(loading, by_block=not why)
@@ -148,9 +151,7 @@ def prune(
     if not named.keys() <= {layer.name for layer in decoder.layers}:
         ratios_of(given, decoder.layers, source)  # says which layer this model lacks
     _check_run(rule, decoder)
-    words = "writing" if request.text == "self" else "reading"
-    report(f"{words} {count} sequences of {request.sequence_length} tokens")
-    ids = draw_sequences(request.text, decoder.model, tokenizer, count, request.sequence_length, request.seed)
+    ids = tokens.draw(decoder, tokenizer, report)
     pruner = Pruner(decoder, ids)
     if own is not None or rule.ratios is not None:
         _choose_layers(list(named), rule, decoder, source)
@@ -184,13 +185,13 @@ def prune(
         record = {
             "format": "secateur.pruned", "version": 1,
             "metric": str(rule.metric), "group": candidate.group, "pattern": pattern, "key": candidate.key,
-            "candidate": rule.source if rule.ratios is not None else request.candidate,
+            "candidate": request.candidate if rule.source == "metric" else rule.source,
             "ratios": rule.source if rule.ratios is not None else request.ratios or "uniform",
             "statistics": request.statistics, "repair": request.repair,
             **({"biases_shifted": biased} if request.repair == "bias" else {}),
             "text": {
-                "source": model_reference(request.text), "sequences": len(ids),
-                "sequence_length": ids.shape[1], "seed": request.seed, "sha256": token_hash(ids),
+                "source": model_reference(tokens.source), "sequences": len(ids),
+                "sequence_length": ids.shape[1], "seed": tokens.seed, "sha256": token_hash(ids),
             },
             "model": {"source": model_reference(request.model), "dtype": written,
                       "weights": decoder.weights.how, **decoder.coverage.record()},
@@ -206,34 +207,71 @@ def prune(
 
 
 def _read(request: PruneRequest) -> Rule:
-    """Return the request's rule with its group and pattern complete.
+    """Return the request's rule with its group and pattern complete; of one whose metric is taken no ratios.
 
     Raises:
         RuleError: When the request contradicts what the rule has of its own.
     """
     rule = read_rule(request.candidate)
-    if rule.ratios is not None:
-        extra = [name for name in ("sparsity", "ratios") if getattr(request, name) is not None]
-        if extra:
+    for name in ("group", "pattern"):
+        asked, there = getattr(request, name), getattr(rule, name)
+        if None not in (asked, there) and asked != there:
             raise RuleError(
-                f"expected no {extra[0]} beside the candidate {rule.source}, which has ratios of its own; "
-                f"leave --{extra[0]} out"
+                f"expected the {name} {there}, which the candidate {rule.source} has, got {asked}; leave "
+                f"--{name} out"
             )
-        for name in ("group", "pattern"):
-            asked, there = getattr(request, name), getattr(rule, name)
-            if asked is not None and asked != there:
-                raise RuleError(
-                    f"expected the {name} {there}, which the candidate {rule.source} has, got {asked}; leave "
-                    f"--{name} out"
-                )
-    return replace(rule, group=rule.group or request.group or "row", pattern=rule.pattern or request.pattern)
+    group, pattern = rule.group or request.group or "row", rule.pattern or request.pattern
+    replace(request, pattern=pattern)  # which checks sparsity and ratios against it
+    has_sparsity = request.sparsity is not None or bool(parse_pattern(pattern or "unstructured"))
+    is_taken = request.sparsity is not None or request.ratios is not None
+    if rule.ratios is None or not is_taken:
+        return replace(rule, group=group, pattern=pattern)
+    if not has_sparsity and rule.uniform is None and not request.has_ratio_file:
+        raise RuleError(
+            f"expected a sparsity beside the ratios {request.ratios}, got none, and the candidate "
+            f"{rule.source} has different ones for its layers; give --sparsity"
+        )
+    return replace(rule, group=group, pattern=pattern, ratios=None, names=None)
+
+
+def _tokens(request: PruneRequest, rule: Rule) -> Tokens:
+    """Return what to prune on: what is said, and for the rest what the rule's run was calibrated on.
+
+    Raises:
+        SecateurError: When the run's calibration is needed for a text, and is not what it was.
+    """
+    text, count, length, seed = "self", defaults.TOKENS, defaults.SEQUENCE_LENGTH, defaults.SEED
+    calibration, is_same = None, False
+    if rule.run is not None:
+        try:
+            settings, calibration = calibrated_on(rule.run)
+            noted = Given(calibration.manifest, str(calibration.folder), RuleError)
+            sequences, length = calibration.shape("statistics")
+            count = sequences * length
+            text, seed = noted.field("text").text(), noted.field("seed").count()
+            its = {calibration.model_source, noted.field("model").field("source").text(), settings.model}
+            is_same = model_reference(request.model) in its
+        except (SecateurError, OSError) as error:
+            if request.text is None:
+                raise RuleError(f"the text that {rule.run} was calibrated on is not known: {error}") from None
+    asked = CalibrationRequest(
+        request.model,
+        request.text or text,
+        count if request.tokens is None else request.tokens,
+        sequence_length=length if request.sequence_length is None else request.sequence_length,
+        seed=seed if request.seed is None else request.seed,
+    )
+    return Tokens(
+        asked.text, asked.sequences()["statistics"], asked.sequence_length, asked.seed,
+        calibration if request.text is None else None, is_same,
+    )  # fmt: skip
 
 
 def _sparsity(request: PruneRequest, rule: Rule) -> float:
-    counts = parse_pattern(rule.pattern or "unstructured")
-    if counts:
+    if counts := parse_pattern(rule.pattern or "unstructured"):
         return counts[0] / counts[1]
-    return defaults.SPARSITY if request.sparsity is None else float(request.sparsity)
+    said = (request.sparsity, rule.uniform, defaults.SPARSITY)
+    return next(float(sparsity) for sparsity in said if sparsity is not None)
 
 
 def _choose_layers(named: Sequence[str], rule: Rule, decoder: Decoder, source: str) -> None:
@@ -262,7 +300,7 @@ def _check_run(rule: Rule, decoder: Decoder) -> None:
     Raises:
         RuleError: When the run was on another model.
     """
-    if rule.run is None:
+    if rule.run is None or rule.ratios is None or rule.uniform is not None:
         return
     try:
         known = Calibration(SearchSettings.load(RunFolder(rule.run).settings_file).calibration).layers

@@ -95,15 +95,20 @@ def save(settings: SearchSettings, run: RunFolder) -> None:
         place.write_text(settings.to_toml(), encoding="utf-8")
 
 
+def identity_of(calibration: Calibration) -> str:
+    """Return the hash of what a calibration holds: of which model, on which tokens."""
+    facts = {name: calibration.manifest[name] for name in ("parts", "gradients", "layers")}
+    facts["weights"] = calibration.manifest["model"]["weights"]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
 def check_calibration(archive: Archive, calibration: Calibration) -> str:
     """Return the hash of what a calibration holds, which must be what the archive was measured on.
 
     Raises:
         ArchiveError: When it is another one.
     """
-    facts = {name: calibration.manifest[name] for name in ("parts", "gradients", "layers")}
-    facts["weights"] = calibration.manifest["model"]["weights"]
-    identity = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    identity = identity_of(calibration)
     if archive.fact("calibration", identity) != identity:
         raise ArchiveError(
             f"{archive.folder} was measured on another calibration than {calibration.folder}; its "
@@ -225,6 +230,28 @@ def find_calibration(settings: SearchSettings, run: Path) -> Calibration:
             f"moved, give its place with --calibration DIR (`secateur resume {run} --calibration DIR`)"
         )
     return Calibration(settings.calibration)
+
+
+def calibrated_on(run: Path) -> tuple[SearchSettings, Calibration]:
+    """Return the settings of a run and the calibration that it was measured on.
+
+    Raises:
+        SecateurError: When that is not where the run has it any more, or is another by now.
+    """
+    settings = SearchSettings.load(RunFolder(run).settings_file)
+    if not settings.calibration.exists():
+        raise SettingsError(
+            f"expected its calibration in {settings.calibration}, got nothing there; give --text FILE"
+        )
+    calibration = Calibration(settings.calibration)
+    with Archive(run) as archive:
+        identity = identity_of(calibration)
+        if archive.fact("calibration", identity) != identity:
+            raise ArchiveError(
+                f"expected the calibration that it was measured on in {calibration.folder}, got another; "
+                "give --text FILE"
+            )
+    return settings, calibration
 
 
 def _card(calibration: Calibration, accelerator: str) -> dict[str, Any]:

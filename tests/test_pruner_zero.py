@@ -159,8 +159,8 @@ def test_trees_that_are_none_are_refused(tmp_path):
     for _ in range(80):
         deep = {"data": "sqr", "left": deep}
     for tree, reason in (
-        ([], "expected a tree"), ({"data": "cube", "left": {"data": "W"}}, "'cube'"),
-        ({"data": "mul"}, "lacks left"), ({"data": "X"}, "every weight of a column"),
+        ([], "expected a tree"), ({"data": "cube", "left": {"data": "W"}}, 'got "cube" at data in the tree'),
+        ({"data": "mul"}, "'left' is missing in the tree"), ({"data": "X"}, "every weight of a column"),
         (deep, "levels of nesting"),
     ):  # fmt: skip
         with pytest.raises(ExportError, match=reason):
@@ -168,3 +168,11 @@ def test_trees_that_are_none_are_refused(tmp_path):
     (tmp_path / "a.json").write_text("{")
     with pytest.raises(ExportError, match="cannot be read as JSON"):
         read_pruner_zero(tmp_path / "a.json")
+    for child, reason in (
+        ("3", "expected a tree of nodes .*, got 3"),
+        ('{"data": 3}', r"got 3 at left\.right\.data"),
+    ):
+        product = f'{{"data": "mul", "left": {{"data": "W"}}, "right": {child}}}'
+        (tmp_path / "a.json").write_text(f'{{"data": "abs", "left": {product}}}')
+        with pytest.raises(ExportError, match=rf"{reason}.* in .*a\.json$"):
+            read_pruner_zero(tmp_path / "a.json")

@@ -589,11 +589,15 @@ class TestRules:
     def test_a_run_on_another_model_is_refused(
         self, models, text_file, run_of_two, tiny_calibration, tmp_path
     ):
-        run, (_, second) = run_of_two
+        """Where its layers have ratios of their own; one ratio for all goes to any model."""
+        run, (first, _) = run_of_two
+        second = replace(first, ratios=(*first.ratios[:-1], 0.5))
         settings = secateur.SearchSettings(calibration=tiny_calibration.folder, sparsity=0.5)
         copy = tmp_path / "run"
         shutil.copytree(run, copy)
         (copy / "run.toml").write_text(settings.to_toml())
+        with Archive(copy, write=True) as archive:
+            archive.add([Trial(second, Measurement("screen"), "measured")])
         candidate = f"{copy}:{second.key}"
         prune(request_of(models["llama"], text_file, candidate=candidate), tmp_path / "same")
         with pytest.raises(RuleError, match="or one with the same layers, got another"):
@@ -630,7 +634,10 @@ class TestMistakes:
             (("--candidate", "RENAMED"), "got none for model.layers.0.self_attn.q_proj"),
             (("--candidate", "BROKEN"), "expected ratios in [0, 1), got 2"),
             (("--candidate", "RUN:ffff_"), "the nearest are"),
-            (("--candidate", "GOOD", "--sparsity", "0.5"), "leave --sparsity out"),
+            (
+                ("--candidate", "GOOD", "--ratios", "owl"),
+                "has different ones for its layers; give --sparsity",
+            ),
             (("--candidate", "GOOD", "--group", "layer"), "leave --group out"),
             (("--text", "SHORT"), "expected at least 512 tokens"),
             (("--sequence-length", "100000"), "expected sequences of at most"),

@@ -111,6 +111,18 @@ def test_whole_numbers_are_held_within_bounds(value, least, most):
         held.count(least, most)
 
 
+def test_values_are_counted_before_there_is_memory_for_them(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text("[" + "[]," * (1 << 22) + "[]]")
+    with pytest.raises(
+        WrongError, match=r"a\.json cannot be read as JSON: there are more than 4,194,304 values$"
+    ):
+        read_json(path, error=WrongError)
+    path.write_text("[search]\n" + "a = 1\n" * 200_000)
+    with pytest.raises(WrongError, match="a TOML file of at most 1 MB"):
+        read_toml(path, "search", WrongError)
+
+
 def test_what_is_missing_is_named_and_may_have_a_default():
     held = Given({"layers": [{}]}, "c.json", WrongError)
     (layer,) = held.field("layers").entries()

@@ -70,18 +70,20 @@ class Archive(Store):
     def best(self, by: str = "kl", where: Where = None) -> pandas.Series:
         """Return the row with the least value of a column among those measured to the end.
 
+        Of equal ones the run's objectives decide.
+
         Raises:
             SecateurError: For an unknown column, or when no row has a value.
         """
-        from .front import DECIDED
+        from .front import best_of
 
         rows = self.frame(where)
         if by not in rows or rows[by].dtype.kind not in "fi":
             raise SecateurError(f"expected a column of numbers such as kl, got {by!r}")
-        known = rows[rows["status"].isin(DECIDED) & rows[by].notna()]
-        if known.empty:
+        best = best_of(rows, list(dict.fromkeys((by, *self.objectives))))
+        if best is None:
             raise SecateurError(f"no candidate of {self.folder} has been measured for {by!r} yet")
-        return known.nsmallest(1, by).iloc[0]
+        return best
 
     def layers(self, keys: Sequence[str] | str | None = None) -> pandas.DataFrame:
         """Return one row a layer of some candidates, by default the front's: ``frame.LAYER_COLUMNS``."""

@@ -75,6 +75,18 @@ def front(rows: pd.DataFrame, objectives: Sequence[str] | str) -> pd.DataFrame:
     return result
 
 
+def best_of(rows: pd.DataFrame, objectives: Sequence[str]) -> pd.Series | None:
+    """Return the row that is chosen among some; None where none has the first objective.
+
+    It has the least value of the first objective, on the tokens that a search sees; of equal ones the next
+    objective decides, and then who came first. So a front's best is its first row. Everything that is called
+    best is chosen here: what was found, what is published, and what ``best`` names. Holdout figures choose
+    nothing.
+    """
+    known = rows[rows["status"].isin(DECIDED) & np.isfinite(rows[objectives[0]])]
+    return None if known.empty else known.sort_values(list(objectives), kind="stable").iloc[0]
+
+
 def front_of_store(store: Store, objectives: Sequence[str] | str) -> pd.DataFrame:
     """Return the same as ``front(store.frame(), objectives)``, reading whole rows of the front alone."""
     names = names_of(objectives, store)

@@ -9,7 +9,7 @@ from .store import Store
 
 
 def whole_key(store: Store, beginning: str) -> str:
-    """Return the key of the candidate that is meant: by its beginning, or ``best`` by the first objective.
+    """Return the key of the candidate that is meant: by its beginning, or ``best``, the front's first row.
 
     A published rule is also meant by the name under which tables show it.
 
@@ -26,7 +26,7 @@ def whole_key(store: Store, beginning: str) -> str:
                 f"expected a key, got best: over the sparsities of {run} none is, for the least {objective} "
                 f"is that of the least sparse; `secateur front {run}` shows the keys"
             )
-        best = front_of_store(store, [objective])
+        best = front_of_store(store, [objective, *others])
         if best.empty:
             raise ArchiveError(f"no candidate of {run} has {objective} yet: there is no best one")
         return str(best.iloc[0]["key"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from ...metrics_dsl.errors import SecateurError
 from ...metrics_dsl.plugins import notes, origin_of
 from ...search.core.candidate import Candidate, Layer, count_removed, parse_pattern
 from ...search.core.objectives import OBJECTIVES
+from ...search.core.reading import Given
 from ..archive.keys import whole_key
 from ..archive.run_folder import RunFolder
 
@@ -79,7 +81,7 @@ def layers_of(archive: Archive) -> tuple[Layer, ...]:
     """Return the layers that a run's ratios belong to, in model order.
 
     Raises:
-        ExportError: For a run that was made before layers were noted.
+        ExportError: For a run that was made before layers were noted, or one where other things stand there.
     """
     rows = archive.fact("layers")
     if rows is None:
@@ -87,7 +89,8 @@ def layers_of(archive: Archive) -> tuple[Layer, ...]:
             f"{archive.folder} does not hold the names of its layers, which older runs lack; "
             f"`secateur resume {archive.folder}` adds them without measuring anything twice"
         )
-    return tuple(Layer(**row) for row in rows)
+    given = Given(rows, f"the layers of {archive.folder}", ExportError)
+    return tuple(map(Layer.read, given.entries()))
 
 
 def find(archive: Archive, key: str) -> CandidateRecord:
@@ -101,9 +104,10 @@ def find(archive: Archive, key: str) -> CandidateRecord:
     key = whole_key(archive, key)
     row = archive.frame(f"key == {key!r}").iloc[0]
     names = dict.fromkeys((*FIGURES, *(n for n in archive.objectives if origin_of(OBJECTIVES, n))))
-    figures = {name: float(row[name]) for name in names if row[name] == row[name]}
+    figures = {name: float(row[name]) for name in names if math.isfinite(row[name])}
     provenance = {
-        "run": archive.folder.absolute().name,
+        # A name on disk may have bytes that are no text.
+        "run": archive.folder.absolute().name.encode("utf-8", "backslashreplace").decode(),
         "key": key,
         "status": row["status"],
         "published_as": row["baseline"] if isinstance(row["baseline"], str) else None,

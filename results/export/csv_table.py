@@ -23,6 +23,7 @@ def write_csv(archive: Archive, path: Path) -> None:
             f"no candidate of {archive.folder} has {objectives[0]} yet: there is nothing to write"
         )
     best = rows.sort_values(objectives[0], kind="stable").drop_duplicates("size").sort_values("size")
+    # A metric's text has names, numbers and operators alone: nothing that a spreadsheet would run or quote.
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["Complexity", "Loss", "Equation"])

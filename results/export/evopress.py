@@ -24,6 +24,8 @@ from .candidate_record import CandidateRecord, ExportError
 
 WEIGHTS_DIFF = 1_000_000  # EvoPress's default
 _TOLERANCE = 0.005  # a ratio may be rounded by half a percent of a layer before steps get finer
+_NAME = r"[\w.-]+"
+_LINE = re.compile(rf"\s*({_NAME})\s*:\s*([+-]?[0-9]{{1,15}})\s*")
 _STEPS = (8, 16, 32, 64, 128)
 
 
@@ -53,8 +55,14 @@ def to_levels(record: CandidateRecord) -> Levels:
     that, and levels are shifted where rounding least favours them until they add up to 0.
 
     Raises:
-        ExportError: For a pattern N:M, which has no ratios to choose.
+        ExportError: For a pattern N:M, which has no ratios to choose, or a layer whose name is more than a
+            word.
     """
+    strange = [layer.name for layer in record.layers if not re.fullmatch(_NAME, layer.name)]
+    if strange:
+        raise ExportError(
+            f"EvoPress has a line `name: level` for each layer, and {strange[0][:60]!r} cannot stand in one"
+        )
     if record.pattern != "unstructured":
         raise ExportError(f"EvoPress has levels of ratios, and {record.pattern} leaves no ratio to choose")
     sizes = [layer.size for layer in record.layers]
@@ -124,18 +132,30 @@ def read_levels(path: Path, sparsity: float | None = None, weights_diff: float |
     Raises:
         ExportError: When the file is not of that form, or nobody says the sparsity.
     """
+    if sparsity is not None and not 0 <= sparsity < 1:
+        raise ExportError(f"expected a sparsity in [0, 1), got {sparsity:g}")
+    if weights_diff is not None and not 0 < weights_diff < math.inf:
+        raise ExportError(f"expected more than 0 weights a level, got {weights_diff:g}; check --weights-diff")
     file = path / "levels.txt" if path.is_dir() else path
     lines = [line for line in read_text(file, "levels of EvoPress", ExportError).splitlines() if line.strip()]
     levels: dict[str, int] = {}
     for number, line in enumerate(lines, 1):
-        if not (match := re.fullmatch(r"\s*([\w.]+)\s*:\s*([+-]?\d{1,15})\s*", line)):
+        if not (match := _LINE.fullmatch(line)):
             raise ExportError(f"expected lines `name: level`, got {line[:60]!r} in line {number} of {file}")
+        if match[1] in levels:
+            raise ExportError(
+                f"expected one level a layer, got another of {match[1]} in line {number} of {file}"
+            )
         levels[match[1]] = int(match[2])
     metric = ""
     if (beside := file.with_name("levels.json")).exists():
         known = read_json(beside, "what the levels mean as JSON", ExportError)
         sparsity = known.field("sparsity").ratio() if sparsity is None else sparsity
-        weights_diff = weights_diff or known.field("weights_diff", WEIGHTS_DIFF).number()
+        if weights_diff is None:
+            its = known.field("weights_diff", WEIGHTS_DIFF)
+            weights_diff = its.number()
+            if weights_diff <= 0:
+                raise its.refused("more than 0 weights a level")
         metric = known.field("metric", "").text()
     if not levels or sparsity is None:
         lacks = "levels" if not levels else "the ratio of level 0: give it with --sparsity"

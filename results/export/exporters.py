@@ -22,7 +22,7 @@ from .llm_compressor import write_llm_compressor
 from .masks_file import write_masks
 from .optuna_study import write_optuna
 from .pruner_zero import write_pruner_zero
-from .python_file import write_python
+from .python_file import in_a_line, write_python
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,8 +52,8 @@ class Exporter:
 
 
 def _write_text(record: CandidateRecord, path: Path) -> None:
-    needed = [f"# needs {n['name']}, sha256 {n['sha256']}" if "sha256" in n
-              else f"# needs the package {n['name']} {n['version']}"
+    needed = [f"# needs {in_a_line(n['name'])}, sha256 {n['sha256']}" if "sha256" in n
+              else f"# needs the package {in_a_line(n['name'])} {in_a_line(n['version'])}"
               for n in record.needed_plugins]  # fmt: skip
     path.write_text("\n".join([str(record.candidate.metric), *needed]) + "\n", encoding="utf-8")
 

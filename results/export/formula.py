@@ -15,6 +15,7 @@ from ...metrics_dsl.expression import Expression, number_text
 from ...metrics_dsl.operators import EXP_LIMIT, LEAVES, LOG_OFFSET, OPERATORS
 from ...metrics_dsl.plugins import origin_of
 from .candidate_record import CandidateRecord
+from .python_file import in_a_line
 
 # Leaf -> (symbol with {i} and {j} for its row and column, what it is)
 LEAF_SYMBOLS = {
@@ -131,12 +132,11 @@ def _reduction(operand: Expression, axis: str, what: str, i: str, j: str) -> tup
 def write_latex(record: CandidateRecord, path: Path) -> None:
     """Write the formula, and what its symbols are as comments."""
     metric = record.candidate.metric
-    lines = [
-        f"% {symbol_of(name)}: {LEAF_SYMBOLS[name][1] if name in LEAF_SYMBOLS else LEAVES[name].meaning}"
-        for name in LEAVES
-        if name in metric.leaves
-    ]
-    path.write_text("\n".join([*lines, f"S_{{ij}} = {to_latex(metric)}"]) + "\n", encoding="utf-8")
+    meanings = {name: LEAVES[name].meaning for name in LEAVES if name in metric.leaves}
+    meanings |= {name: what for name, (_, what) in LEAF_SYMBOLS.items() if name in meanings}
+    lines = [f"% {symbol_of(name)}: {in_a_line(meaning)}" for name, meaning in meanings.items()]
+    text = "\n".join([*lines, f"S_{{ij}} = {to_latex(metric)}"]) + "\n"
+    path.write_text(text, encoding="utf-8")
 
 
 # sympy -----------------------------------------------------------------------------------------

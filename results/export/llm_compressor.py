@@ -15,7 +15,7 @@ from ...metrics_dsl.operators import LEAVES
 from ...metrics_dsl.order import order_form
 from ...metrics_dsl.parser import parse_metric
 from .candidate_record import CandidateRecord, ExportError
-from .python_file import helpers_for, mask_function, scores_function
+from .python_file import helpers_for, mask_function, quoted, scores_function
 
 TRIED = "0.14.0.1"
 _NAME = "SecateurPruningModifier"
@@ -147,7 +147,7 @@ def to_recipe(record: CandidateRecord, modifier: str) -> str:
     structure = "0:0" if record.pattern == "unstructured" else record.pattern
     # A number in YAML 1.1 has a point, so 5e-05 would be text.
     ratios = ", ".join(repr(r) if "e" not in repr(r) else f"{r:.20f}" for _, r in pairs)
-    targets = "\n".join(f"        - {json.dumps(layer.name)}" for layer, _ in pairs)
+    targets = "\n".join(f"        - {quoted(layer.name)}" for layer, _ in pairs)
     return (
         f"# `{record.candidate.metric}`, secateur {record.candidate.key}\n"
         "# a sparsity for each target, in the order in which the model lists its modules\n"

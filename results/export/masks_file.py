@@ -78,19 +78,47 @@ def read_masks(path: str | Path) -> dict[str, Tensor]:
             given = parse_json(
                 (file.metadata() or {}).get("secateur", "{}"), f"metadata of {path}", ExportError
             )
-            if [given.field(name, None).value for name in ("format", "version")] != [FORMAT, VERSION]:
+            version = given.field("version", 0)
+            if given.field("format", "").value != FORMAT or version.count() != VERSION:
                 raise ExportError(f"expected a file of {FORMAT}, version {VERSION}, got {path} without it")
             found = {}
             for name, columns in given.field("columns").members().items():
-                packed, count = file.get_tensor(name), columns.count(1)
-                if packed.dtype != np.uint8 or packed.ndim != 2 or packed.shape[1] != -(-count // 8):
-                    what = f"{packed.dtype} {packed.shape}"
+                stored, count = file.get_slice(name), columns.count(1)
+                shape = stored.get_shape()  # before memory is taken for it
+                if stored.get_dtype() != "U8" or len(shape) != 2 or shape[1] != -(-count // 8):
+                    what = f"{stored.get_dtype()} {tuple(shape)}"
                     raise ExportError(f"expected bits of {count} columns for {name}, got {what} in {path}")
+                packed = file.get_tensor(name)
                 bits = np.unpackbits(packed, axis=1, count=count, bitorder="little")
                 found[name] = torch.from_numpy(bits.astype(bool))
             return found
     except (SafetensorError, OSError) as error:
         raise ExportError(f"{path} cannot be read as masks: {error}") from None
+
+
+def _stored(module: Any, name: str, kept: Any, model: Any) -> Tensor:
+    """Return a mask as its layer stores the weight.
+
+    Raises:
+        ExportError: When there is no such layer or mask, or they do not fit.
+    """
+    import torch
+
+    if module is None:
+        raise ExportError(f"expected a model with the layer {name}, got {type(model).__name__} without it")
+    if not isinstance(kept, torch.Tensor) or kept.dtype != torch.bool or kept.ndim != 2:
+        what = f"{kept.dtype} {tuple(kept.shape)}" if isinstance(kept, torch.Tensor) else type(kept).__name__
+        raise ExportError(f"expected a mask of torch.bool (rows, columns) for {name}, got {what}")
+    # Pruned once already, the dense weight is another parameter.
+    own = dict(module.named_parameters(recurse=False))
+    weight = own.get("weight", own.get("weight_orig"))
+    if weight is None or not weight.is_floating_point():
+        raise ExportError(f"expected a layer with a weight of its own at {name}, got {type(module).__name__}")
+    # GPT-2's Conv1D stores its weight transposed.
+    mask = kept.T if type(module).__name__ == "Conv1D" else kept
+    if weight.shape != mask.shape:
+        raise ExportError(f"expected a weight of {tuple(mask.shape)} in {name}, got {tuple(weight.shape)}")
+    return mask
 
 
 def apply_masks(model: Any, masks: Mapping[str, Tensor]) -> None:
@@ -103,24 +131,13 @@ def apply_masks(model: Any, masks: Mapping[str, Tensor]) -> None:
         masks: Which weights are kept, (rows, columns) = (outputs, inputs) bool, by layer name.
 
     Raises:
-        ExportError: When the model lacks a layer or has one of another shape; nothing is pruned.
+        ExportError: When the model lacks a layer or has one of another shape, or a mask is none; nothing is
+            pruned.
     """
     from torch.nn.utils import prune
 
     modules = dict(model.named_modules())
-    stored = {}
-    for name, kept in masks.items():
-        if name not in modules:
-            raise ExportError(
-                f"expected a model with the layer {name}, got {type(model).__name__} without it"
-            )
-        # GPT-2's Conv1D stores its weight transposed.
-        mask = kept.T if type(modules[name]).__name__ == "Conv1D" else kept
-        if tuple(modules[name].weight.shape) != tuple(mask.shape):
-            raise ExportError(
-                f"expected a weight of {tuple(mask.shape)} in {name}, got {tuple(modules[name].weight.shape)}"
-            )
-        stored[name] = mask
+    stored = {name: _stored(modules.get(name), name, kept, model) for name, kept in masks.items()}
     for name, mask in stored.items():
         weight = modules[name].weight
         prune.custom_from_mask(modules[name], "weight", mask.to(weight.device, weight.dtype))

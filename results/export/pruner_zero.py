@@ -26,7 +26,7 @@ from typing import Any
 from ...metrics_dsl.expression import Expression, MetricError, check_metric, constant
 from ...metrics_dsl.operators import FULL
 from ...metrics_dsl.order import GROUPS, order_form
-from ...search.core.reading import read_json
+from ...search.core.reading import Given, read_json
 from .candidate_record import CandidateRecord, ExportError
 
 SEQUENCES, TOKENS, GRADIENT_FACTOR = 128, 2048, 100.0  # of their protocol
@@ -52,32 +52,33 @@ def read_pruner_zero(path: Path) -> Expression:
     Raises:
         ExportError: When the file is no such tree, or the tree scores no weights.
     """
-    return from_tree(read_json(path, "a tree of Pruner-Zero as JSON", ExportError).value)
+    return _metric(read_json(path, "a tree of Pruner-Zero as JSON", ExportError))
 
 
 def from_tree(tree: Any) -> Expression:
     """Return the metric of a tree, in our units: without their factors where these change no order."""
+    return _metric(Given(tree, "the tree", ExportError))
+
+
+def _metric(tree: Given) -> Expression:
     try:
         plain = check_metric(_read(tree, {}))
         scaled = _read(tree, _FACTORS)
     except (MetricError, RecursionError) as error:
-        raise ExportError(f"the tree is no metric: {error}") from None
+        raise ExportError(f"{tree.source} is no metric: {error}") from None
     is_same = all(order_form(plain, group) == order_form(scaled, group) for group in GROUPS)
     return plain if is_same else scaled
 
 
-def _read(node: Any, factors: dict[str, float]) -> Expression:
-    if not isinstance(node, dict) or not isinstance(node.get("data"), str):
-        raise ExportError(f"expected a tree of nodes {{data, left, right}}, got {str(node)[:60]!r}")
-    name = node["data"]
+def _read(node: Given, factors: dict[str, float]) -> Expression:
+    members = node.members("a tree of nodes {data, left, right}")
+    name = node.field("data").text("the name of a leaf or an operator")
     if name in _LEAVES:
         return _in_their_units(name) if name in factors else _LEAVES[name]
     if name not in ("div", "skp", *_UNARY, *_BINARY):
-        raise ExportError(f"the tree has the node {name!r}, which Pruner-Zero's released code does not know")
+        raise members["data"].refused("what Pruner-Zero's released code knows")
     sides = ("left", "right") if name in ("div", *_BINARY) else ("left",)
-    if any(side not in node for side in sides):
-        raise ExportError(f"the node {name!r} of the tree lacks {' or '.join(sides)}")
-    operands = tuple(_read(node[side], factors) for side in sides)
+    operands = tuple(_read(node.field(side), factors) for side in sides)
     if name == "skp":
         return operands[0]
     if name == "div":

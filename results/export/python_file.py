@@ -7,7 +7,6 @@ protect a division or a root are written into the file as ``metrics_dsl/operator
 
 from __future__ import annotations
 
-import json
 import re
 import textwrap
 from pathlib import Path
@@ -202,6 +201,36 @@ def helpers_for(code: str) -> str:
     return "\n\n".join(textwrap.dedent(text).strip() + "\n" for n, text in _HELPERS.items() if n in wanted)
 
 
+def quoted(text: str) -> str:
+    """Return a text in double quotes, as Python and YAML both read it: with every character that it has."""
+    return f'"{"".join(map(_escaped, text))}"'
+
+
+def _escaped(character: str) -> str:
+    code = ord(character)
+    if character in '"\\':
+        return f"\\{character}"
+    if 32 <= code < 127:
+        return character
+    return f"\\x{code:02x}" if code < 1 << 8 else f"\\u{code:04x}" if code < 1 << 16 else f"\\U{code:08x}"
+
+
+def in_a_line(text: str) -> str:
+    """Return a text without what would end a comment."""
+    line = " ".join(text.split())
+    return line if line.isprintable() else quoted(line)
+
+
+def docstring(text: str) -> str:
+    """Return a text between three quotes: nothing that it says ends them, or is read as something else."""
+    plain = '"""' not in text and not text.endswith('"')
+    shown = "".join(
+        c if c == "\n" or (c == '"' and plain) or (c.isprintable() and c not in '"\\') else _escaped(c)
+        for c in text
+    )
+    return f'"""{shown}"""'
+
+
 def scores_function(record: CandidateRecord, leaves: frozenset[str]) -> str:
     """Return the source of ``scores``.
 
@@ -227,8 +256,7 @@ def scores_function(record: CandidateRecord, leaves: frozenset[str]) -> str:
         text = f"{start}{HOW.get(name, LEAVES[name].meaning)} [{LEAVES[name].unit}]"
         described += textwrap.wrap(text, 98, subsequent_indent=" " * len(start), break_on_hyphens=False)
     group = {"layer": "whole matrix"}.get(record.candidate.group, record.candidate.group)
-    return f'''def scores({", ".join(names)}):
-    """Return the score of each weight, (rows, columns) = (outputs, inputs); larger means keep.
+    meaning = f"""Return the score of each weight, (rows, columns) = (outputs, inputs); larger means keep.
 
     The metric is
         {metric}
@@ -238,8 +266,10 @@ def scores_function(record: CandidateRecord, leaves: frozenset[str]) -> str:
 
 {textwrap.indent(chr(10).join(described), " " * 8)}
     """
+    return f"""def scores({", ".join(names)}):
+    {docstring(meaning)}
 {textwrap.indent(chr(10).join(lines), " " * 4)}
-'''
+"""
 
 
 def mask_function(record: CandidateRecord) -> str:
@@ -255,15 +285,13 @@ def to_python(record: CandidateRecord) -> str:
     scores = scores_function(record, candidate.metric.leaves)
     figures = ", ".join(f"{name} {value:.6g}" for name, value in record.figures.items() if name != "seconds")
     known = record.provenance
-    # Only letters that cannot end or escape a docstring: a folder may be called anything.
-    run = re.sub(r"[^\w .+-]", "_", str(known.get("run")))
-    source = f"run {run}, calibration {str(known.get('calibration'))[:12]}"
+    source = f"run {known.get('run')}, calibration {str(known.get('calibration'))[:12]}"
     measured = textwrap.fill(f"Measured: {figures or 'nothing yet'} ({source}).", 100, break_on_hyphens=False)
     ratios = "\n".join(
-        f"    {json.dumps(layer.name)}: {ratio!r},"
+        f"    {quoted(layer.name)}: {ratio!r},"
         for layer, ratio in zip(record.layers, candidate.ratios, strict=True)
     )
-    header = f'''"""A pruning rule found by secateur, key {candidate.key}; this file needs torch alone.
+    about = f"""A pruning rule found by secateur, key {candidate.key}; this file needs torch alone.
 
     keep = ~mask(scores(...), RATIOS[name])   # for each linear layer, by its name
 
@@ -272,11 +300,13 @@ def to_python(record: CandidateRecord) -> str:
 
 Sums over a whole matrix may differ in their last bit with the number of threads or the layout of a tensor.
 """
-
-import torch
-'''
-    pieces = [header, helpers_for(scores), scores, mask_function(record)]
-    pieces.append(f"# The fraction of weights to remove of each layer.\nRATIOS = {{\n{ratios}\n}}\n")
+    pieces = [f"{docstring(about)}\n\nimport torch\n", helpers_for(scores), scores, mask_function(record)]
+    any_model = (
+        " They are one: it is good for the layers of any model." if candidate.shared_ratio is not None else ""
+    )
+    pieces.append(
+        f"# The fraction of weights to remove of each layer.{any_model}\nRATIOS = {{\n{ratios}\n}}\n"
+    )
     return "\n\n".join(piece for piece in pieces if piece)
 
 

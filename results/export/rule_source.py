@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,10 +11,10 @@ from ...metrics_dsl.errors import SecateurError
 from ...metrics_dsl.expression import Expression
 from ...metrics_dsl.published import read_metric
 from ...search.core.candidate import Layer
-from ...search.core.reading import read_json as read_object
+from ...search.core.reading import Given, read_json
 from ..archive.archive import Archive
 from ..archive.keys import whole_key
-from .candidate_json import read_json
+from .candidate_json import read_claim
 
 
 class RuleError(SecateurError):
@@ -31,7 +31,8 @@ class Rule:
         group: The weights that compete; None where nothing is said.
         pattern: ``unstructured`` or ``N:M``; None where nothing is said.
         ratios: One ratio a layer in model order; None for a metric alone.
-        names: The layers' names in the same order; None where they are not known.
+        names: The layers' names in the same order; None where they are not known, or do not matter.
+        uniform: The ratio that all layers of any model get; None where it is one model's, or nothing is said.
         run: The run that the rule was found in; None for others.
         stays_dense: Parameters that this run left dense.
     """
@@ -44,6 +45,7 @@ class Rule:
     names: tuple[str, ...] | None = None
     run: Path | None = None
     stays_dense: frozenset[str] = frozenset()
+    uniform: float | None = None
 
 
 def read_rule(text: str) -> Rule:
@@ -58,17 +60,13 @@ def read_rule(text: str) -> Rule:
         ExportError: When the file is no candidate.
         ArchiveError: When there is no run, or it has no such key.
     """
-    if text.endswith(".json") or _place(text).is_file():
-        return _from_file(_place(text))
+    path = _place(text)
+    if text.endswith(".json") or _is(Path.is_file, path):
+        return _from_file(path)
     run, colon, key = text.rpartition(":")
     if colon:  # no metric has one
         return _from_run(run, key)
     return Rule("metric", read_metric(text))
-
-
-def _place(text: str) -> Path:
-    """Return what a text is as a path; a metric may begin as one whose home folder nobody knows."""
-    return Path(os.path.expanduser(text))
 
 
 def read_starts(texts: Sequence[str]) -> list[Expression]:
@@ -84,28 +82,33 @@ def read_starts(texts: Sequence[str]) -> list[Expression]:
     """
     found: list[Expression] = []
     for text in texts:
-        if _place(text).is_dir():
-            with Archive(_place(text)) as archive:
+        if _is(Path.is_dir, folder := _place(text)):
+            with Archive(folder) as archive:
                 found += [archive.metric(metric) for metric in archive.front()["metric"]]
         else:
             found.append(read_rule(text).metric)
     return list(dict.fromkeys(found))
 
 
-def read_ratios(path: Path) -> dict[str, float]:
+def read_ratios(file: str | Path) -> dict[str, float]:
     """Return ratios by layer name from a candidate's file, or from a JSON object of names and ratios.
 
     Raises:
         RuleError: When the file is neither.
     """
+    path = _place(file)
     wanted = 'a candidate or an object such as {"model.layers.0.mlp.up_proj": 0.6}'
-    content = read_object(path, error=RuleError).members(wanted)
+    content = read_json(path, error=RuleError).members(wanted)
+    if not content:
+        raise RuleError(f"expected {wanted}, got an empty object in {path}")
     if "layers" not in content:
         return {name: ratio.ratio() for name, ratio in content.items()}
     rows = content["layers"].entries()
     found = {row.field("name").text(): row.field("ratio").ratio() for row in rows}
     if len(found) != len(rows):
         raise RuleError(f"expected a ratio for each layer in {path}, got two for one of them")
+    if not found:
+        raise content["layers"].refused(wanted)
     return found
 
 
@@ -113,52 +116,71 @@ def ratios_of(names: Mapping[str, float] | Rule, layers: Sequence[Layer], source
     """Return the ratios in the order of a model's layers.
 
     Args:
-        names: Ratios by layer name, or a rule that has ratios; without names its order is the model's.
+        names: Ratios by layer name, or a rule that has ratios; without names its order is the model's, and a
+            uniform one goes to any layers.
         layers: The model's prunable layers.
         source: What the ratios come from, for messages.
 
     Raises:
-        RuleError: When the layers are not the model's.
+        RuleError: When the layers are not the model's; it says what takes the metric to them.
     """
+
+    def of_another(expected: str) -> RuleError:
+        return RuleError(f"expected {expected} in {source}: it belongs to another model; {advice}")
+
+    advice = "--sparsity S in its place gives every layer the same ratio"
     if isinstance(names, Rule):
+        advice = "--sparsity S takes its metric alone, which goes to any"
+        if names.uniform is not None:
+            return (names.uniform,) * len(layers)
         ratios = names.ratios or ()
         if names.names is None or len(set(names.names)) != len(ratios):
             if len(ratios) != len(layers):
-                raise RuleError(_of_another_model(source, len(ratios), layers))
+                raise of_another(f"ratios for the model's {len(layers)} linear layers, got {len(ratios)}")
             return ratios
         names = dict(zip(names.names, ratios, strict=True))
     if len(names) != len(layers):
-        raise RuleError(_of_another_model(source, len(names), layers))
+        raise of_another(f"ratios for the model's {len(layers)} linear layers, got {len(names)}")
     missing = [layer.name for layer in layers if layer.name not in names]
     if missing:
-        raise RuleError(
-            f"expected a ratio for each layer of the model, got none for {missing[0]} ({len(missing)} of "
-            f"{len(layers)}) in {source}: it belongs to another model"
+        raise of_another(
+            f"a ratio for each layer of the model, got none for {missing[0]} "
+            f"({len(missing)} of {len(layers)})"
         )
     return tuple(names[layer.name] for layer in layers)
 
 
-def _of_another_model(source: str, count: int, layers: Sequence[Layer]) -> str:
-    return (
-        f"expected ratios for the model's {len(layers)} linear layers, got {count} in {source}: it "
-        "belongs to another model"
-    )
+def _place(text: str | Path) -> Path:
+    return Path(os.path.expanduser(text))  # as it is where nobody knows that home: a metric may begin so
+
+
+def _is(kind: Callable[[Path], bool], path: Path) -> bool:
+    """Whether a path is a file or folder; a long metric is no name that one can have."""
+    try:
+        return kind(path)
+    except OSError:
+        return False
 
 
 def _from_file(path: Path) -> Rule:
-    found = read_json(path)
+    found, is_uniform = read_claim(path)
     candidate, names = found.candidate, tuple(layer.name for layer in found.layers)
-    return Rule(str(path), candidate.metric, candidate.group, found.pattern, candidate.ratios, names)
+    return Rule(
+        str(path), candidate.metric, candidate.group, found.pattern, candidate.ratios,
+        None if is_uniform else names, uniform=candidate.shared_ratio if is_uniform else None,
+    )  # fmt: skip
 
 
 def _from_run(run: str, key: str) -> Rule:
-    with Archive(run) as archive:
+    with Archive(_place(run)) as archive:
         candidate = archive.candidate(whole_key(archive, key))
         pattern = str(archive.fact("pattern", "unstructured"))
-        names = [layer["name"] for layer in archive.fact("layers", [])]
+        noted = Given(archive.fact("layers", []), f"the layers of {run}", RuleError).entries()
+        names = tuple(layer.field("name").text() for layer in noted)
         coverage = archive.coverage
     return Rule(
         f"{run}:{candidate.key}", candidate.metric, candidate.group, pattern, candidate.ratios,
-        tuple(names) or None, Path(run),
+        names if names and candidate.shared_ratio is None else None, _place(run),
         frozenset(one.name for one in coverage.stays_dense) if coverage else frozenset(),
+        candidate.shared_ratio,
     )  # fmt: skip

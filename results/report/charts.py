@@ -116,9 +116,8 @@ class Pictures:
         return joined(*parts)
 
     def _level(self) -> float | None:
-        first = self._view.objectives[0]
-        value = self._view.baselines[first].min()
-        return None if pd.isna(value) else float(value)
+        best = self._view.best_published
+        return None if best is None else float(best[self._view.objectives[0]])
 
     def _over_cost(self, unit: str) -> Markup:
         view, level = self._view, self._level()

@@ -93,19 +93,8 @@ def commands(view: Overview, key: str) -> dict[str, str]:
     candidate = shlex.quote(f"{view.folder}:{key}")
     return {
         "export": f"secateur export {run} {key} --to python -o metric.py",
-        "prune": f"secateur prune {model} --candidate {candidate}{_statistics(view.card)} -o pruned",
+        "prune": f"secateur prune {model} --candidate {candidate} -o pruned",
     }
-
-
-def _statistics(card: dict[str, Any]) -> str:
-    """Return the options that have statistics come from the calibration's text, as far as it is known."""
-    part = card.get("parts", {}).get("statistics")
-    if not (card.get("text") and part):
-        return ""
-    return (
-        f" --text {shlex.quote(str(card['text']))} --tokens {part['sequences'] * part['length']} "
-        f"--sequence-length {part['length']}"
-    )
 
 
 def _evenly(items: list[int], count: int) -> list[int]:

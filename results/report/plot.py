@@ -143,9 +143,9 @@ def _history(view: Overview, axes: Axes) -> None:
     end = costs[unit].max()
     axes.step([*history[unit], end], [*history["best"], history["best"].iloc[-1]], where="post",
               color=_FOUND, label="best so far")  # fmt: skip
-    level = view.baselines[up].min()
-    if np.isfinite(level):
-        axes.axhline(level, color=_PUBLISHED, ls="--", lw=1, label="best published")
+    best = view.best_published
+    if best is not None:
+        axes.axhline(best[up], color=_PUBLISHED, ls="--", lw=1, label="best published")
     _name_axes(axes, "tokens run through pruned models" if unit == "tokens" else "seconds of measuring", up)
     _scale(axes, history["best"], None)
     axes.legend(frameon=False)

@@ -113,12 +113,19 @@ def _latex(metric: str) -> Markup:
 
 
 def compared(view: Overview) -> Markup | None:
-    """Return the holdout KL of the best rule found beside the best published ones, with error bars."""
+    """Return the holdout KL of the best rule found beside the best published ones, with error bars.
+
+    All are chosen on selection tokens, as the verdict's are.
+    """
     published = view.baselines[view.baselines["kl_holdout"].notna()]
     found = view.front[view.front["baseline"].isna() & view.front["kl_holdout"].notna()]
     if published.empty or view.is_interval:
         return None
-    chosen = [*found.nsmallest(1, "kl").iterrows(), *published.nsmallest(_COMPARED, "kl_holdout").iterrows()]
+    best = [
+        rows.sort_values(view.objectives, kind="stable").head(count)
+        for rows, count in ((found, 1), (published, _COMPARED))
+    ]
+    chosen = [each for rows in best for each in rows.iterrows()]
     reaches = {index: _reach(view, row) for index, row in chosen}
     values = [row["kl_holdout"] for _, row in chosen]
     ends = [v + s * reach for v, reach in zip(values, reaches.values(), strict=True) for s in (-1, 1)]

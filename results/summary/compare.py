@@ -12,7 +12,7 @@ import pandas as pd
 
 from ..archive.archive import Archive
 from ..archive.database import ArchiveError
-from ..archive.front import front
+from ..archive.front import best_of, front
 from ..archive.run_folder import RunFolder
 
 SHARES = (0.25, 0.5, 0.75, 1.0)
@@ -20,8 +20,8 @@ SHARES = (0.25, 0.5, 0.75, 1.0)
 COLUMNS = {
     "search": "the runs of one configuration, which differ in their seed",
     "seeds": "how many there are",
-    "kl_holdout": "of the candidate with the least kl, mean over seeds; missing where density is minimised, "
-    "for that is the least sparse one",
+    "kl_holdout": "of the best candidate by the first objective, mean over seeds; missing where density is "
+    "minimised, for that is the least sparse one",
     "spread": "standard deviation over seeds, missing for one; of the hypervolume where density is minimised",
     "published": "kl_holdout of the best published rule, chosen in the same way",
     "hypervolume": "share of the box that all fronts span, mean over seeds; missing for one objective",
@@ -195,11 +195,10 @@ def _row(name: str, frames: Sequence[pd.DataFrame], box: tuple[np.ndarray, np.nd
 
 
 def _chosen(rows: pd.DataFrame) -> pd.Series:
-    """Return the row with the least KL on selection tokens, which is how a run's winner is chosen."""
-    decided = rows[rows["status"].eq("measured") & rows["kl"].notna() & rows["kl_holdout"].notna()]
-    if decided.empty or "density" in rows.attrs["objectives"]:
-        return pd.Series({"kl_holdout": math.nan})
-    return decided.nsmallest(1, "kl").iloc[0]
+    """Return the best row on selection tokens of those that have a holdout figure."""
+    objectives = rows.attrs["objectives"]
+    best = None if "density" in objectives else best_of(rows[rows["kl_holdout"].notna()], objectives)
+    return pd.Series({"kl_holdout": math.nan}) if best is None else best
 
 
 def _hypervolume(rows: pd.DataFrame, box: tuple[np.ndarray, np.ndarray]) -> float:

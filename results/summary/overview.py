@@ -17,7 +17,7 @@ from ...search.core import defaults
 from ...search.core.candidate import Layer
 from ...search.core.coverage import Coverage
 from ..archive.archive import Archive
-from ..archive.front import DECIDED, front, hypervolume, non_dominated
+from ..archive.front import DECIDED, best_of, front, hypervolume, non_dominated
 from ..archive.run_folder import RunFolder
 
 UNITS = ("candidates", "tokens", "seconds")  # in which a budget is given and a search's cost is counted
@@ -66,6 +66,11 @@ class Overview:
         if self.front.empty:
             return None
         return int(self.front.index[len(self.front) // 2 if self.is_interval else 0])
+
+    @property
+    def best_published(self) -> pd.Series | None:
+        """The published rule that what was found is compared with; None before one is measured."""
+        return best_of(self.baselines, self.objectives)
 
     @cached_property
     def layers(self) -> list[Layer]:

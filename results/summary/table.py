@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from ..archive.frame import standard_error
+from ..archive.front import best_of
 
 if TYPE_CHECKING:
     from ..archive.archive import Archive
@@ -42,6 +43,7 @@ COMPARED: Mapping[str, tuple[str, str]] = {
 _MORE = {
     "layer_error": "{:.5f}", "model_error": "{:.4f}", "seconds": "{:.2f}", "density": "{:.4f}",
 }  # fmt: skip
+_ALIKE = 0.005  # sparsities that differ by less are compared
 _LEFT = ("search", "metric", "baseline", "key", "worker", "stage")
 
 
@@ -86,7 +88,7 @@ def report(archive: Archive, objectives: Sequence[str] | str | None = None) -> s
         table(_with_ratios(best), columns),
         "",
         "published rules not on the front",
-        table(_with_ratios(baselines.sort_values(names[0])), columns),
+        table(_with_ratios(baselines.sort_values(names, kind="stable")), columns),
         "",
         verdict(rows, best, archive.holdout_parts()),
         *([f"sparsity is counted over {coverage.in_words}"] if coverage and not warning else []),
@@ -121,6 +123,9 @@ def verdict(
 ) -> str:
     """Return one sentence: whether anything found beats the best published rule on holdout.
 
+    Both are chosen by the front's first objective on selection tokens: holdout confirms, and chooses nothing.
+    Of a front in density they are chosen at a like sparsity, as near as can be to its middle.
+
     With the holdout's parts the difference has an interval, of differences sequence by sequence: what both
     rules find hard falls out.
     """
@@ -131,19 +136,29 @@ def verdict(
         if len(rows) and "model" not in stages:
             return "This run measured layers; `secateur measure` tells what a rule does to the model."
         return "No published rule has been measured on holdout tokens yet."
-    if "density" in front.attrs.get("objectives", []):
-        return _of_densities(published, front)
-    best = published.nsmallest(1, "kl_holdout").iloc[0]
+    objectives = front.attrs.get("objectives", ["kl"])
+    if "density" in objectives:
+        return _of_densities(published, front, found, holdout or {})
+    best = best_of(published, objectives)
+    if best is None:
+        return f"No published rule has been measured for {objectives[0].replace('_', ' ')} yet."
+    chosen = " on selection tokens" if objectives[0] == "kl" else f" by {objectives[0].replace('_', ' ')}"
     if rows["baseline"].notna().all():
         return (
-            f"The budget ended before anything was searched; the best published rule is {best['baseline']}."
+            f"The budget ended before anything was searched; the best published rule{chosen} is "
+            f"{best['baseline']}."
         )
-    if found.empty:
-        return f"Nothing was found that is not published; the best of those is {best['baseline']}."
-    mine = found.nsmallest(1, "kl").iloc[0]  # chosen before the holdout is looked at
+    mine = best_of(found, objectives)
+    if mine is None:
+        return f"Nothing was found that is not published; the best of those{chosen} is {best['baseline']}."
+    return _of_pair(mine, best, holdout or {}, f"both chosen{chosen}")
+
+
+def _of_pair(mine: pd.Series, best: pd.Series, holdout: Mapping[str, Sequence[float]], chosen: str) -> str:
+    """Return whether the best rule found beats the best published one on holdout."""
     difference = mine["kl_holdout"] - best["kl_holdout"]
     word, margin = "beats" if difference < 0 else "does not beat", ""
-    error, parts = _paired_error(mine, best, holdout or {})
+    error, parts = _paired_error(mine, best, holdout)
     if error is None:
         word = "has a lower KL than" if difference < 0 else "has no lower KL than"
         margin = "; one holdout sequence cannot tell if that is chance"
@@ -160,19 +175,32 @@ def verdict(
     change = difference / best["kl_holdout"]
     return (
         f"The best rule found, `{mine['metric']}`{ratios}, {word} the best published one, "
-        f"{best['baseline']}, on holdout: {zeros}KL {mine['kl_holdout']:.4f} against "
+        f"{best['baseline']} ({chosen}), on holdout: {zeros}KL {mine['kl_holdout']:.4f} against "
         f"{best['kl_holdout']:.4f} ({change:+.1%}{margin})."
     )
 
 
-def _of_densities(published: pd.DataFrame, front: pd.DataFrame) -> str:
-    """Return how much of a front in density belongs to what was found."""
+def _of_densities(
+    published: pd.DataFrame,
+    front: pd.DataFrame,
+    found: pd.DataFrame,
+    holdout: Mapping[str, Sequence[float]],
+) -> str:
+    """Return how much of a front in density belongs to what was found, and one comparison in its middle."""
     own = front[front["baseline"].isna()]
-    return (
+    sentence = (
         f"{len(own)} of the {len(front)} rules on the front are not published ones; its densities go from "
         f"{front['density'].min():.2f} to {front['density'].max():.2f}, and {len(published)} published rules "
         "were measured beside it."
     )
+    middle = front["sparsity"].median()
+    for _, mine in found.iloc[(found["sparsity"] - middle).abs().argsort(kind="stable")].iterrows():
+        alike = published[(published["sparsity"] - mine["sparsity"]).abs() < _ALIKE]
+        best = best_of(alike, front.attrs["objectives"])
+        if best is not None:
+            pair = _of_pair(mine, best, holdout, f"both chosen on selection tokens at {mine['sparsity']:.0%}")
+            return f"{sentence} {pair}"
+    return sentence
 
 
 def _paired_error(

@@ -16,6 +16,7 @@ from ...metrics_dsl.errors import SecateurError
 from ...search.core.budget import Budget
 from ..archive.archive import Archive
 from ..archive.database import ArchiveError, BeginningError, is_left
+from ..archive.front import best_of
 from ..archive.run_folder import RunFolder
 from ..summary.overview import Overview
 
@@ -62,14 +63,12 @@ class Look:
 
     @property
     def best(self) -> tuple[Any, Any]:
-        """The rows with the least first objective: of what was found, and of what is published."""
+        """The best rows: of what was found, and of what is published."""
         if self.overview is None:
             return None, None
-        decided, first = self.overview.decided, self.overview.objectives[0]
-        is_new = decided["baseline"].isna()
-        found = (rows.nsmallest(1, first) for rows in (decided[is_new], decided[~is_new]))
-        new, published = (rows.iloc[0] if len(rows) else None for rows in found)
-        return new, published
+        decided = self.overview.decided
+        new = best_of(decided[decided["baseline"].isna()], self.overview.objectives)
+        return new, self.overview.best_published
 
 
 class Watch:

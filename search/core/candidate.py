@@ -93,6 +93,11 @@ class Candidate:
         text = "\n".join((str(self.metric), self.group, ",".join(map(repr, self.ratios))))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
+    @property
+    def shared_ratio(self) -> float | None:
+        """The ratio that all layers have; None where they differ. Such a rule goes to any model."""
+        return self.ratios[0] if len(set(self.ratios)) == 1 else None
+
     @cached_property
     def order_key(self) -> tuple[str, str, tuple[float, ...]]:
         """What decides the masks: candidates that share it prune the same weights."""
@@ -169,7 +174,7 @@ def parse_pattern(pattern: str) -> tuple[int, int] | None:
     """
     if pattern == "unstructured":
         return None
-    found = re.fullmatch(r"(\d{1,4}):(\d{1,4})", pattern)
+    found = re.fullmatch(r"([0-9]{1,4}):([0-9]{1,4})", pattern)
     if not found or not 0 < int(found[1]) < int(found[2]):
         raise SecateurError(
             f"expected the pattern unstructured or N:M with 0 < N < M such as 2:4, got {pattern!r}"

@@ -15,6 +15,8 @@ from typing import Any
 from ...metrics_dsl.errors import SecateurError
 
 _MOST_BYTES = 1 << 26  # 64 MB; a model of 100,000 layers has 20 MB to say
+_MOST_SETTINGS = 1 << 20  # bytes of TOML, which takes longest to read and is written by hand
+_MOST_VALUES = 1 << 22  # in JSON; the same model has a fifth, and an empty list takes 64 bytes
 _DEEPEST = 100  # a tree of Pruner-Zero has a level a node on its way down
 _WORD = re.compile(r"[\w-]{1,60}")
 _HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")
@@ -102,25 +104,29 @@ class Given:
         return Given(value, self.source, self.error, f"{self.place}{step}".removeprefix("."))
 
 
-def read_text(path: Path, expected: str, error: type[SecateurError] = SecateurError) -> str:
+def read_text(
+    path: Path, expected: str, error: type[SecateurError] = SecateurError, most: int | None = None
+) -> str:
     """Return the text of a file in UTF-8, without a byte order mark.
 
     Args:
         path: The file.
         expected: What it should be, such as "a TOML file".
         error: What is raised.
+        most: How many bytes it may have, in whole megabytes; 64 MB if left out.
 
     Raises:
         SecateurError: As ``error``, when it is missing, no file, too large, or not in UTF-8.
     """
     check_file(path, expected, error)
+    most = most or _MOST_BYTES
     try:
         with path.open("rb") as file:
-            content = file.read(_MOST_BYTES + 1)
+            content = file.read(most + 1)
     except OSError as problem:
         raise error(f"expected {expected}, got {path}: {_reason(problem)}") from None
-    if len(content) > _MOST_BYTES:
-        raise error(f"expected {expected} of at most {_MOST_BYTES >> 20} MB, got {path} with more")
+    if len(content) > most:
+        raise error(f"expected {expected} of at most {most >> 20} MB, got {path} with more")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as problem:
@@ -155,12 +161,15 @@ def read_json(path: Path, expected: str = "a JSON file", error: type[SecateurErr
 def parse_json(text: str, source: str, error: type[SecateurError] = SecateurError) -> Given:
     """Return what a text in JSON holds.
 
-    No name stands twice in an object, no text has half of a character, and nothing is nested 100 deep.
+    No name stands twice in an object, no text has half of a character, nothing is nested 100 deep, and there
+    are not millions of values.
 
     Raises:
         SecateurError: As ``error``, when it is no such text.
     """
     try:
+        if text.count(",") >= _MOST_VALUES:  # before memory is taken for them
+            raise ValueError(f"there are more than {_MOST_VALUES:,} values")
         value = json.loads(text, object_pairs_hook=_object)
         if _HALF_CHARACTER.search(text):
             json.dumps(value, ensure_ascii=False).encode()
@@ -171,7 +180,7 @@ def parse_json(text: str, source: str, error: type[SecateurError] = SecateurErro
         what = "a text has half of a character, which cannot be written"
     except RecursionError:
         what = _TOO_DEEP
-    except ValueError as problem:  # a name twice, or a number with thousands of digits
+    except ValueError as problem:  # too many values, a name twice, or a number with thousands of digits
         what = str(problem).partition(";")[0]
     else:
         return Given(value, source, error)
@@ -184,7 +193,7 @@ def read_toml(path: Path, section: str, error: type[SecateurError] = SecateurErr
     Raises:
         SecateurError: As ``error``, when the file is missing, is not TOML or lacks the section.
     """
-    text = read_text(path, "a TOML file", error)
+    text = read_text(path, "a TOML file", error, _MOST_SETTINGS)
     try:
         content = tomllib.loads(text)
         _check_depth(content)
