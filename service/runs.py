@@ -109,7 +109,7 @@ def run_seeds(
     Raises:
         SecateurError: As ``run_search``.
     """
-    from .run_claim import same_run
+    from .run_claim import same_run, unmade
     from .search_run import Listener, search_all
 
     chosen = settings_of(calibration, settings)
@@ -118,6 +118,7 @@ def run_seeds(
         raise SecateurError(f"expected at least 1 seed, got {seeds}")
     if folder.is_run:
         raise SecateurError(f"expected a folder for runs of several seeds, got {out}, which is a run itself")
+    folder.check_links()
     for run in folder.seeds:
         if {*same_run(chosen, SearchSettings.load(run.settings_file))} - {"seed"}:
             raise SecateurError(
@@ -132,7 +133,8 @@ def run_seeds(
         )
     each = range(chosen.seed, chosen.seed + seeds)
     runs = {folder.of_seed(seed).path: chosen.model_copy(update={"seed": seed}) for seed in each}
-    search_all(runs, listener, cluster, is_resumed=False)
+    with unmade(map(RunFolder, runs)):
+        search_all(runs, listener, cluster, is_resumed=False)
     return Runs([open_run(path) for path in runs])
 
 
@@ -164,5 +166,6 @@ def resume(
         SecateurError: When the folder holds no run, or its calibration or model is another one.
     """
     place = RunFolder(folder_of(folder))
+    place.check_links()
     found = continue_runs(place.seeds or (place,), listener, cluster, budget, calibration, model, plugins)
     return Runs(found) if place.seeds else found[0]

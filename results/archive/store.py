@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import sqlite3
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,8 +21,19 @@ from ...metrics_dsl.errors import SecateurError
 from ...metrics_dsl.expression import Expression
 from ...metrics_dsl.parser import parse
 from ...search.core.candidate import Candidate, Measurement, Part, Stage, Trial
+from . import stored
 from .counts import Counts
-from .database import ArchiveError, connect, explained, lock
+from .database import (
+    ArchiveError,
+    Opened,
+    check_tables,
+    check_to_write,
+    check_unlocked,
+    connect,
+    connect_to_read,
+    explained,
+    lock,
+)
 from .run_folder import RunFolder
 
 SCHEMA = 5
@@ -55,6 +67,13 @@ _MEASURED = '"values", seconds, failure, fingerprint, tokens, worker, attempts'
 _NUMBERS = "layer_errors, parts, sensitivities"
 
 
+_READS_TRIALS = re.compile(r"\b(FROM|JOIN) trials\b")
+_NOT_OF_THE_FILE = (
+    sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY,
+)  # fmt: skip
+
+
 class Store:
     """The SQLite file in a run folder: what is written and read of it, without pandas.
 
@@ -73,22 +92,55 @@ class Store:
         self._lock: IO[str] | None = None
         # Values of objectives that are no column, by what a row says of its trial.
         self.worked_out: dict[str, dict[tuple[Any, ...], float | None]] = {}
-        if write:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = lock(place.lock_file)
-        elif not place.has_archive:
-            raise place.missing()
+        self._is_checked = False
+        self._is_reading = False
         try:
-            self._db = connect(self._path, _TABLES, write=write)
-            self._check_version(write)
+            if write:
+                check_to_write(self._path, place.lock_file, _TABLES)  # before anything is made
+                self.folder.mkdir(parents=True, exist_ok=True)
+                self._lock = lock(place.lock_file)
+                self._opened = connect(self._path, _TABLES)
+            elif not place.has_archive:
+                raise place.missing()
+            else:
+                self._opened = self._open()
         except sqlite3.DatabaseError as error:
             self._unlock()
-            if isinstance(error, sqlite3.OperationalError):
-                raise
-            raise ArchiveError(f"{self._path} is not an archive: {error}") from None
+            raise _explained(self._path, error) from None
         except BaseException:
             self._unlock()
             raise
+
+    @staticmethod
+    def check_folder(folder: Path) -> None:
+        """Check that a run folder's archive, which need not be there, can be written; nothing is written.
+
+        Raises:
+            ArchiveError: When another process is writing it, or it is none of ours.
+        """
+        place = RunFolder(folder)
+        check_unlocked(place.lock_file)
+        try:
+            check_to_write(place.archive_file, place.lock_file, _TABLES)
+        except sqlite3.DatabaseError as error:
+            raise _explained(place.archive_file, error) from None
+
+    @property
+    def _db(self) -> sqlite3.Connection:
+        return self._opened.db
+
+    def _open(self) -> Opened:
+        """Open the file for reading."""
+        place = RunFolder(self.folder)
+        opened = connect_to_read(self._path, place.lock_file)
+        try:
+            if not check_tables(opened.db, self._path, _TABLES):
+                raise place.beginning()
+        except BaseException:
+            opened.db.close()
+            raise
+        self._is_checked = False
+        return opened
 
     def __enter__(self) -> Self:
         return self
@@ -98,6 +150,10 @@ class Store:
 
     def close(self) -> None:
         """Close the file and let other writers in."""
+        if self._lock is not None:  # as much as readers let pass, so that the file alone has all of it
+            with contextlib.suppress(sqlite3.Error):
+                self._db.execute("PRAGMA busy_timeout = 100")
+                self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         self._db.close()
         self._unlock()
 
@@ -151,18 +207,22 @@ class Store:
     # Reading ------------------------------------------------------------------------------------
 
     def fact(self, name: str, default: Any = None) -> Any:
-        """Return a fact about the run."""
-        row = self._db.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
-        return default if row is None else json.loads(row[0])
+        """Return a fact about the run.
+
+        Raises:
+            ArchiveError: When it is of another form than it was kept in.
+        """
+        rows = self.rows("SELECT value FROM facts WHERE name = ?", (name,))
+        return stored.fact(name, rows[0][0], f"the fact {name} in {self._path}") if rows else default
 
     def recall(self, key: str, stage: Stage, part: Part, tokens: int = 0) -> Measurement | None:
         """Return what a stage found out about a candidate, if it has been measured."""
-        row = self._db.execute(
+        rows = self.rows(
             f"SELECT {_MEASURED}, {_NUMBERS} FROM measurements "
             "WHERE key = ? AND stage = ? AND part = ? AND of_tokens = ?",
             (key, stage, part, tokens),
-        ).fetchone()
-        return None if row is None else _measurement(stage, row)
+        )
+        return stored.measurement(stage, rows[0], self._what(key)) if rows else None
 
     def trials(self, after: int = 0) -> list[Trial]:
         """Return all trials in the order told, or those that came after so many.
@@ -170,20 +230,41 @@ class Store:
         Raises:
             SecateurError: For a metric that cannot be read, such as one of a plugin that is not in use.
         """
-        rows = self._db.execute(
-            f'SELECT metric, ratios, "group", status, alias_of, stage, {_MEASURED}, {_NUMBERS} '
-            "FROM trials JOIN by_layer USING (key) WHERE number > ? ORDER BY number",
+        rows = self.rows(
+            f'SELECT key, metric, ratios, "group", status, alias_of, stage, {_MEASURED}, {_NUMBERS} '
+            "FROM trials LEFT JOIN by_layer USING (key) WHERE number > ? ORDER BY number",
             (after,),
         )
         return [
             Trial(
-                Candidate(self.metric(metric), tuple(array("d", ratios)), group),
-                _measurement(stage, rest),
+                self._candidate(key, metric, ratios, group),
+                stored.measurement(stage, rest, self._what(key)),
                 status,
                 alias_of,
             )
-            for metric, ratios, group, status, alias_of, stage, *rest in rows
+            for key, metric, ratios, group, status, alias_of, stage, *rest in rows
         ]
+
+    def numbers(self, columns: Sequence[str], keys: Sequence[str]) -> list[tuple[tuple[float, ...], ...]]:
+        """Return numbers of each layer of some candidates, in their order: a tuple a column of ``by_layer``.
+
+        Raises:
+            ArchiveError: When they are missing or are none.
+        """
+        found = {}
+        for some in (keys[i : i + 500] for i in range(0, len(keys), 500)):
+            places = ", ".join("?" * len(some))
+            query = f"SELECT key, {', '.join(columns)} FROM by_layer WHERE key IN ({places})"
+            found.update({key: blobs for key, *blobs in self.rows(query, some)})
+        if missing := next((key for key in keys if key not in found), None):
+            raise ArchiveError(f"expected numbers for {self._what(missing)}, got none")
+        result = [tuple(stored.floats(blob, self._what(key)) for blob in found[key]) for key in keys]
+        if "ratios" in columns:
+            place = list(columns).index("ratios")
+            for key, row in zip(keys, result, strict=True):
+                if not all(0 <= ratio < 1 for ratio in row[place]):
+                    raise ArchiveError(f"expected ratios in [0, 1) for {self._what(key)}, got others")
+        return result
 
     def counts(self) -> Counts:
         """Return what became of the candidates told so far."""
@@ -196,12 +277,26 @@ class Store:
 
         Raises:
             KeyError: When there is none.
-            SecateurError: For a metric that cannot be read.
+            SecateurError: For one that cannot be read.
         """
-        query = 'SELECT metric, ratios, "group" FROM trials JOIN by_layer USING (key) WHERE key = ?'
+        query = 'SELECT metric, ratios, "group" FROM trials LEFT JOIN by_layer USING (key) WHERE key = ?'
         for metric, ratios, group in self.rows(query, (key,)):
-            return Candidate(self.metric(metric), tuple(array("d", ratios)), group)
+            return self._candidate(key, metric, ratios, group)
         raise KeyError(key)
+
+    def _candidate(self, key: str, metric: str, ratios: Any, group: str) -> Candidate:
+        what = self._what(key)
+        expression, numbers = self.metric(metric), stored.floats(ratios, what)
+        try:
+            found = Candidate(expression, numbers, group)
+        except SecateurError as error:
+            raise ArchiveError(f"{what} cannot be read: {error}") from None
+        if found.key != key:
+            raise ArchiveError(f"expected the candidate of that key for {what}, got another; it is damaged")
+        return found
+
+    def _what(self, key: str) -> str:
+        return f"candidate {key[:20]!r} in {self._path}"
 
     def metric(self, text: str) -> Expression:
         """Return a metric of the run.
@@ -221,31 +316,59 @@ class Store:
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[None]:
-        """Read several times from one state of the run, whatever is written meanwhile."""
-        if self._lock is not None or self._db.in_transaction:
+        """Read several times from one state of the run, whatever is written meanwhile.
+
+        Raises:
+            ArchiveError: When a writer came while it was read as one that nobody writes.
+        """
+        if self._lock is not None or self._is_reading:
             yield
             return
+        self._refresh()
         self._db.execute("BEGIN")
+        self._is_reading = True
         try:
             yield
         finally:
+            self._is_reading = False
             self._db.execute("ROLLBACK")
+        if not (self._opened.is_fixed or self._opened.is_current(self._path)):
+            raise ArchiveError(f"{self._path} began to be written while it was read; read it again")
 
     def rows(self, query: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-        """Return the rows of an SQL query; each ``?`` in it stands for a value."""
-        return self._db.execute(query, values).fetchall()
+        """Return the rows of an SQL query; each ``?`` in it stands for a value.
 
-    # Files --------------------------------------------------------------------------------------
+        Raises:
+            ArchiveError: When the file is damaged.
+        """
+        if self._lock is not None or self._is_reading:
+            return self._rows(query, values)
+        with self.reading():
+            return self._rows(query, values)
 
-    def _check_version(self, write: bool) -> None:
-        version = self._db.execute("PRAGMA user_version").fetchone()[0]
-        if version == 0 and not write:
-            raise RunFolder(self.folder).beginning()
-        if version != SCHEMA:
-            raise ArchiveError(
-                f"expected an archive of version {SCHEMA}, got version {version} in {self._path}; "
-                f"{'write to a new run folder' if write else 'read it with the release that wrote it'}"
-            )
+    def _rows(self, query: str, values: Sequence[Any]) -> list[tuple[Any, ...]]:
+        try:
+            if not self._is_checked and _READS_TRIALS.search(query):
+                self._is_checked = True
+                for number, column in self._db.execute(stored.wrong_trials(FIGURES)):
+                    raise ArchiveError(
+                        f"the column {column} of candidate {number!r} in {self._path} holds what no run "
+                        "writes there; the file is damaged"
+                    )
+            return self._db.execute(query, values).fetchall()
+        except sqlite3.DatabaseError as error:
+            raise _explained(self._path, error) from None
+
+    def _refresh(self) -> None:
+        """Open the file anew where it has changed and this would not see it."""
+        if self._opened.is_current(self._path):
+            return
+        try:
+            opened = self._open()
+        except sqlite3.DatabaseError as error:
+            raise _explained(self._path, error) from None
+        self._db.close()
+        self._opened = opened
 
     @contextlib.contextmanager
     def _transaction(self) -> Any:
@@ -264,6 +387,13 @@ class Store:
             self._lock = None
 
 
+def _explained(path: Path, error: sqlite3.DatabaseError) -> Exception:
+    """Return what is wrong with a file; what a disk or a lock does to it stays what it is."""
+    if getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF in _NOT_OF_THE_FILE:
+        return error
+    return ArchiveError(f"{path} is not an archive, or is damaged: {error}")
+
+
 def _floats(values: Sequence[float]) -> bytes:
     return array("d", values).tobytes()
 
@@ -275,12 +405,3 @@ def _figures(m: Measurement) -> tuple[Any, ...]:
 
 def _numbers(m: Measurement) -> tuple[bytes, ...]:
     return _floats(m.layer_errors), _floats(m.parts), _floats(m.sensitivities)
-
-
-def _measurement(stage: Stage, row: Sequence[Any]) -> Measurement:
-    text, seconds, failure, fingerprint, tokens, worker, attempts, *blobs = row
-    values: Mapping[str, float] = json.loads(text)
-    errors, parts, sensitivities = (tuple(array("d", numbers)) for numbers in blobs)
-    return Measurement(
-        stage, errors, values, seconds, failure, fingerprint, tokens, parts, sensitivities, worker, attempts
-    )

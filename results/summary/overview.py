@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from array import array
 from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
@@ -143,12 +142,9 @@ class Overview:
 
     def vectors(self, indices: Sequence[int], column: str = "ratios") -> dict[int, tuple[float, ...]]:
         """Return ``ratios``, ``layer_errors`` or ``sensitivities`` of some rows, in model order."""
-        wanted = dict(zip(self.rows["key"].iloc[list(indices)], map(int, indices), strict=True))
-        places = ", ".join("?" * len(wanted))
-        found = self._archive.rows(
-            f"SELECT key, {column} FROM by_layer WHERE key IN ({places})", list(wanted)
-        )
-        return {wanted[key]: tuple(array("d", blob)) for key, blob in found}
+        keys = list(self.rows["key"].iloc[list(indices)])
+        found = self._archive.numbers([column], keys)
+        return dict(zip(map(int, indices), (numbers for (numbers,) in found), strict=True))
 
     def sensitivities(self) -> tuple[int, tuple[float, ...]] | None:
         """Return the best row whose sensitivities are known, and these in model order."""
