@@ -68,6 +68,9 @@ def check_folder(settings: SearchSettings, run: RunFolder, *, is_resumed: bool =
                 f"{folder} holds a run with another configuration ({'; '.join(changed.values())}); choose "
                 f"another --out, or continue that run with `{shlex.join(words)}`"
             )
+    if run.has_archive:
+        with contextlib.suppress(BeginningError), Archive(folder) as archive:
+            archive.check()
     place = next(p for p in (folder, *folder.absolute().parents) if p.exists())
     if not os.access(place, os.W_OK):
         raise SettingsError(f"expected a folder that can be written for --out, got {folder}")

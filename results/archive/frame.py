@@ -16,7 +16,7 @@ from ...search.core.candidate import STAGES
 from ...search.core.objectives import OBJECTIVES, Objective, density, look_up
 from . import stored
 from .database import ArchiveError, explained
-from .store import FIGURES
+from .stored import FIGURES
 
 if TYPE_CHECKING:
     from .store import Store

@@ -12,7 +12,6 @@ import contextlib
 import json
 import re
 import sqlite3
-from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Self
@@ -36,33 +35,6 @@ from .database import (
 )
 from .run_folder import RunFolder
 
-SCHEMA = 5
-# What tables and fronts read stands in rows of some 300 bytes; the numbers of each layer, ten times as long,
-# stand apart, so that a hundred thousand candidates are read in a second.
-FIGURES = ("kl", "kl_rung", "layer_error", "model_error", "perplexity", "sparsity")
-_STORED = ", ".join(
-    f"{name} REAL GENERATED ALWAYS AS (json_extract(\"values\", '$.{name}')) STORED" for name in FIGURES
-)
-_TABLES = f"""
-PRAGMA user_version = {SCHEMA};
-CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE measurements (
-    key TEXT NOT NULL, stage TEXT NOT NULL, part TEXT NOT NULL, of_tokens INTEGER NOT NULL,
-    "values" TEXT NOT NULL, seconds REAL NOT NULL, failure TEXT NOT NULL, fingerprint TEXT NOT NULL,
-    tokens INTEGER NOT NULL, worker TEXT NOT NULL, attempts INTEGER NOT NULL,
-    layer_errors BLOB NOT NULL, parts BLOB NOT NULL, sensitivities BLOB NOT NULL,
-    PRIMARY KEY (key, stage, part, of_tokens));
-CREATE INDEX holdout ON measurements (key) WHERE part = 'holdout';
-CREATE TABLE trials (
-    number INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE, status TEXT NOT NULL, alias_of TEXT NOT NULL,
-    metric TEXT NOT NULL, "group" TEXT NOT NULL, size INTEGER NOT NULL, ratio_min REAL, ratio_max REAL,
-    stage TEXT NOT NULL, "values" TEXT NOT NULL, seconds REAL NOT NULL, failure TEXT NOT NULL,
-    fingerprint TEXT NOT NULL, tokens INTEGER NOT NULL, worker TEXT NOT NULL, attempts INTEGER NOT NULL,
-    {_STORED});
-CREATE TABLE by_layer (
-    key TEXT PRIMARY KEY, ratios BLOB NOT NULL, layer_errors BLOB NOT NULL, parts BLOB NOT NULL,
-    sensitivities BLOB NOT NULL);
-"""
 _MEASURED = '"values", seconds, failure, fingerprint, tokens, worker, attempts'
 _NUMBERS = "layer_errors, parts, sensitivities"
 
@@ -96,10 +68,10 @@ class Store:
         self._is_reading = False
         try:
             if write:
-                check_to_write(self._path, place.lock_file, _TABLES)  # before anything is made
+                check_to_write(self._path, place.lock_file, stored.TABLES)  # before anything is made
                 self.folder.mkdir(parents=True, exist_ok=True)
                 self._lock = lock(place.lock_file)
-                self._opened = connect(self._path, _TABLES)
+                self._opened = connect(self._path, stored.TABLES)
             elif not place.has_archive:
                 raise place.missing()
             else:
@@ -121,7 +93,7 @@ class Store:
         place = RunFolder(folder)
         check_unlocked(place.lock_file)
         try:
-            check_to_write(place.archive_file, place.lock_file, _TABLES)
+            check_to_write(place.archive_file, place.lock_file, stored.TABLES)
         except sqlite3.DatabaseError as error:
             raise _explained(place.archive_file, error) from None
 
@@ -134,7 +106,7 @@ class Store:
         place = RunFolder(self.folder)
         opened = connect_to_read(self._path, place.lock_file)
         try:
-            if not check_tables(opened.db, self._path, _TABLES):
+            if not check_tables(opened.db, self._path, stored.TABLES):
                 raise place.beginning()
         except BaseException:
             opened.db.close()
@@ -171,11 +143,13 @@ class Store:
             (
                 t.candidate.key, t.status, t.alias_of, str(t.candidate.metric), t.candidate.group,
                 t.candidate.metric.size, min(t.candidate.ratios, default=None),
-                max(t.candidate.ratios, default=None), t.measurement.stage, *_figures(t.measurement),
+                max(t.candidate.ratios, default=None), t.measurement.stage, *stored.figures(t.measurement),
             )
             for t in trials
         ]  # fmt: skip
-        layers = [(t.candidate.key, _floats(t.candidate.ratios), *_numbers(t.measurement)) for t in trials]
+        layers = [
+            (t.candidate.key, stored.blob(t.candidate.ratios), *stored.numbers(t.measurement)) for t in trials
+        ]
         with self._transaction():
             if keep_first is not None:
                 later = "SELECT key FROM trials WHERE number > ?"
@@ -191,7 +165,7 @@ class Store:
 
     def record(self, measured: Iterable[tuple[Candidate, Measurement]], part: Part, tokens: int = 0) -> None:
         """Keep what was just measured on ``tokens`` tokens of a part, 0 being all, in one transaction."""
-        rows = [(c.key, m.stage, part, tokens, *_figures(m), *_numbers(m)) for c, m in measured]
+        rows = [(c.key, m.stage, part, tokens, *stored.figures(m), *stored.numbers(m)) for c, m in measured]
         with self._transaction():
             self._db.executemany(f"INSERT OR IGNORE INTO measurements VALUES ({', '.join('?' * 14)})", rows)
 
@@ -296,7 +270,7 @@ class Store:
         return found
 
     def _what(self, key: str) -> str:
-        return f"candidate {key[:20]!r} in {self._path}"
+        return f"candidate {str(key)[:20]!r} in {self._path}"
 
     def metric(self, text: str) -> Expression:
         """Return a metric of the run.
@@ -307,7 +281,29 @@ class Store:
         try:
             return parse(text)
         except SecateurError as error:
-            raise explained(self.folder, self.fact("plugins", []), error) from None
+            said = explained(self.folder, self.fact("plugins", []), error)
+            if said is error:
+                said = ArchiveError(f"the metric {text[:60]!r} in {self._path} cannot be read: {error}")
+            raise said from None
+
+    def check(self) -> None:
+        """Read all there is, so that what is damaged is known before more is written.
+
+        Raises:
+            SecateurError: For the first that cannot be read.
+        """
+        with self.reading():
+            for (name,) in self.rows("SELECT name FROM facts"):
+                self.fact(name)
+            self.trials()
+            query = f"SELECT key, stage, part, {_MEASURED}, {_NUMBERS} FROM measurements"
+            try:
+                for key, stage, part, *row in self._db.execute(query):
+                    if not all(isinstance(cell, str) for cell in (key, stage, part)):
+                        raise ArchiveError(f"expected texts for {self._what(key)}, got others")
+                    stored.measurement(stage, row, self._what(key))
+            except sqlite3.DatabaseError as error:
+                raise _explained(self._path, error) from None
 
     @property
     def objectives(self) -> list[str]:
@@ -350,7 +346,7 @@ class Store:
         try:
             if not self._is_checked and _READS_TRIALS.search(query):
                 self._is_checked = True
-                for number, column in self._db.execute(stored.wrong_trials(FIGURES)):
+                for number, column in self._db.execute(stored.wrong_trials()):
                     raise ArchiveError(
                         f"the column {column} of candidate {number!r} in {self._path} holds what no run "
                         "writes there; the file is damaged"
@@ -392,16 +388,3 @@ def _explained(path: Path, error: sqlite3.DatabaseError) -> Exception:
     if getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF in _NOT_OF_THE_FILE:
         return error
     return ArchiveError(f"{path} is not an archive, or is damaged: {error}")
-
-
-def _floats(values: Sequence[float]) -> bytes:
-    return array("d", values).tobytes()
-
-
-def _figures(m: Measurement) -> tuple[Any, ...]:
-    values = json.dumps(dict(m.values), allow_nan=False)
-    return values, m.seconds, m.failure, m.fingerprint, m.tokens, m.worker, m.attempts
-
-
-def _numbers(m: Measurement) -> tuple[bytes, ...]:
-    return _floats(m.layer_errors), _floats(m.parts), _floats(m.sensitivities)

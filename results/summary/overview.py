@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 
 from ...metrics_dsl.operators import LEAVES, OPERATORS
-from ...metrics_dsl.parser import parse
 from ...search.core import defaults
 from ...search.core.candidate import Layer
 from ..archive.archive import Archive
@@ -161,7 +160,7 @@ class Overview:
         Shares, 0 to 1: of all fully measured metrics, and of their best quarter by the first objective.
         """
         measured = self.decided.sort_values(self.objectives[0], kind="stable").drop_duplicates("metric")
-        metrics = [parse(text) for text in measured["metric"]]
+        metrics = [self._archive.metric(text) for text in measured["metric"]]
         counts = [metric.operators | metric.leaves for metric in metrics]
         quarter = counts[: max(1, len(counts) // 4)]
         every, best = (Counter(word for words in some for word in words) for some in (counts, quarter))
