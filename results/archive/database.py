@@ -23,7 +23,7 @@ from ...metrics_dsl.errors import SecateurError
 from ...metrics_dsl.plugins import lacking
 
 _TRIES = 5
-_MOST_BYTES = 1 << 26  # of one value: numbers of millions of layers
+_MOST_BYTES = 1 << 26  # of one value, numbers of millions of layers, or of a database that is read whole
 _LONGEST = 400  # characters of what a lock says
 _OWNER = re.compile(r"process (\d+) on (.+)")
 _BETWEEN_MACHINES = ("nfs", "nfs4", "cifs", "smb3", "lustre", "gpfs", "beegfs", "ceph", "afs")
@@ -114,8 +114,8 @@ def connect_to_read(path: Path, lock_file: Path) -> Opened:
     """Open a database for reading, and leave nothing beside it.
 
     SQLite makes files for readers and writers to agree by, and cannot remove them again when it may only
-    read. So a database that nobody writes is opened as one that does not change, or as a copy where a writer
-    was killed, for then some of it stands in the file beside.
+    read. So a database that nobody writes is read into memory, or if it is large opened as one that does not
+    change; and copied where a writer was killed, for then some of it stands in the file beside.
 
     Args:
         path: The file.
@@ -132,8 +132,13 @@ def connect_to_read(path: Path, lock_file: Path) -> Opened:
                 return Opened(_reader(path, "mode=ro"), shared_by(path))
         # From here on nobody writes, or the folder has no place for what readers and writers share.
         wal = _stat(beside(path)[0])
-        is_fixed = is_live or not _is_wal(path) or bool(wal and wal.st_size)
-        db = _copied(path) if is_fixed else _reader(path, "immutable=1")
+        is_fixed = True
+        if is_live or not _is_wal(path) or (wal and wal.st_size):
+            db = _copied(path)
+        elif path.stat().st_size <= _MOST_BYTES:
+            db = _in_memory(path)
+        else:
+            db, is_fixed = _reader(path, "immutable=1"), False
         if state_of(path) == state and (is_live or not is_locked(lock_file)):
             return Opened(db, state, is_whole=True, is_fixed=is_fixed)
         db.close()
@@ -142,15 +147,15 @@ def connect_to_read(path: Path, lock_file: Path) -> Opened:
 
 def _reader(path: Path, how: str) -> sqlite3.Connection:
     address = f"{path.resolve().as_uri()}?{how}"
-    db = sqlite3.connect(address, uri=True, timeout=30, isolation_level=None)
-    try:
-        _limit(db)
-        db.execute("PRAGMA query_only = ON")
-        db.execute("SELECT count(*) FROM sqlite_master")
-    except BaseException:
-        db.close()
-        raise
-    return db
+    return _reading(sqlite3.connect(address, uri=True, timeout=30, isolation_level=None))
+
+
+def _in_memory(path: Path) -> sqlite3.Connection:
+    content = bytearray(path.read_bytes())
+    content[18:20] = b"\1\1"  # with no file beside it
+    db = sqlite3.connect(":memory:", isolation_level=None)
+    db.deserialize(bytes(content))
+    return _reading(db)
 
 
 def _copied(path: Path) -> sqlite3.Connection:
@@ -161,16 +166,21 @@ def _copied(path: Path) -> sqlite3.Connection:
         for place in (path, wal, journal):
             if place.is_file():
                 shutil.copyfile(place, copy.with_name(place.name))
-        db = sqlite3.connect(copy, isolation_level=None)
-        try:
-            _limit(db)
-            db.execute("PRAGMA journal_mode = DELETE")  # takes over what stands beside it
-            db.execute("PRAGMA query_only = ON")
-            db.execute("SELECT count(*) FROM sqlite_master")
-        except BaseException:
-            db.close()
-            raise
-        return db
+        # Takes over what stands beside it.
+        return _reading(sqlite3.connect(copy, isolation_level=None), "PRAGMA journal_mode = DELETE")
+
+
+def _reading(db: sqlite3.Connection, first: str = "") -> sqlite3.Connection:
+    """Return a connection that can only read, or close it where it cannot."""
+    try:
+        _limit(db)
+        db.execute(first).fetchall()
+        db.execute("PRAGMA query_only = ON")
+        db.execute("SELECT count(*) FROM sqlite_master")
+    except BaseException:
+        db.close()
+        raise
+    return db
 
 
 def _limit(db: sqlite3.Connection) -> None:

@@ -24,7 +24,7 @@ from .tables import candidates, compared, figures, funnel, pairs, ratios_text, s
 _BEST = 20  # rules in the table of a run with one objective
 # How a page of ``html.document`` begins, by which an earlier report is known.
 _MARK = re.compile(
-    rb'<!doctype html>\s*<html lang="en"><head>(<meta [^<>]*>)*<meta name="generator" content="secateur">'
+    rb'<!DOCTYPE html>\s*<html lang="en"><head>(<meta [^<>]*>)*<meta name="generator" content="secateur">'
 )
 _REPORT = Output(
     "a file to write, new or an earlier report", replaces=lambda file: bool(_MARK.match(file.read(4096)))
