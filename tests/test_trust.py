@@ -1,5 +1,6 @@
 """Files that are not ours: none is replaced, written through a link, left behind, or believed."""
 
+import contextlib
 import fcntl
 import hashlib
 import os
@@ -19,6 +20,7 @@ from secateur.results.archive.snapshot import snapshot
 from secateur.results.export.exporters import EXPORTERS
 from secateur.results.report.plot import PICTURES, write_plot
 from secateur.results.report.report import write_report
+from secateur.service.run import Run
 from support import in_process
 
 NAMES = ("archive.sqlite", "archive.sqlite-wal", "archive.sqlite-shm", "archive.sqlite-journal")
@@ -80,7 +82,7 @@ def foreign(suffix):
     yield (
         "a page",
         lambda p: p.write_text(
-            '<!DOCTYPE html><html lang="en"><head><title>on <meta name="generator" content="secateur"></title>'
+            '<!DOCTYPE html><html lang="en"><head><title><meta name="generator" content="secateur">'
         ),
     )
     yield (
@@ -364,21 +366,28 @@ def test_a_run_without_its_measurements_is_called_what_it_is(tmp_path):
 # Damage ----------------------------------------------------------------------------------------
 
 CELLS = (
-    "NULL", "''", "'x'", "x'010203'", "x'ff'", "CAST(x'ff' AS TEXT)", "-1", "9e999", "-9e999", "1.5", "'1e400'", "'[1]'",
-    "'{\"kl\": \"low\"}'", "'{\"kl\": 1e999}'", "9223372036854775807", "zeroblob(8000)", "'[' || hex(zeroblob(99)) || ']'",
-    "replace(hex(zeroblob(3000)), '0', '[')", "'null'", "x'000000000000f87f000000000000f87f'",
+    "NULL", "''", "'x'", "x'010203'", "x'ff'", "CAST(x'ff' AS TEXT)", "-1", "9e999", "-9e999", "1.5",
+    "'1e400'", "'[1]'", "'{\"kl\": \"low\"}'", "'{\"kl\": 1e999}'", "9223372036854775807", "zeroblob(8000)",
+    "'[' || hex(zeroblob(99)) || ']'", "replace(hex(zeroblob(3000)), '0', '[')", "'null'",
+    "x'000000000000f87f000000000000f87f'",
+)  # fmt: skip
+
+
+READS = (
+    Archive.frame, Archive.front, Archive.trials, Archive.layers, Archive.history, Archive.check,
+    lambda archive: Run(archive.folder).candidate(),
 )  # fmt: skip
 
 
 def read_or_refuse(run, tmp_path):
-    try:
-        read_all(run, tmp_path)
-    except (SecateurError, sqlite3.OperationalError):
-        pass
-    for command in (["front", run], ["report", run, "-o", tmp_path / "b.html"], ["watch", run]):
-        done = in_process(*command)
+    """Read it in each way by itself, for what refuses a cell hides it from what comes after."""
+    for read in READS:
+        with contextlib.suppress(SecateurError, sqlite3.OperationalError), Archive(run) as archive:
+            read(archive)
+    for command, *more in (("report", "-o", tmp_path / "b.html"), ("watch",)):
+        done = in_process(command, run, *more)
         assert done.returncode in (0, 2), done.stderr
-        assert "bug" not in done.stderr, done.stderr
+        assert len(done.stderr.splitlines()) == 1, done.stderr
 
 
 def test_whatever_stands_in_a_cell_is_read_or_refused_in_a_sentence(made, tmp_path):
@@ -388,8 +397,8 @@ def test_whatever_stands_in_a_cell_is_read_or_refused_in_a_sentence(made, tmp_pa
                   for t in ("facts", "trials", "measurements", "by_layer")}  # fmt: skip
         facts = [name for (name,) in db.execute("SELECT name FROM facts")]
     places = [(t, c) for t, columns in tables.items() for c in columns if (t, c) != ("facts", "value")]
-    cases = [(t, c, draw.choice(CELLS), "1") for t, c in places for _ in range(2)]
-    cases += [("facts", "value", draw.choice(CELLS), f"name = '{name}'") for name in facts for _ in range(3)]
+    cases = [(t, c, draw.choice(CELLS), "1") for t, c in places]
+    cases += [("facts", "value", draw.choice(CELLS), f"name = '{name}'") for name in facts]
     for number, (table, column, cell, where) in enumerate(cases):
         run = shutil.copytree(made / "run", tmp_path / f"run{number}")
         db = sqlite3.connect(run / "archive.sqlite")
@@ -418,11 +427,7 @@ def test_bytes_that_changed_are_read_or_refused_in_a_sentence(made, tmp_path):
         )
         before = state(run)
         read_or_refuse(run, tmp_path)
-        with (
-            pytest.raises(SecateurError)
-            if number % 5 == 9
-            else __import__("contextlib").suppress(SecateurError)
-        ):
+        with contextlib.suppress(SecateurError):
             Archive.check_folder(run)
         assert state(run) == before
         shutil.rmtree(run)
@@ -459,8 +464,9 @@ def test_a_candidate_that_was_changed_is_not_exported(run, tmp_path):
 
 @pytest.mark.parametrize(
     "where",
-    ["@__import__('os').system('touch pwned')", "kl.__class__.__mro__", "@pd.io", "kl.to_csv('pwned')", "kl <",
-     "metric.str.__class__", "nosuch > 1", "kl + 1", 3, "(" * 5000 + "kl" + ")" * 5000, "kl.map(print)"],
+    ["@__import__('os').system('touch pwned')", "kl.__class__.__mro__", "@pd.io", "kl.to_csv('pwned')",
+     "kl <", "metric.str.__class__", "nosuch > 1", "kl + 1", 3, "(" * 5000 + "kl" + ")" * 5000,
+     "kl.map(print)"],
 )  # fmt: skip
 def test_a_condition_runs_no_code(where, run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -485,7 +491,7 @@ def test_a_start_that_fails_leaves_no_folder_but_those_of_others(tiny_calibratio
     for out in (tmp_path / "mine", tmp_path / "new" / "deep" / "run"):
         with pytest.raises(SecateurError, match="nothing works today"):
             secateur.run_search(
-                tiny_calibration, out, budget=2, stage="screen", objectives="layer_error,size"
+                tiny_calibration, out, budget=12, stage="screen", objectives="layer_error,size"
             )
     assert (tmp_path / "mine").is_dir()
     assert not (tmp_path / "new").exists()
@@ -494,8 +500,8 @@ def test_a_start_that_fails_leaves_no_folder_but_those_of_others(tiny_calibratio
 def test_only_our_names_go_when_a_run_that_measured_nothing_is_begun_anew(tiny_calibration, tmp_path):
     options = {"stage": "screen", "objectives": "layer_error,size"}
     out = tmp_path / "run"
-    secateur.run_search(tiny_calibration, out, budget=2, **options)
+    secateur.run_search(tiny_calibration, out, budget=12, **options)
     (out / "archive.sqlite").rename(out / "archive.sqlite.bak")
     Archive(out, write=True).close()
-    secateur.run_search(tiny_calibration, out, budget=3, sparsity=0.4, **options)
+    secateur.run_search(tiny_calibration, out, budget=12, sparsity=0.4, **options)
     assert (out / "archive.sqlite.bak").exists()

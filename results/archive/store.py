@@ -40,6 +40,7 @@ _NUMBERS = "layer_errors, parts, sensitivities"
 
 
 _READS_TRIALS = re.compile(r"\b(FROM|JOIN) trials\b")
+_ERRORS = (sqlite3.Error, UnicodeDecodeError, OverflowError)  # messages quote what is damaged
 _NOT_OF_THE_FILE = (
     sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR,
     sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY,
@@ -76,7 +77,7 @@ class Store:
                 raise place.missing()
             else:
                 self._opened = self._open()
-        except sqlite3.DatabaseError as error:
+        except _ERRORS as error:
             self._unlock()
             raise _explained(self._path, error) from None
         except BaseException:
@@ -94,7 +95,7 @@ class Store:
         check_unlocked(place.lock_file)
         try:
             check_to_write(place.archive_file, place.lock_file, stored.TABLES)
-        except sqlite3.DatabaseError as error:
+        except _ERRORS as error:
             raise _explained(place.archive_file, error) from None
 
     @property
@@ -311,7 +312,7 @@ class Store:
                     if not all(isinstance(cell, str) for cell in (key, stage, part)):
                         raise ArchiveError(f"expected texts for {self._what(key)}, got others")
                     stored.measurement(stage, row, self._what(key))
-            except sqlite3.DatabaseError as error:
+            except _ERRORS as error:
                 raise _explained(self._path, error) from None
 
     @property
@@ -361,7 +362,7 @@ class Store:
                         "writes there; the file is damaged"
                     )
             return self._db.execute(query, values).fetchall()
-        except sqlite3.DatabaseError as error:
+        except _ERRORS as error:
             raise _explained(self._path, error) from None
 
     def _refresh(self) -> None:
@@ -370,7 +371,7 @@ class Store:
             return
         try:
             opened = self._open()
-        except sqlite3.DatabaseError as error:
+        except _ERRORS as error:
             raise _explained(self._path, error) from None
         self._db.close()
         self._opened = opened
@@ -392,7 +393,7 @@ class Store:
             self._lock = None
 
 
-def _explained(path: Path, error: sqlite3.DatabaseError) -> Exception:
+def _explained(path: Path, error: Exception) -> Exception:
     """Return what is wrong with a file; what a disk or a lock does to it stays what it is."""
     if getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF in _NOT_OF_THE_FILE:
         return error
