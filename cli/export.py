@@ -10,6 +10,7 @@ import typer
 from .options import (
     DEVICE,
     DTYPE,
+    FORCE,
     GROUP,
     JSON,
     MODEL,
@@ -55,6 +56,7 @@ def export(
     device: Annotated[str | None, DEVICE] = None,
     dtype: Annotated[str | None, DTYPE] = None,
     threads: Annotated[int | None, THREADS] = None,
+    force: Annotated[bool, FORCE] = False,
     plugins: Annotated[list[Path] | None, PLUGINS] = None,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
@@ -65,7 +67,7 @@ def export(
     from ..results.export.exporters import EXPORTERS
     from ..service.exchange import export as write
 
-    write(run, key, to=to, out=out, model=model, device=device, dtype=dtype, threads=threads)
+    write(run, key, to=to, out=out, model=model, device=device, dtype=dtype, threads=threads, force=force)
     if as_json:
         print_json({"run": str(run), "key": key, "to": to, "out": str(out)})
         return
@@ -113,6 +115,7 @@ def import_file(
         ),
     ] = None,
     group: Annotated[str, GROUP] = "row",
+    force: Annotated[bool, FORCE] = False,
     plugins: Annotated[list[Path] | None, PLUGINS] = None,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
@@ -122,7 +125,14 @@ def import_file(
     from ..service.exchange import import_rule
 
     found = import_rule(
-        file, out, layers=layers, metric=metric, sparsity=sparsity, weights_diff=weights_diff, group=group
+        file,
+        out,
+        layers=layers,
+        metric=metric,
+        sparsity=sparsity,
+        weights_diff=weights_diff,
+        group=group,
+        force=force,
     )
     if isinstance(found, Expression):
         if as_json:

@@ -35,6 +35,9 @@ app = typer.Typer(
 )
 DIR = typer.Argument(help="A calibration folder.", show_default=False)
 RUN = typer.Argument(help="A run folder.", show_default=False)
+FORCE = typer.Option(
+    "--force", help="Replace a file that is there, whatever it is; never one of a run or calibration."
+)
 JSON = typer.Option("--json", help="Print the result as JSON.")
 MODEL = typer.Option(
     help="Load the model from here instead of where it was calibrated.", rich_help_panel=MACHINE

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .options import JSON, PLUGINS, RUN, command, next_step, print_json, rule_of
+from .options import FORCE, JSON, PLUGINS, RUN, command, next_step, print_json, rule_of
 from .sections import LOOK, USUAL
 
 
@@ -23,13 +23,14 @@ def report(
             rich_help_panel=USUAL,
         ),
     ] = Path("report.html"),
+    force: Annotated[bool, FORCE] = False,
     plugins: Annotated[list[Path] | None, PLUGINS] = None,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Write a run's report: one HTML file that opens offline."""
     from ..service.reporting import report as write
 
-    written = write(run, out)
+    written = write(run, out, force=force)
     size = written.stat().st_size
     if as_json:
         print_json({"run": str(run), "report": str(written), "bytes": size})
@@ -46,19 +47,20 @@ def plot(
         typer.Option(
             "--out",
             "-o",
-            help="The .svg, .png or .pdf file to write.",
+            help="The .svg, .png or .pdf file to write; an older one is replaced.",
             show_default=False,
             rich_help_panel=USUAL,
         ),
     ],
     kind: Annotated[str, typer.Option(help="front, history or ratios.", rich_help_panel=USUAL)] = "front",
+    force: Annotated[bool, FORCE] = False,
     plugins: Annotated[list[Path] | None, PLUGINS] = None,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Draw one picture of a run, for a paper or slides."""
     from ..service.reporting import plot as write
 
-    written = write(run, out, kind)
+    written = write(run, out, kind, force=force)
     if as_json:
         print_json({"run": str(run), "kind": kind, "plot": str(written), "bytes": written.stat().st_size})
         return

@@ -8,7 +8,18 @@ from typing import Annotated
 
 import typer
 
-from .options import JSON, PLUGINS, RUN, command, next_step, print_comparison, print_json, print_run, rule_of
+from .options import (
+    FORCE,
+    JSON,
+    PLUGINS,
+    RUN,
+    command,
+    next_step,
+    print_comparison,
+    print_json,
+    print_run,
+    rule_of,
+)
 from .sections import LOOK, TAKE_AWAY, USUAL
 
 
@@ -81,16 +92,21 @@ def snapshot(
     out: Annotated[
         Path,
         typer.Option(
-            "--out", "-o", help="The Parquet file to write.", show_default=False, rich_help_panel=USUAL
+            "--out",
+            "-o",
+            help="The Parquet file to write; an older one is replaced.",
+            show_default=False,
+            rich_help_panel=USUAL,
         ),
     ],
+    force: Annotated[bool, FORCE] = False,
     plugins: Annotated[list[Path] | None, PLUGINS] = None,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Write a run's candidates as one Parquet file."""
     from ..service.reporting import snapshot as write
 
-    path = write(run, out)
+    path = write(run, out, force=force)
     if as_json:
         print_json({"snapshot": str(path), "bytes": path.stat().st_size})
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,15 @@ if TYPE_CHECKING:
 _OF_THE_MODEL = ("model", "device", "dtype", "threads")
 
 
-def export(run: str | Path | HasFolder, key: str = "", *, to: str, out: str | Path, **options: Any) -> Path:
+def export(
+    run: str | Path | HasFolder,
+    key: str = "",
+    *,
+    to: str,
+    out: str | Path,
+    force: bool = False,
+    **options: Any,
+) -> Path:
     """Write a run, or one of its candidates, in another form, and return its path.
 
     The model is loaded for masks alone, as the run had it where no option says otherwise.
@@ -40,6 +49,7 @@ def export(run: str | Path | HasFolder, key: str = "", *, to: str, out: str | Pa
             of the whole run.
         to: A name of ``EXPORTERS``.
         out: The file or folder to write, which must not exist.
+        force: Replace a file that is there, unless it is of a run or a calibration.
         options: For masks alone: ``model``, ``device``, ``dtype`` and ``threads``, as in ``SearchSettings``.
 
     Raises:
@@ -53,7 +63,7 @@ def export(run: str | Path | HasFolder, key: str = "", *, to: str, out: str | Pa
         raise SecateurError(f"expected {next(iter(chosen))} with masks alone, which need the model; got {to}")
     folder = folder_of(run)
     masks = _masks(folder, key, chosen) if to == "masks" else None
-    return write(folder, key, to=to, out=out, masks=masks)
+    return write(folder, key, to=to, out=out, masks=masks, force=force)
 
 
 def _masks(folder: Path, key: str, changes: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
@@ -86,6 +96,7 @@ def import_rule(
     sparsity: float | None = None,
     weights_diff: float | None = None,
     group: str = "row",
+    force: bool = False,
 ) -> Expression | CandidateRecord:
     """Read what another search found: a metric, or a candidate for the layers of a model.
 
@@ -97,6 +108,7 @@ def import_rule(
         sparsity: The ratio of all layers for a tree, of level 0 for levels.
         weights_diff: Weights that a level removes more.
         group: The weights that compete, ``row`` or ``layer``.
+        force: Replace a file that is there, unless it is of a run or a calibration.
 
     Returns:
         The metric of a tree without ``out``, else what was written.
@@ -137,7 +149,7 @@ def import_rule(
             ratios = to_columns(ratios, layers_there, float(weights @ ratios / weights.sum()))
         candidate = Candidate(chosen, ratios, group)
     record = CandidateRecord(candidate, layers_there, provenance={"imported_from": file.name})
-    with whole(out, EXPORT) as path:
+    with whole(out, replace(EXPORT, force=force)) as path:
         write_json(record, path)
     return record
 

@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     import pandas
 
 
-def report(run: str | Path | HasFolder, path: str | Path) -> Path:
+def report(run: str | Path | HasFolder, path: str | Path, *, force: bool = False) -> Path:
     """Write a run's report: one HTML file that opens offline, also while the run goes on.
+
+    An earlier report gives way, with ``force`` any file that is of no run or calibration.
 
     Raises:
         SecateurError: When there is no run, or the path cannot become a file.
@@ -23,11 +25,13 @@ def report(run: str | Path | HasFolder, path: str | Path) -> Path:
     from ..results.report.report import write_report
 
     with Archive(folder_of(run)) as archive:
-        return write_report(archive, path)
+        return write_report(archive, path, force=force)
 
 
-def plot(run: str | Path | HasFolder, path: str | Path, kind: str = "front") -> Path:
+def plot(run: str | Path | HasFolder, path: str | Path, kind: str = "front", *, force: bool = False) -> Path:
     """Write one picture of a run, ``front``, ``history`` or ``ratios``, as SVG, PNG or PDF.
+
+    An earlier picture gives way, with ``force`` any file that is of no run or calibration.
 
     Raises:
         SecateurError: For an unknown kind or suffix, or when the run has nothing to draw yet.
@@ -35,11 +39,13 @@ def plot(run: str | Path | HasFolder, path: str | Path, kind: str = "front") -> 
     from ..results.report.plot import write_plot
 
     with Archive(folder_of(run)) as archive:
-        return write_plot(archive, kind, path)
+        return write_plot(archive, kind, path, force=force)
 
 
-def snapshot(run: str | Path | HasFolder, path: str | Path) -> Path:
+def snapshot(run: str | Path | HasFolder, path: str | Path, *, force: bool = False) -> Path:
     """Write a run's candidates as one Parquet file, also while it runs.
+
+    An earlier snapshot gives way, with ``force`` any file that is of no run or calibration.
 
     Raises:
         SecateurError: When there is no run, or the path is a folder.
@@ -47,7 +53,7 @@ def snapshot(run: str | Path | HasFolder, path: str | Path) -> Path:
     from ..results.archive.snapshot import snapshot as write
 
     with Archive(folder_of(run)) as archive:
-        return write(archive, path)
+        return write(archive, path, force=force)
 
 
 def compare(*runs: str | Path | HasFolder | Sequence[str | Path | HasFolder]) -> pandas.DataFrame:

@@ -159,11 +159,11 @@ class Run:
 
     # Taking away --------------------------------------------------------------------------------
 
-    def report(self, path: str | Path) -> Path:
+    def report(self, path: str | Path, *, force: bool = False) -> Path:
         """Write the run's report: one HTML file that opens offline."""
         from .reporting import report
 
-        return report(self, path)
+        return report(self, path, force=force)
 
     def export(self, key: str | None = None, *, to: str, out: str | Path, **options: Any) -> Path:
         """Write a candidate, by default the best, or the whole run; see ``secateur.export``."""
@@ -241,16 +241,18 @@ def run_search(
         SecateurError: When settings, calibration, model or run folder do not fit; nothing is written.
         KeyboardInterrupt: When interrupted; all that was measured is in the archive.
     """
+    from .run_claim import unmade
     from .search_run import Listener, search_all
 
     chosen = settings_of(calibration, settings)
-    search_all(
-        {Path(out): chosen},
-        listener or Listener(),
-        cluster,
-        is_resumed=False,
-        trust_remote_code=trust_remote_code,
-    )
+    with unmade([RunFolder(Path(out))]):
+        search_all(
+            {Path(out): chosen},
+            listener or Listener(),
+            cluster,
+            is_resumed=False,
+            trust_remote_code=trust_remote_code,
+        )
     return open_run(out)
 
 

@@ -8,23 +8,27 @@ import json
 import os
 import platform
 import shlex
-from collections.abc import Callable
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ..metrics_dsl.errors import SecateurError
 from ..metrics_dsl.plugins import lacking, notes
 from ..results.archive.archive import Archive
-from ..results.archive.database import ArchiveError, BeginningError, lock
+from ..results.archive.database import ArchiveError, BeginningError, beside, lock
 from ..results.archive.run_folder import RunFolder
 from ..search.core.budget import Budget
-from ..search.core.files import Output, is_partial, whole
+from ..search.core.files import OF_A_RUN, Output, is_partial, whole
 from ..search.core.versions import library_versions
 from ..search.settings import SearchSettings
 from ..search.toml import SettingsError
 from ..workers.calibrate.folder import Calibration
 
-_SETTINGS = Output("a place for a run's settings", replaces=lambda head: b"[search]" in head, of_a_run=True)
+_SETTINGS = Output(
+    "a place for a run's settings", replaces=lambda file: b"[search]" in file.read(4096), of_a_run=True
+)
 # What may change when a run is continued: how long it goes on, and where things are.
 CONTINUED = ("budget", "calibration", "model", "plugins")
 
@@ -52,8 +56,7 @@ def check_folder(settings: SearchSettings, run: RunFolder, *, is_resumed: bool =
         ArchiveError: When another process is writing it.
     """
     folder = run.path
-    if run.has_archive:
-        Archive(folder, write=True).close()
+    Archive.check_folder(folder)
     if run.settings_file.is_file() and not is_resumed:
         changed = same_run(settings, SearchSettings.load(run.settings_file))
         if changed and has_measured(run):
@@ -65,6 +68,9 @@ def check_folder(settings: SearchSettings, run: RunFolder, *, is_resumed: bool =
                 f"{folder} holds a run with another configuration ({'; '.join(changed.values())}); choose "
                 f"another --out, or continue that run with `{shlex.join(words)}`"
             )
+    if run.has_archive:
+        with contextlib.suppress(BeginningError), Archive(folder) as archive:
+            archive.check()
     place = next(p for p in (folder, *folder.absolute().parents) if p.exists())
     if not os.access(place, os.W_OK):
         raise SettingsError(f"expected a folder that can be written for --out, got {folder}")
@@ -89,8 +95,8 @@ def save(settings: SearchSettings, run: RunFolder) -> None:
         return
     if run.has_archive and not has_measured(run):  # left by a run that measured nothing, under other settings
         with lock(run.lock_file):  # nobody writes it
-            for name in ("", "-wal", "-shm"):
-                run.archive_file.with_name(run.archive_file.name + name).unlink(missing_ok=True)
+            for place in (run.archive_file, *beside(run.archive_file)):
+                place.unlink(missing_ok=True)
     with whole(path, _SETTINGS, run.path) as place:
         place.write_text(settings.to_toml(), encoding="utf-8")
 
@@ -100,6 +106,29 @@ def identity_of(calibration: Calibration) -> str:
     facts = {name: calibration.manifest[name] for name in ("parts", "gradients", "layers")}
     facts["weights"] = calibration.manifest["model"]["weights"]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def unmade(runs: Iterable[RunFolder]) -> Iterator[None]:
+    """Remove folders of runs that were made meanwhile, and what is above them, if no run measured anything.
+
+    Nothing goes that was there before, or that is not ours. What a user interrupts stays, to be resumed.
+    """
+    runs = list(runs)
+    new = [run for run in runs if not os.path.lexists(run.path)]
+    above = {place for run in new for place in run.path.absolute().parents if not place.exists()}
+    try:
+        yield
+    except Exception:
+        with contextlib.suppress(SecateurError, OSError, sqlite3.Error):
+            if not any(map(has_measured, runs)):
+                for run in new:
+                    for name in OF_A_RUN:
+                        (run.path / name).unlink(missing_ok=True)
+                for place in (*(run.path for run in new), *sorted(above, key=lambda p: -len(p.parts))):
+                    with contextlib.suppress(OSError):  # somebody else put something there
+                        place.rmdir()
+        raise
 
 
 def check_calibration(archive: Archive, calibration: Calibration) -> str:

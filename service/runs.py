@@ -112,7 +112,7 @@ def run_seeds(
     Raises:
         SecateurError: As ``run_search``.
     """
-    from .run_claim import same_run
+    from .run_claim import same_run, unmade
     from .search_run import Listener, search_all
 
     chosen = settings_of(calibration, settings)
@@ -121,6 +121,7 @@ def run_seeds(
         raise SecateurError(f"expected at least 1 seed, got {seeds}")
     if folder.is_run:
         raise SecateurError(f"expected a folder for runs of several seeds, got {out}, which is a run itself")
+    folder.check_links()
     for run in folder.seeds:
         if {*same_run(chosen, SearchSettings.load(run.settings_file))} - {"seed"}:
             raise SecateurError(
@@ -135,7 +136,8 @@ def run_seeds(
         )
     each = range(chosen.seed, chosen.seed + seeds)
     runs = {folder.of_seed(seed).path: chosen.model_copy(update={"seed": seed}) for seed in each}
-    search_all(runs, listener, cluster, is_resumed=False, trust_remote_code=trust_remote_code)
+    with unmade(map(RunFolder, runs)):
+        search_all(runs, listener, cluster, is_resumed=False, trust_remote_code=trust_remote_code)
     return Runs([open_run(path) for path in runs])
 
 
@@ -169,6 +171,7 @@ def resume(
         SecateurError: When the folder holds no run, or its calibration or model is another one.
     """
     place = RunFolder(folder_of(folder))
+    place.check_links()
     found = continue_runs(
         place.seeds or (place,), listener, cluster, budget, calibration, model, plugins, trust_remote_code
     )

@@ -328,7 +328,11 @@ class TestQueries:
             snapshot(Archive(folder), tmp_path)
         link = tmp_path / "link.parquet"
         link.symlink_to(path)
-        path.write_bytes(b"PAR1 of an older one")
+        older = path.read_bytes()
+        path.write_bytes(b"PAR1 of another kind")
+        with pytest.raises(ValueError, match="holds something else"):
+            snapshot(Archive(folder), link)
+        path.write_bytes(older)
         snapshot(Archive(folder), link)
         assert link.is_symlink()
         assert len(pd.read_parquet(path)) == len(rows)

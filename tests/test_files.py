@@ -76,7 +76,7 @@ def test_a_place_has_all_of_it_or_is_as_before(
     before, form, fails, replaces, over_empty, is_lasting, makes_parents, depth, umask
 ):
     output = Output(
-        "a place", (lambda head: head.startswith(b"ours")) if replaces else None, over_empty=over_empty,
+        "a place", (lambda file: file.read(4) == b"ours") if replaces else None, over_empty=over_empty,
         makes_parents=makes_parents, is_lasting=is_lasting, error=OutputError,
     )  # fmt: skip
     there = before.removeprefix("link to ")
@@ -185,7 +185,7 @@ def test_a_killed_writer_leaves_what_can_be_told_apart(tmp_path):
 def test_a_link_to_itself_is_refused(tmp_path):
     (tmp_path / "loop").symlink_to("loop")
     with pytest.raises(SecateurError, match="expected"):
-        check_place(tmp_path / "loop", Output(replaces=lambda _head: True))
+        check_place(tmp_path / "loop", Output(replaces=lambda _file: True))
 
 
 class TestRunFolders:

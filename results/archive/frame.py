@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
+import io
 import statistics
-from array import array
+import tokenize
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +13,10 @@ import pandas as pd
 
 from ...metrics_dsl.errors import SecateurError
 from ...search.core.candidate import STAGES
-from ...search.core.objectives import density
-from .added import look_up_of_run, values_of
-from .store import FIGURES
+from ...search.core.objectives import OBJECTIVES, Objective, density, look_up
+from . import stored
+from .database import ArchiveError, explained
+from .stored import FIGURES
 
 if TYPE_CHECKING:
     from .store import Store
@@ -63,6 +64,12 @@ UNITS = {
     "kl_rung": "nats per token", "seconds": "seconds", "tokens": "tokens", "size": "nodes",
     "sparsity": "fraction", "density": "fraction", "ratio_min": "fraction", "ratio_max": "fraction",
 }  # fmt: skip
+# What a condition may ask of a column.
+_ASKED = (
+    "str", "contains", "startswith", "endswith", "match", "fullmatch", "len", "lower", "upper", "count",
+    "isna", "notna", "isnull", "notnull", "isin", "between", "abs", "round", "duplicated",
+    "min", "max", "mean", "median", "quantile", "rank", "index",
+)  # fmt: skip
 _TEXT = ("key", "status", "stage", "metric", "group", "worker", "baseline", "alias_of", "failure")
 _STORED = ("key", "status", "stage", "metric", "group", "size", "seconds", "failure", "alias_of", "tokens",
            "worker", "attempts",
@@ -92,8 +99,9 @@ def frame(store: Store, numbers: Sequence[int] | None = None, objectives: Sequen
     columns: dict[str, Any] = dict(zip(_STORED, zip(*rows, strict=True), strict=True)) if rows else {}
     columns["density"] = density(pd.Series(columns.get("sparsity", ()), dtype="float64"))
     originals = [a or key for a, key in zip(columns.get("alias_of", ()), columns.get("key", ()), strict=True)]
-    kl = {key: json.loads(text).get("kl") for key, text, _ in held}
-    errors = {key: standard_error(array("d", parts)) for key, _, parts in held}
+    what = f"holdout figures in {store.folder}"
+    kl = {key: stored.values(text, what).get("kl") for key, text, _ in held}
+    errors = {key: standard_error(stored.floats(parts, what)) for key, _, parts in held}
     columns["kl_holdout"] = list(map(kl.get, originals))
     columns["kl_holdout_error"] = list(map(errors.get, originals))
     columns["baseline"] = list(map((facts.pop("baselines") or {}).get, columns.get("key", ())))
@@ -103,11 +111,46 @@ def frame(store: Store, numbers: Sequence[int] | None = None, objectives: Sequen
         columns[name] = values if numbers is None else [values[n - 1] for n in sorted(numbers)]
     types = {name: "str" if name in _TEXT else "float64" for name in (*COLUMNS, *added)}
     types |= {"size": "int64", "tokens": "int64", "attempts": "int64"}
-    result = pd.DataFrame({name: pd.Series(columns.get(name, ()), dtype=types[name]) for name in types})
+    try:
+        result = pd.DataFrame({name: pd.Series(columns.get(name, ()), dtype=types[name]) for name in types})
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ArchiveError(f"the rows of {store.folder} cannot be read: {error}") from None
     result.attrs = {name: value for name, value in facts.items() if value is not None}
     units = UNITS | {name: objective.unit for name, objective in added.items() if objective.unit}
     result.attrs |= {"run": str(store.folder), "units": units}
     return result
+
+
+# Objectives that others have added ---------------------------------------------------------------
+
+
+def look_up_of_run(store: Store, name: str) -> Objective:
+    """Return an objective of a run.
+
+    Raises:
+        SecateurError: For an unknown one; it says which plugin the run needs.
+    """
+    try:
+        return look_up(OBJECTIVES, name, "an objective")
+    except SecateurError as error:
+        raise explained(store.folder, store.fact("plugins", []), error) from None
+
+
+def values_of(store: Store, objective: Objective) -> list[float | None]:
+    """Return an objective's value of each trial in the order told, None for what lacks it.
+
+    Values are kept for as long as the store is open, by what a row says of its trial.
+    """
+    known = store.worked_out.setdefault(objective.name, {})
+    marks = store.rows("SELECT key, status, stage, tokens, seconds FROM trials ORDER BY number")
+    first = next((i for i, mark in enumerate(marks) if mark not in known), len(marks))
+    new = store.trials(after=first) if first < len(marks) else []
+    for mark, trial in zip(marks[first:], new, strict=True):
+        known[mark] = None if trial.measurement.failure else objective.value(trial)
+    return [known[mark] for mark in marks]
+
+
+# Rows of a frame ---------------------------------------------------------------------------------
 
 
 def chosen(rows: pd.DataFrame, where: Where, stage: str | None = None) -> pd.DataFrame:
@@ -131,11 +174,25 @@ def chosen(rows: pd.DataFrame, where: Where, stage: str | None = None) -> pd.Dat
     if callable(where):
         return rows[where(rows)]
     try:
-        return rows.query(where)
+        _check_condition(where)
+        return rows.query(where, local_dict={}, global_dict={})
     except Exception as error:  # whatever pandas makes of a text it cannot read
         raise SecateurError(
             f'expected a condition on columns such as "sparsity > 0.5", got {where!r}: {error}'
         ) from None
+
+
+def _check_condition(where: str) -> None:
+    """Refuse what a condition on columns does not need: pandas would run code, or write a file.
+
+    Raises:
+        ValueError: For a variable of ours, or an attribute that is not among ``_ASKED``.
+    """
+    before = ""
+    for token in tokenize.generate_tokens(io.StringIO(where).readline):
+        if token.string == "@" or (before == "." and token.string not in _ASKED):
+            raise ValueError(f"{before}{token.string} has no place in a condition; give a function instead")
+        before = token.string
 
 
 def layers(store: Store, keys: Sequence[str]) -> pd.DataFrame:
@@ -147,10 +204,16 @@ def layers(store: Store, keys: Sequence[str]) -> pd.DataFrame:
     known = store.fact("layers")
     if known is None:
         raise SecateurError(f"{store.folder} was written by a release that did not keep the layers' names")
-    query = "SELECT key, ratios, layer_errors, sensitivities FROM by_layer WHERE key = ?"
     parts = []
-    for key, *blobs in (row for wanted in keys for row in store.rows(query, (wanted,))):
-        ratios, errors, slopes = (np.frombuffer(blob, dtype=np.float64) for blob in blobs)
+    for key, numbers in zip(
+        keys, store.numbers(("ratios", "layer_errors", "sensitivities"), keys), strict=True
+    ):
+        ratios, errors, slopes = (np.asarray(row, dtype=np.float64) for row in numbers)
+        if len(ratios) != len(known) or any(len(row) not in (0, len(known)) for row in (errors, slopes)):
+            raise ArchiveError(
+                f"expected a number for each of {len(known)} layers of candidate {key}, got others in "
+                f"{store.folder}"
+            )
         missing = np.full(len(ratios), np.nan)
         parts.append(pd.DataFrame({
             "key": pd.Series([key] * len(ratios), dtype="str"),
@@ -175,7 +238,8 @@ def joined(frames: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 def holdout_parts(store: Store) -> dict[str, tuple[float, ...]]:
     """Return the KL of each holdout sequence, nats per token, by key of what has been measured there."""
     query = "SELECT key, parts FROM measurements WHERE part = 'holdout' AND stage = 'model' AND failure = ''"
-    return {key: tuple(array("d", parts)) for key, parts in store.rows(query)}
+    what = f"holdout figures in {store.folder}"
+    return {key: stored.floats(parts, what) for key, parts in store.rows(query)}
 
 
 def standard_error(parts: Sequence[float]) -> float | None:

@@ -37,7 +37,9 @@ def names_of(objectives: Sequence[str] | str, store: Store | None = None) -> lis
     if isinstance(objectives, str):
         objectives = objectives.split(",")
     try:
-        return [objective.name for objective in look_up_objectives([name.strip() for name in objectives])]
+        return [
+            objective.name for objective in look_up_objectives([str(name).strip() for name in objectives])
+        ]
     except SecateurError as error:
         if store is None:
             raise

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from ...search.core.files import OF_A_RUN
 from ...search.core.reading import read_toml
-from .database import ArchiveError, BeginningError
+from .database import ArchiveError, BeginningError, is_locked
 
 SETTINGS, ARCHIVE, *_, LOCK = OF_A_RUN
 _SEEDS = "seed-*"
@@ -57,6 +57,16 @@ class RunFolder:
         inside = (p for p in self.path.glob(_SEEDS) if RunFolder(p).is_run)
         return tuple(RunFolder(p) for p in sorted(inside, key=lambda p: (len(p.name), p.name)))
 
+    def check_links(self) -> None:
+        """Check that the folders of its seeds are its own, before they are written.
+
+        Raises:
+            ArchiveError: For one that is a link, which may lead to someone else's.
+        """
+        for place in self.path.glob(_SEEDS):
+            if place.is_symlink():
+                raise ArchiveError(f"expected a folder of the run, got {place}, which is a link; remove it")
+
     def of_seed(self, seed: int) -> RunFolder:
         """Return the folder of one of several seeds, whether it exists or not."""
         return RunFolder(self.path / _SEEDS.replace("*", str(seed)))
@@ -99,7 +109,14 @@ class RunFolder:
 
     def beginning(self) -> BeginningError:
         """Return what is wrong with a run that has written nothing yet."""
-        return BeginningError(f"the run in {self.path} is just beginning; try again in a moment")
+        if is_locked(self.lock_file):
+            return BeginningError(f"the run in {self.path} is just beginning; try again in a moment")
+        wal = self.archive_file.with_name(f"{self.archive_file.name}-wal").name
+        return BeginningError(
+            f"the run in {self.path} holds nothing and nobody writes it: its writer ended before it measured "
+            f"anything, or it was copied without {wal}; copy all of its files, or begin with "
+            f"`secateur resume {self.path}`"
+        )
 
 
 class HasFolder(Protocol):

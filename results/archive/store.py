@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import sqlite3
-from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Self
@@ -20,39 +20,31 @@ from ...metrics_dsl.errors import SecateurError
 from ...metrics_dsl.expression import Expression
 from ...metrics_dsl.parser import parse
 from ...search.core.candidate import Candidate, Measurement, Part, Stage, Trial
+from . import stored
 from .counts import Counts
-from .database import ArchiveError, connect, explained, lock
+from .database import (
+    ArchiveError,
+    Opened,
+    check_tables,
+    check_to_write,
+    check_unlocked,
+    connect,
+    connect_to_read,
+    explained,
+    lock,
+)
 from .run_folder import RunFolder
 
-SCHEMA = 5
-# What tables and fronts read stands in rows of some 300 bytes; the numbers of each layer, ten times as long,
-# stand apart, so that a hundred thousand candidates are read in a second.
-FIGURES = ("kl", "kl_rung", "layer_error", "model_error", "perplexity", "sparsity")
-_STORED = ", ".join(
-    f"{name} REAL GENERATED ALWAYS AS (json_extract(\"values\", '$.{name}')) STORED" for name in FIGURES
-)
-_TABLES = f"""
-PRAGMA user_version = {SCHEMA};
-CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE measurements (
-    key TEXT NOT NULL, stage TEXT NOT NULL, part TEXT NOT NULL, of_tokens INTEGER NOT NULL,
-    "values" TEXT NOT NULL, seconds REAL NOT NULL, failure TEXT NOT NULL, fingerprint TEXT NOT NULL,
-    tokens INTEGER NOT NULL, worker TEXT NOT NULL, attempts INTEGER NOT NULL,
-    layer_errors BLOB NOT NULL, parts BLOB NOT NULL, sensitivities BLOB NOT NULL,
-    PRIMARY KEY (key, stage, part, of_tokens));
-CREATE INDEX holdout ON measurements (key) WHERE part = 'holdout';
-CREATE TABLE trials (
-    number INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE, status TEXT NOT NULL, alias_of TEXT NOT NULL,
-    metric TEXT NOT NULL, "group" TEXT NOT NULL, size INTEGER NOT NULL, ratio_min REAL, ratio_max REAL,
-    stage TEXT NOT NULL, "values" TEXT NOT NULL, seconds REAL NOT NULL, failure TEXT NOT NULL,
-    fingerprint TEXT NOT NULL, tokens INTEGER NOT NULL, worker TEXT NOT NULL, attempts INTEGER NOT NULL,
-    {_STORED});
-CREATE TABLE by_layer (
-    key TEXT PRIMARY KEY, ratios BLOB NOT NULL, layer_errors BLOB NOT NULL, parts BLOB NOT NULL,
-    sensitivities BLOB NOT NULL);
-"""
 _MEASURED = '"values", seconds, failure, fingerprint, tokens, worker, attempts'
 _NUMBERS = "layer_errors, parts, sensitivities"
+
+
+_READS_TRIALS = re.compile(r"\b(FROM|JOIN) trials\b")
+_ERRORS = (sqlite3.Error, UnicodeDecodeError, OverflowError)  # messages quote what is damaged
+_NOT_OF_THE_FILE = (
+    sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY,
+)  # fmt: skip
 
 
 class Store:
@@ -73,22 +65,55 @@ class Store:
         self._lock: IO[str] | None = None
         # Values of objectives that are no column, by what a row says of its trial.
         self.worked_out: dict[str, dict[tuple[Any, ...], float | None]] = {}
-        if write:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = lock(place.lock_file)
-        elif not place.has_archive:
-            raise place.missing()
+        self._is_checked = False
+        self._is_reading = False
         try:
-            self._db = connect(self._path, _TABLES, write=write)
-            self._check_version(write)
-        except sqlite3.DatabaseError as error:
+            if write:
+                check_to_write(self._path, place.lock_file, stored.TABLES)  # before anything is made
+                self.folder.mkdir(parents=True, exist_ok=True)
+                self._lock = lock(place.lock_file)
+                self._opened = connect(self._path, stored.TABLES)
+            elif not place.has_archive:
+                raise place.missing()
+            else:
+                self._opened = self._open()
+        except _ERRORS as error:
             self._unlock()
-            if isinstance(error, sqlite3.OperationalError):
-                raise
-            raise ArchiveError(f"{self._path} is not an archive: {error}") from None
+            raise _explained(self._path, error) from None
         except BaseException:
             self._unlock()
             raise
+
+    @staticmethod
+    def check_folder(folder: Path) -> None:
+        """Check that a run folder's archive, which need not be there, can be written; nothing is written.
+
+        Raises:
+            ArchiveError: When another process is writing it, or it is none of ours.
+        """
+        place = RunFolder(folder)
+        check_unlocked(place.lock_file)
+        try:
+            check_to_write(place.archive_file, place.lock_file, stored.TABLES)
+        except _ERRORS as error:
+            raise _explained(place.archive_file, error) from None
+
+    @property
+    def _db(self) -> sqlite3.Connection:
+        return self._opened.db
+
+    def _open(self) -> Opened:
+        """Open the file for reading."""
+        place = RunFolder(self.folder)
+        opened = connect_to_read(self._path, place.lock_file)
+        try:
+            if not check_tables(opened.db, self._path, stored.TABLES):
+                raise place.beginning()
+        except BaseException:
+            opened.db.close()
+            raise
+        self._is_checked = False
+        return opened
 
     def __enter__(self) -> Self:
         return self
@@ -98,6 +123,10 @@ class Store:
 
     def close(self) -> None:
         """Close the file and let other writers in."""
+        if self._lock is not None:  # as much as readers let pass, so that the file alone has all of it
+            with contextlib.suppress(sqlite3.Error):
+                self._db.execute("PRAGMA busy_timeout = 100")
+                self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         self._db.close()
         self._unlock()
 
@@ -115,11 +144,13 @@ class Store:
             (
                 t.candidate.key, t.status, t.alias_of, str(t.candidate.metric), t.candidate.group,
                 t.candidate.metric.size, min(t.candidate.ratios, default=None),
-                max(t.candidate.ratios, default=None), t.measurement.stage, *_figures(t.measurement),
+                max(t.candidate.ratios, default=None), t.measurement.stage, *stored.figures(t.measurement),
             )
             for t in trials
         ]  # fmt: skip
-        layers = [(t.candidate.key, _floats(t.candidate.ratios), *_numbers(t.measurement)) for t in trials]
+        layers = [
+            (t.candidate.key, stored.blob(t.candidate.ratios), *stored.numbers(t.measurement)) for t in trials
+        ]
         with self._transaction():
             if keep_first is not None:
                 later = "SELECT key FROM trials WHERE number > ?"
@@ -135,7 +166,7 @@ class Store:
 
     def record(self, measured: Iterable[tuple[Candidate, Measurement]], part: Part, tokens: int = 0) -> None:
         """Keep what was just measured on ``tokens`` tokens of a part, 0 being all, in one transaction."""
-        rows = [(c.key, m.stage, part, tokens, *_figures(m), *_numbers(m)) for c, m in measured]
+        rows = [(c.key, m.stage, part, tokens, *stored.figures(m), *stored.numbers(m)) for c, m in measured]
         with self._transaction():
             self._db.executemany(f"INSERT OR IGNORE INTO measurements VALUES ({', '.join('?' * 14)})", rows)
 
@@ -151,18 +182,22 @@ class Store:
     # Reading ------------------------------------------------------------------------------------
 
     def fact(self, name: str, default: Any = None) -> Any:
-        """Return a fact about the run."""
-        row = self._db.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
-        return default if row is None else json.loads(row[0])
+        """Return a fact about the run.
+
+        Raises:
+            ArchiveError: When it is of another form than it was kept in.
+        """
+        rows = self.rows("SELECT value FROM facts WHERE name = ?", (name,))
+        return stored.fact(name, rows[0][0], f"the fact {name} in {self._path}") if rows else default
 
     def recall(self, key: str, stage: Stage, part: Part, tokens: int = 0) -> Measurement | None:
         """Return what a stage found out about a candidate, if it has been measured."""
-        row = self._db.execute(
+        rows = self.rows(
             f"SELECT {_MEASURED}, {_NUMBERS} FROM measurements "
             "WHERE key = ? AND stage = ? AND part = ? AND of_tokens = ?",
             (key, stage, part, tokens),
-        ).fetchone()
-        return None if row is None else _measurement(stage, row)
+        )
+        return stored.measurement(stage, rows[0], self._what(key)) if rows else None
 
     def trials(self, after: int = 0) -> list[Trial]:
         """Return all trials in the order told, or those that came after so many.
@@ -170,20 +205,41 @@ class Store:
         Raises:
             SecateurError: For a metric that cannot be read, such as one of a plugin that is not in use.
         """
-        rows = self._db.execute(
-            f'SELECT metric, ratios, "group", status, alias_of, stage, {_MEASURED}, {_NUMBERS} '
-            "FROM trials JOIN by_layer USING (key) WHERE number > ? ORDER BY number",
+        rows = self.rows(
+            f'SELECT key, metric, ratios, "group", status, alias_of, stage, {_MEASURED}, {_NUMBERS} '
+            "FROM trials LEFT JOIN by_layer USING (key) WHERE number > ? ORDER BY number",
             (after,),
         )
         return [
             Trial(
-                Candidate(self.metric(metric), tuple(array("d", ratios)), group),
-                _measurement(stage, rest),
+                self._candidate(key, metric, ratios, group),
+                stored.measurement(stage, rest, self._what(key)),
                 status,
                 alias_of,
             )
-            for metric, ratios, group, status, alias_of, stage, *rest in rows
+            for key, metric, ratios, group, status, alias_of, stage, *rest in rows
         ]
+
+    def numbers(self, columns: Sequence[str], keys: Sequence[str]) -> list[tuple[tuple[float, ...], ...]]:
+        """Return numbers of each layer of some candidates, in their order: a tuple a column of ``by_layer``.
+
+        Raises:
+            ArchiveError: When they are missing or are none.
+        """
+        found = {}
+        for some in (keys[i : i + 500] for i in range(0, len(keys), 500)):
+            places = ", ".join("?" * len(some))
+            query = f"SELECT key, {', '.join(columns)} FROM by_layer WHERE key IN ({places})"
+            found.update({key: blobs for key, *blobs in self.rows(query, some)})
+        if missing := next((key for key in keys if key not in found), None):
+            raise ArchiveError(f"expected numbers for {self._what(missing)}, got none")
+        result = [tuple(stored.floats(blob, self._what(key)) for blob in found[key]) for key in keys]
+        if "ratios" in columns:
+            place = list(columns).index("ratios")
+            for key, row in zip(keys, result, strict=True):
+                if not all(0 <= ratio < 1 for ratio in row[place]):
+                    raise ArchiveError(f"expected ratios in [0, 1) for {self._what(key)}, got others")
+        return result
 
     def counts(self) -> Counts:
         """Return what became of the candidates told so far."""
@@ -196,12 +252,33 @@ class Store:
 
         Raises:
             KeyError: When there is none.
-            SecateurError: For a metric that cannot be read.
+            SecateurError: For one that cannot be read.
         """
-        query = 'SELECT metric, ratios, "group" FROM trials JOIN by_layer USING (key) WHERE key = ?'
+        query = 'SELECT metric, ratios, "group" FROM trials LEFT JOIN by_layer USING (key) WHERE key = ?'
         for metric, ratios, group in self.rows(query, (key,)):
-            return Candidate(self.metric(metric), tuple(array("d", ratios)), group)
+            found = self._candidate(key, metric, ratios, group)
+            self._check_key(found, key)
+            return found
         raise KeyError(key)
+
+    def _candidate(self, key: str, metric: str, ratios: Any, group: str) -> Candidate:
+        what = self._what(key)
+        expression, numbers = self.metric(metric), stored.floats(ratios, what)
+        try:
+            found = Candidate(expression, numbers, group)
+        except SecateurError as error:
+            raise ArchiveError(f"{what} cannot be read: {error}") from None
+        return found
+
+    def _check_key(self, candidate: Candidate, key: str) -> None:
+        """Check that a candidate is as it was told: its key is a hash of all that it is."""
+        if candidate.key != key:
+            raise ArchiveError(
+                f"expected {self._what(key)} as its key says, got another; the file is damaged"
+            )
+
+    def _what(self, key: str) -> str:
+        return f"candidate {str(key)[:20]!r} in {self._path}"
 
     def metric(self, text: str) -> Expression:
         """Return a metric of the run.
@@ -212,7 +289,31 @@ class Store:
         try:
             return parse(text)
         except SecateurError as error:
-            raise explained(self.folder, self.fact("plugins", []), error) from None
+            said = explained(self.folder, self.fact("plugins", []), error)
+            if said is error:
+                said = ArchiveError(f"the metric {text[:60]!r} in {self._path} cannot be read: {error}")
+            raise said from None
+
+    def check(self) -> None:
+        """Read all there is, so that what is damaged is known before more is written.
+
+        Raises:
+            SecateurError: For the first that cannot be read.
+        """
+        with self.reading():
+            for (name,) in self.rows("SELECT name FROM facts"):
+                self.fact(name)
+            keys = [key for (key,) in self.rows("SELECT key FROM trials ORDER BY number")]
+            for key, trial in zip(keys, self.trials(), strict=True):
+                self._check_key(trial.candidate, key)
+            query = f"SELECT key, stage, part, {_MEASURED}, {_NUMBERS} FROM measurements"
+            try:
+                for key, stage, part, *row in self._db.execute(query):
+                    if not all(isinstance(cell, str) for cell in (key, stage, part)):
+                        raise ArchiveError(f"expected texts for {self._what(key)}, got others")
+                    stored.measurement(stage, row, self._what(key))
+            except _ERRORS as error:
+                raise _explained(self._path, error) from None
 
     @property
     def objectives(self) -> list[str]:
@@ -221,31 +322,59 @@ class Store:
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[None]:
-        """Read several times from one state of the run, whatever is written meanwhile."""
-        if self._lock is not None or self._db.in_transaction:
+        """Read several times from one state of the run, whatever is written meanwhile.
+
+        Raises:
+            ArchiveError: When a writer came while it was read as one that nobody writes.
+        """
+        if self._lock is not None or self._is_reading:
             yield
             return
+        self._refresh()
         self._db.execute("BEGIN")
+        self._is_reading = True
         try:
             yield
         finally:
+            self._is_reading = False
             self._db.execute("ROLLBACK")
+        if not (self._opened.is_fixed or self._opened.is_current(self._path)):
+            raise ArchiveError(f"{self._path} began to be written while it was read; read it again")
 
     def rows(self, query: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-        """Return the rows of an SQL query; each ``?`` in it stands for a value."""
-        return self._db.execute(query, values).fetchall()
+        """Return the rows of an SQL query; each ``?`` in it stands for a value.
 
-    # Files --------------------------------------------------------------------------------------
+        Raises:
+            ArchiveError: When the file is damaged.
+        """
+        if self._lock is not None or self._is_reading:
+            return self._rows(query, values)
+        with self.reading():
+            return self._rows(query, values)
 
-    def _check_version(self, write: bool) -> None:
-        version = self._db.execute("PRAGMA user_version").fetchone()[0]
-        if version == 0 and not write:
-            raise RunFolder(self.folder).beginning()
-        if version != SCHEMA:
-            raise ArchiveError(
-                f"expected an archive of version {SCHEMA}, got version {version} in {self._path}; "
-                f"{'write to a new run folder' if write else 'read it with the release that wrote it'}"
-            )
+    def _rows(self, query: str, values: Sequence[Any]) -> list[tuple[Any, ...]]:
+        try:
+            if not self._is_checked and _READS_TRIALS.search(query):
+                self._is_checked = True
+                for number, column in self._db.execute(stored.wrong_trials()):
+                    raise ArchiveError(
+                        f"the column {column} of candidate {number!r} in {self._path} holds what no run "
+                        "writes there; the file is damaged"
+                    )
+            return self._db.execute(query, values).fetchall()
+        except _ERRORS as error:
+            raise _explained(self._path, error) from None
+
+    def _refresh(self) -> None:
+        """Open the file anew where it has changed and this would not see it."""
+        if self._opened.is_current(self._path):
+            return
+        try:
+            opened = self._open()
+        except _ERRORS as error:
+            raise _explained(self._path, error) from None
+        self._db.close()
+        self._opened = opened
 
     @contextlib.contextmanager
     def _transaction(self) -> Any:
@@ -264,23 +393,8 @@ class Store:
             self._lock = None
 
 
-def _floats(values: Sequence[float]) -> bytes:
-    return array("d", values).tobytes()
-
-
-def _figures(m: Measurement) -> tuple[Any, ...]:
-    values = json.dumps(dict(m.values), allow_nan=False)
-    return values, m.seconds, m.failure, m.fingerprint, m.tokens, m.worker, m.attempts
-
-
-def _numbers(m: Measurement) -> tuple[bytes, ...]:
-    return _floats(m.layer_errors), _floats(m.parts), _floats(m.sensitivities)
-
-
-def _measurement(stage: Stage, row: Sequence[Any]) -> Measurement:
-    text, seconds, failure, fingerprint, tokens, worker, attempts, *blobs = row
-    values: Mapping[str, float] = json.loads(text)
-    errors, parts, sensitivities = (tuple(array("d", numbers)) for numbers in blobs)
-    return Measurement(
-        stage, errors, values, seconds, failure, fingerprint, tokens, parts, sensitivities, worker, attempts
-    )
+def _explained(path: Path, error: Exception) -> Exception:
+    """Return what is wrong with a file; what a disk or a lock does to it stays what it is."""
+    if getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF in _NOT_OF_THE_FILE:
+        return error
+    return ArchiveError(f"{path} is not an archive, or is damaged: {error}")

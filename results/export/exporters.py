@@ -107,6 +107,7 @@ def export(
     to: str,
     out: str | Path,
     masks: Iterable[tuple[str, Tensor]] | None = None,
+    force: bool = False,
 ) -> Path:
     """Write a run, or one of its candidates, in another form.
 
@@ -118,6 +119,7 @@ def export(
             like, unless a ``/`` follows.
         masks: For ``masks`` alone: each layer's name and which of its weights are kept, (rows, columns)
             bool, as ``LocalEvaluator.masks`` computes them.
+        force: Replace a file that is there, unless it is of a run or a calibration; never a folder.
 
     Returns:
         The file or folder that was written.
@@ -137,7 +139,7 @@ def export(
     _check_name(exporter, out)
     with contextlib.ExitStack() as opened:
         archive = run if isinstance(run, Archive) else opened.enter_context(Archive(run))
-        with whole(out, EXPORT) as path:
+        with whole(out, replace(EXPORT, force=force) if exporter.suffix else EXPORT) as path:
             if exporter.subject == "run":
                 exporter.write(archive, path)
             elif exporter.subject == "masks":

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+import re
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
@@ -21,24 +24,78 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.lines import Line2D
 
+_MARK = "secateur plot"  # where a picture says what made it, by which an earlier one is known
+_END = 1 << 16  # bytes at the beginning of a PNG file, or at the end of a PDF file, that hold what it says
+
+
+def _is_svg(file: BinaryIO) -> bool:
+    head = rb"<\?xml [^<>]*>\s*<!DOCTYPE svg [^<>]*>\s*<svg [^<>]*>\s*<metadata>.*?<dc:creator>"
+    mark = rb"\s*<cc:Agent>\s*<dc:title>" + _MARK.encode() + rb"</dc:title>"
+    return re.match(head + mark, file.read(4096), re.DOTALL) is not None
+
+
+def _is_png(file: BinaryIO) -> bool:
+    if file.read(8) != b"\x89PNG\r\n\x1a\n":
+        return False
+    # Texts stand before the picture.
+    while file.tell() < _END and len(start := file.read(8)) == 8 and start[4:] != b"IDAT":
+        size = int.from_bytes(start[:4], "big")
+        if start[4:] == b"tEXt" and file.read(min(size, 64)) == b"Software\0" + _MARK.encode():
+            return True
+        file.seek(size - (min(size, 64) if start[4:] == b"tEXt" else 0) + 4, io.SEEK_CUR)
+    return False
+
+
+def _is_pdf(file: BinaryIO) -> bool:
+    if file.read(5) != b"%PDF-":
+        return False
+    size = file.seek(0, io.SEEK_END)
+    file.seek(max(0, size - _END))
+    end = file.read(_END)
+    # A thesis may have our picture in it, with all that this says of itself; the last word is the thesis's.
+    trailers = re.findall(rb"trailer\s*<<[^<>]*/Info (\d+) 0 R", end)
+    said = re.search(rb"\n%b 0 obj\s*<<([^<>]*)>>" % trailers[-1], end) if trailers else None
+    return said is not None and b"/Creator (%b)" % _MARK.encode() in said[1]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A form that a picture can have.
+
+    Attributes:
+        output: What it is, and how an earlier one is known.
+        metadata: What it says of itself; the date is left out, for it is another each time.
+    """
+
+    output: Output
+    metadata: Mapping[str, str | None]
+
+
 PICTURES = {  # by suffix
-    ".svg": Output("a file to write, new or an SVG picture", replaces=lambda head: b"<svg" in head),
-    ".png": Output(
-        "a file to write, new or a PNG picture", replaces=lambda head: head.startswith(b"\x89PNG")
+    ".svg": Picture(
+        Output("a file to write, new or an earlier SVG picture", replaces=_is_svg),
+        {"Creator": _MARK, "Date": None},
     ),
-    ".pdf": Output("a file to write, new or a PDF file", replaces=lambda head: head.startswith(b"%PDF-")),
+    ".png": Picture(
+        Output("a file to write, new or an earlier PNG picture", replaces=_is_png), {"Software": _MARK}
+    ),
+    ".pdf": Picture(
+        Output("a file to write, new or an earlier PDF picture", replaces=_is_pdf),
+        {"Creator": _MARK, "CreationDate": None},
+    ),
 }
 # Of Okabe and Ito's palette, which people tell apart whatever colours they see; marks differ in shape too.
 _FOUND, _PUBLISHED, _OTHER = "#0072B2", "#D55E00", "#8A8A8A"
 
 
-def write_plot(archive: Archive, kind: str, path: str | Path) -> Path:
+def write_plot(archive: Archive, kind: str, path: str | Path, *, force: bool = False) -> Path:
     """Write one picture of a run, the same bytes every time, replacing an earlier one in one step.
 
     Args:
         archive: Open for reading.
         kind: One of ``PLOTS``.
         path: The file; its suffix says which of ``PICTURES`` it becomes.
+        force: Take the place of any file that is of no run or calibration.
 
     Raises:
         SecateurError: For an unknown kind or suffix, a path that cannot become a file or holds another,
@@ -48,7 +105,7 @@ def write_plot(archive: Archive, kind: str, path: str | Path) -> Path:
     suffix = Path(path).suffix.lower()
     if suffix not in PICTURES:
         raise SecateurError(f"expected a file that ends in {', '.join(PICTURES)}, got {path}")
-    with whole(path, PICTURES[suffix], archive.folder) as place:
+    with whole(path, replace(PICTURES[suffix].output, force=force), archive.folder) as place:
         with archive.reading():
             content = _drawn(Overview(archive), kind, suffix)
         place.write_bytes(content)
@@ -94,10 +151,13 @@ def _drawn(view: Overview, kind: str, suffix: str) -> bytes:
         figure = Figure(figsize=_size(kind), layout="constrained")
         PLOTS[kind](view, figure.subplots())
         content = io.BytesIO()
-        date = {".svg": "Date", ".pdf": "CreationDate"}.get(suffix)
-        metadata = {date: None} if date else None
-        figure.savefig(content, format=suffix[1:], dpi=200, metadata=metadata)
-    return content.getvalue()
+        with warnings.catch_warnings():  # a letter that the font lacks, say, in the name of a layer
+            warnings.simplefilter("ignore")
+            figure.savefig(content, format=suffix[1:], dpi=200, metadata=dict(PICTURES[suffix].metadata))
+    if suffix != ".svg":
+        return content.getvalue()
+    # Comments repeat each text as it is in the archive, beside its outlines.
+    return re.sub(rb"<!--.*?-->", b"", content.getvalue(), flags=re.DOTALL)
 
 
 def _front(view: Overview, axes: Axes) -> None:

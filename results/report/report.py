@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +23,24 @@ from .page_data import PageData, commands
 from .tables import candidates, compared, figures, funnel, pairs, ratios_text, shown, use
 
 _BEST = 20  # rules in the table of a run with one objective
+# How a page of ``html.document`` begins, by which an earlier report is known.
+_MARK = re.compile(
+    rb'<!DOCTYPE html>\s*<html lang="en"><head>(<meta [^<>]*>)*<meta name="generator" content="secateur">'
+)
 _REPORT = Output(
-    "a file to write, new or an earlier report",
-    replaces=lambda head: b'<meta name="generator" content="secateur">' in head,
+    "a file to write, new or an earlier report", replaces=lambda file: bool(_MARK.match(file.read(4096)))
 )
 
 
-def write_report(archive: Archive, path: str | Path) -> Path:
+def write_report(archive: Archive, path: str | Path, *, force: bool = False) -> Path:
     """Write the report of a run, also of one that is being written, replacing an earlier one in one step.
+
+    With ``force`` it takes the place of any file that is of no run or calibration.
 
     Raises:
         SecateurError: When the path cannot become a file or holds something else.
     """
-    with whole(path, _REPORT, archive.folder) as place:
+    with whole(path, replace(_REPORT, force=force), archive.folder) as place:
         with archive.reading():
             text = report_html(Overview(archive))
         place.write_bytes(text.encode())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from array import array
 from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
@@ -12,7 +11,6 @@ import numpy as np
 import pandas as pd
 
 from ...metrics_dsl.operators import LEAVES, OPERATORS
-from ...metrics_dsl.parser import parse
 from ...search.core import defaults
 from ...search.core.candidate import Layer
 from ...search.core.coverage import Coverage
@@ -154,12 +152,9 @@ class Overview:
 
     def vectors(self, indices: Sequence[int], column: str = "ratios") -> dict[int, tuple[float, ...]]:
         """Return ``ratios``, ``layer_errors`` or ``sensitivities`` of some rows, in model order."""
-        wanted = dict(zip(self.rows["key"].iloc[list(indices)], map(int, indices), strict=True))
-        places = ", ".join("?" * len(wanted))
-        found = self._archive.rows(
-            f"SELECT key, {column} FROM by_layer WHERE key IN ({places})", list(wanted)
-        )
-        return {wanted[key]: tuple(array("d", blob)) for key, blob in found}
+        keys = list(self.rows["key"].iloc[list(indices)])
+        found = self._archive.numbers([column], keys)
+        return dict(zip(map(int, indices), (numbers for (numbers,) in found), strict=True))
 
     def sensitivities(self) -> tuple[int, tuple[float, ...]] | None:
         """Return the best row whose sensitivities are known, and these in model order."""
@@ -176,7 +171,7 @@ class Overview:
         Shares, 0 to 1: of all fully measured metrics, and of their best quarter by the first objective.
         """
         measured = self.decided.sort_values(self.objectives[0], kind="stable").drop_duplicates("metric")
-        metrics = [parse(text) for text in measured["metric"]]
+        metrics = [self._archive.metric(text) for text in measured["metric"]]
         counts = [metric.operators | metric.leaves for metric in metrics]
         quarter = counts[: max(1, len(counts) // 4)]
         every, best = (Counter(word for words in some for word in words) for some in (counts, quarter))

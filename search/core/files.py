@@ -11,15 +11,20 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from ...metrics_dsl.errors import SecateurError
 
-_HEAD = 4096  # bytes at the beginning of a file, which say of what kind it is
 _PARTIAL = re.compile(r"\.([^/\\]+)\.[0-9a-f]{8}\.partial")
 
 
 # The files of a run folder, its settings and archive first: no output ever takes their place.
-OF_A_RUN = ("run.toml", "archive.sqlite", "archive.sqlite-wal", "archive.sqlite-shm", "writer.lock")
+OF_A_RUN = (
+    "run.toml", "archive.sqlite", "archive.sqlite-wal", "archive.sqlite-shm", "archive.sqlite-journal",
+    "writer.lock",
+)  # fmt: skip
+# What tells a run folder: any of these. What tells a calibration folder: all of these.
+_RUNS, _CALIBRATIONS = OF_A_RUN[:2], ("manifest.json", "tokens.safetensors")
 
 
 @dataclass(frozen=True)
@@ -28,7 +33,10 @@ class Output:
 
     Attributes:
         expected: What the place has to be, as it is said of one that will not do.
-        replaces: Whether a file that begins so is an earlier one, which gives way; none does if left out.
+        replaces: Whether an open file is an earlier one of the same kind, known by a mark that it bears,
+            which gives way; none does if left out.
+        force: Whether any ordinary file gives way, but none of a run or a calibration; None where that
+            cannot be asked for.
         over_empty: Whether it may take the place of an empty folder.
         makes_parents: Whether the folders above it are made.
         is_lasting: Whether the disk has all of it before it has its name.
@@ -37,12 +45,13 @@ class Output:
     """
 
     expected: str = "a new file or folder"
-    replaces: Callable[[bytes], bool] | None = None
+    replaces: Callable[[BinaryIO], bool] | None = None
     over_empty: bool = False
     makes_parents: bool = True
     is_lasting: bool = False
     of_a_run: bool = False
     error: type[SecateurError] = SecateurError
+    force: bool | None = None
 
 
 def expanded(path: str | Path, error: type[SecateurError] = SecateurError) -> Path:
@@ -113,33 +122,57 @@ def check_place(path: str | Path, output: Output, run: Path | None = None) -> Pa
     Raises:
         SecateurError: When the place will not do, as ``output.error``.
     """
-    target = Path(path).absolute()
     no = f"expected {output.expected}, got"
-    if (
-        not output.of_a_run
-        and target.name in OF_A_RUN
-        and any((target.parent / n).exists() for n in OF_A_RUN[:2])
-    ):
-        raise output.error(f"{no} {path}, which is a file of the run in {target.parent}; name another")
+    if "\0" in str(path):
+        raise output.error(f"{no} {str(path)!r}, which can be no name")
+    target = Path(path).absolute()
     if run is not None and (link := _way_out(target, run)):
         raise output.error(f"{no} {path}, but {link} leads out of the run folder; remove that link")
-    if output.replaces or output.over_empty:
-        target = Path(os.path.realpath(target))
-    if not os.path.lexists(target):
+    if output.of_a_run and target.is_symlink():
+        raise output.error(f"{no} {path}, which is a link; remove it")
+    place = Path(os.path.realpath(target))
+    if not output.of_a_run and (owner := _owner(place, overwritten=False)):
+        raise output.error(f"{no} {path}, which is a file of the {owner}; name another")
+    if output.replaces or output.over_empty or output.force:
+        target = place
+    if not os.path.lexists(target) or (output.over_empty and target.is_dir() and not any(target.iterdir())):
         return target
-    if output.over_empty and target.is_dir() and not any(target.iterdir()):
-        return target
-    if not output.replaces:
-        raise output.error(f"{no} {path}, which exists; choose another --out")
+    or_force = " or replace it with --force" if output.force is False else ""
+    if not (output.replaces or output.force):
+        raise output.error(f"{no} {path}, which exists; choose another --out{or_force}")
     if target.is_dir():
         raise output.error(f"{no} the folder {path}; name a file in it")
     if not target.is_file():
         raise output.error(f"{no} {path}, which is none; name another")
-    with target.open("rb") as file:
-        head = file.read(_HEAD)
-    if head and not output.replaces(head):
-        raise output.error(f"{no} {path}, which holds something else; name another")
+    if not _is_earlier(target, output):
+        if not output.force:
+            raise output.error(f"{no} {path}, which holds something else; name another{or_force}")
+        if owner := _owner(place, overwritten=True):
+            raise output.error(f"{no} {path}, which is a file of the {owner}; name another")
     return target
+
+
+def _owner(place: Path, *, overwritten: bool) -> str:
+    """Return which run or calibration a place belongs to; empty if to none.
+
+    All of a calibration is its own, and of a run folder the names of a run's files; of what would be
+    overwritten, whatever lies in either, however deep.
+    """
+    for folder in place.parents if overwritten else (place.parent,):
+        if (overwritten or place.name in OF_A_RUN) and any(os.path.lexists(folder / n) for n in _RUNS):
+            return f"run in {folder}"
+        if all((folder / name).is_file() for name in _CALIBRATIONS):
+            return f"calibration in {folder}"
+    return ""
+
+
+def _is_earlier(target: Path, output: Output) -> bool:
+    """Whether a file is empty, or an earlier output of its kind."""
+    # Not to wait for who writes to a pipe that has taken the file's place.
+    with open(os.open(target, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+        found = os.fstat(file.fileno())
+        is_known = output.replaces is not None and stat.S_ISREG(found.st_mode)
+        return is_known and (not found.st_size or bool(output.replaces and output.replaces(file)))
 
 
 def left_behind(path: str | Path) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
 import re
@@ -127,8 +128,9 @@ def read_text(
         raise error(f"expected {expected}, got {path}: {_reason(problem)}") from None
     if len(content) > most:
         raise error(f"expected {expected} of at most {most >> 20} MB, got {path} with more")
+    content = content.removeprefix(codecs.BOM_UTF8)
     try:
-        return content.decode("utf-8-sig")
+        return content.decode("utf-8")
     except UnicodeDecodeError as problem:
         line = content.count(b"\n", 0, problem.start) + 1
         raise error(f"expected {expected} in UTF-8, got {path} with other bytes in line {line}") from None
