@@ -15,6 +15,7 @@ import typer
 from ..metrics_dsl.errors import SecateurError
 from ..search.core import defaults
 from .sections import CLUSTER, HOW, MACHINE, SEARCHED, USUAL, Grouped, Sectioned
+from .terminal import say, show
 
 if TYPE_CHECKING:
     import pandas
@@ -175,12 +176,7 @@ def records(rows: pandas.DataFrame) -> list[dict[str, Any]]:
 
 def print_json(value: Any) -> None:
     """Print a result for other programs."""
-    typer.echo(json.dumps(value, indent=1))
-
-
-def say(text: str) -> None:
-    """Print a line for people, on standard error."""
-    typer.echo(text, err=True)
+    show(json.dumps(value, indent=1))
 
 
 def spelled(*words: object) -> str:
@@ -234,7 +230,7 @@ def print_run(run: Run, objectives: list[str] | None, as_json: bool) -> None:
 
     with run.archive() as archive, archive.reading():
         if not as_json:
-            typer.echo(report(archive, objectives))
+            show(report(archive, objectives))
             return
         best = archive.front(objectives)
         rows = archive.frame()
@@ -254,5 +250,5 @@ def print_comparison(runs: list[Path] | Runs, as_json: bool) -> None:
     if as_json:
         print_json({"searches": records(found), "verdicts": found.attrs["verdicts"]})
         return
-    typer.echo(table(found, COMPARED))
-    typer.echo("\n" + "\n".join(found.attrs["verdicts"]))
+    show(table(found, COMPARED))
+    show("\n" + "\n".join(found.attrs["verdicts"]))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from ...search.core.printable import printable
 from ..archive.frame import standard_error
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def table(rows: pd.DataFrame, columns: Mapping[str, tuple[str, str]] = TABLE) ->
         return "(none)"
     columns = {name: column for name, column in columns.items() if rows[name].notna().any()}
     shown = [
-        [heading, *("-" if pd.isna(value) else form.format(value) for value in rows[name])]
+        [heading, *("-" if pd.isna(v) else printable(form.format(v), keep="") for v in rows[name])]
         for name, (heading, form) in columns.items()
     ]
     aligned = []
