@@ -14,6 +14,7 @@ import typer
 
 from ..metrics_dsl.errors import SecateurError
 from ..search.core import defaults
+from ..search.core.requests import shown
 from .sections import CLUSTER, HOW, MACHINE, SEARCHED, USUAL, Grouped, Sectioned
 from .terminal import say, show
 
@@ -158,10 +159,13 @@ def read_cluster(address: str | None, given: Mapping[str, Any]) -> Cluster | Non
             continue
         kind = "a whole number" if field in ("workers", "shards") else "a number"
         try:
+            if isinstance(value, str) and not value.isascii():  # digits of other scripts
+                raise ValueError
             fields[field] = int(str(value)) if kind == "a whole number" else float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             wanted = f"{kind} or auto" if name == "workers" else kind
-            raise SecateurError(f"expected {wanted} for {name.replace('_', '-')}, got {value!r}") from None
+            given_as = name.replace("_", "-")
+            raise SecateurError(f"expected {wanted} for {given_as}, got {shown(value)}") from None
     found = Cluster("local" if address is None else address, **fields)
     if address is None and found != Cluster("local"):
         raise SecateurError("expected --ray local, auto or an address with options of workers, got none")

@@ -14,7 +14,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from ..metrics_dsl.errors import SecateurError
-from ..search.core.printable import one_line, printable
+from ..results.terminal.printable import one_line, printable
 
 HOLD = 5.0  # seconds that lines on progress wait: what is refused within them is one line
 GRACE = 1.0  # seconds within which further signals belong to the first, such as a key held down
@@ -141,7 +141,7 @@ def check_words(words: list[str]) -> None:
             word.encode()
         except UnicodeEncodeError:
             raise SecateurError(
-                f"expected a command line in UTF-8, got {one_line(word, 200)!r}; rename the file, or set "
+                f"expected a command line in UTF-8, got '{one_line(word, 200)}'; rename the file, or set "
                 "PYTHONUTF8=1 where the locale is not UTF-8"
             ) from None
 

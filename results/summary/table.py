@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from ...search.core.printable import printable
 from ..archive.frame import standard_error
+from ..terminal.printable import printable
 
 if TYPE_CHECKING:
     from ..archive.archive import Archive

@@ -10,8 +10,8 @@ from typing import Any
 
 from ...search.core.budget import Budget
 from ...search.core.candidate import Stage, Trial
-from ...search.core.printable import one_line
 from ..archive.archive import Archive
+from .printable import one_line
 
 SILENCE = 30.0  # seconds without a line, off a terminal
 

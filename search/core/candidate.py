@@ -166,7 +166,7 @@ def parse_pattern(pattern: str) -> tuple[int, int] | None:
     """
     if pattern == "unstructured":
         return None
-    found = re.fullmatch(r"(\d{1,4}):(\d{1,4})", pattern)
+    found = re.fullmatch(r"([0-9]{1,4}):([0-9]{1,4})", pattern)
     if not found or not 0 < int(found[1]) < int(found[2]):
         raise SecateurError(
             f"expected the pattern unstructured or N:M with 0 < N < M such as 2:4, got {pattern!r}"
