@@ -39,7 +39,7 @@ def main() -> NoReturn:
     """Run the command line.
 
     A user's mistake is one line on standard error and exit code 2; anything else that goes wrong is a bug,
-    shown as one, and exit code 1. A signal ends a command in order, with the exit code that shells know.
+    shown as one, and exit code 1. A signal ends a command in order, with exit code 130.
     """
     terminal.begin()
     try:

@@ -175,8 +175,8 @@ class _Signals:
 
     @property
     def code(self) -> int:
-        """The exit code of a command that was ended."""
-        return 128 + (self.number or signal.SIGINT)
+        """The exit code of a command that was ended in order, by whatever signal."""
+        return 128 + signal.SIGINT
 
     def begin(self) -> None:
         """Listen to the signals, but for SIGHUP where ``nohup`` has switched it off."""

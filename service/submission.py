@@ -93,7 +93,8 @@ class Submission:
         return [Path("plugins") / str(i) / plugin.name for i, plugin in enumerate(self.plugins)]
 
     def stage(self, folder: Path) -> None:
-        """Copy what the job needs into an empty folder: the package and the config, nothing else."""
+        """Copy what the job needs into an empty or new folder: the package and the config, nothing else."""
+        folder.mkdir(exist_ok=True)
         package = Path(__file__).parent.parent
         inside = [path for name in FOLDERS for path in (package / name).rglob("*")]
         for path in sorted((*package.iterdir(), *inside)):
