@@ -23,6 +23,7 @@ from .options import (
     print_json,
 )
 from .sections import PREPARE, SEARCHED, TAKE_AWAY, USUAL
+from .terminal import show
 
 _OUT = typer.Option(
     "--out",
@@ -71,7 +72,7 @@ def export(
     if as_json:
         print_json({"run": str(run), "key": key, "to": to, "out": str(out)})
         return
-    typer.echo(f"{out}: {EXPORTERS[to].meaning}")
+    show(f"{out}: {EXPORTERS[to].meaning}")
     if key:
         next_step("prune", *how_to_prune(run), "--candidate", f"{run}:{key}")
     else:
@@ -138,13 +139,11 @@ def import_file(
         if as_json:
             print_json({"metric": str(found)})
             return
-        typer.echo(str(found))
+        show(str(found))
         next_step("measure", "CALIBRATION", found)
         return
     if as_json:
         print_json(to_json(found))
         return
-    typer.echo(
-        f"{out}: `{found.candidate.metric}`, {found.sparsity:.2%} of {len(found.layers)} layers' weights"
-    )
+    show(f"{out}: `{found.candidate.metric}`, {found.sparsity:.2%} of {len(found.layers)} layers' weights")
     next_step("prune", "MODEL", "--candidate", out, "-o", "pruned")

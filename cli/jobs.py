@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -21,9 +20,9 @@ from .options import (
     next_step,
     print_json,
     read_cluster,
-    say,
 )
 from .sections import JOBS, USUAL
+from .terminal import say, show, signals
 
 if TYPE_CHECKING:
     from ..service.jobs import Job
@@ -84,7 +83,7 @@ def submit(
     if as_json:
         print_json(asdict(job))
         return
-    typer.echo(job.id)
+    show(job.id)
     next_step("logs", job.id, "--follow", *_at(address))
     next_step("watch", job.run, *_at(address))
 
@@ -117,7 +116,7 @@ def list_jobs(
     ]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
-        typer.echo("  ".join(f"{cell:{width}}" for cell, width in zip(line, widths, strict=True)).rstrip())
+        show("  ".join(f"{cell:{width}}" for cell, width in zip(line, widths, strict=True)).rstrip())
     if not jobs:
         say("no searches were submitted to this cluster")
         next_step("submit", "CONFIG.toml", *_at(address))
@@ -156,7 +155,7 @@ def logs(
 
     server = JobServer(address)
     if not follow:
-        typer.echo(server.logs(name), nl=False)
+        _write(server.logs(name))
         next_step("status", name, *_at(address))
         return
     try:
@@ -164,7 +163,7 @@ def logs(
     except KeyboardInterrupt:
         say("the job goes on")
         next_step("stop", name, *_at(address))
-        raise typer.Exit(130) from None
+        raise typer.Exit(signals.code) from None
     say(f"{job.id}  {_state(job)}")
     if job.run and job.state == "succeeded":
         next_step("front", job.run)
@@ -187,9 +186,9 @@ def _print(job: Job, address: str | None, as_json: bool) -> None:
     if as_json:
         print_json(asdict(job))
         return
-    typer.echo(f"{job.id}  {_state(job)}  {job.run}".rstrip())
+    show(f"{job.id}  {_state(job)}  {job.run}".rstrip())
     if job.message:
-        typer.echo(job.message)
+        show(job.message)
     if job.state == "failed":
         next_step("logs", job.id, *_at(address))
     elif job.run and job.state == "succeeded":
@@ -221,5 +220,4 @@ def _state(job: Job) -> str:
 
 
 def _write(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()
+    show(text.replace("\r\n", "\n"), end="")

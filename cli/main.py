@@ -3,44 +3,23 @@
 from __future__ import annotations
 
 import os
-import platform
-import signal
 import sys
-import traceback
-from typing import Annotated, NoReturn
+from typing import Any, NoReturn
 
-import typer
-
-# Importing the modules adds their commands; help lists them in this order.
-from .. import __version__
 from ..metrics_dsl.errors import SecateurError
-
-from . import plan, search, results, report, prune, export, jobs  # isort: skip
-from .options import app
-
-__all__ = [
-    "app",
-    "export",
-    "jobs",
-    "main",
-    "plan",
-    "prune",
-    "report",
-    "results",
-    "search",
-]
+from . import terminal
 
 
-@app.callback(invoke_without_command=True)
-def _main(
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
-) -> None:
-    if version:
-        typer.echo(__version__)
-        raise typer.Exit
+def __getattr__(name: str) -> Any:
+    """Return the application, whose commands are imported when it is asked for."""
+    if name != "app":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from .commands import app
+
+    return app
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     import sqlite3
 
     from ..search.core.files import named
@@ -60,52 +39,97 @@ def main() -> NoReturn:
     """Run the command line.
 
     A user's mistake is one line on standard error and exit code 2; anything else that goes wrong is a bug,
-    shown as one, and exit code 1.
+    shown as one, and exit code 1. A signal ends a command in order, with exit code 130.
+    """
+    terminal.begin()
+    try:
+        code = _run()
+    except KeyboardInterrupt:
+        terminal.say("secateur: interrupted")
+        code = terminal.signals.code
+    terminal.finish()
+    sys.exit(code)
+
+
+def _run() -> int:
+    """Run a command and return its exit code.
+
+    Raises:
+        KeyboardInterrupt: When a signal ended it before it had anything to say on that.
     """
     import sqlite3
 
-    from typer.exceptions import TyperException
-
-    # Both end a run in the same orderly way, within seconds. Not by raising the one from the other: a job
-    # of a Ray cluster is born with SIGINT blocked, and would never hear of it.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TQDM_DISABLE", "1")  # bars of libraries do not belong between our lines
     try:
-        code = app(standalone_mode=False)
-    except TyperException as error:  # options that typer itself refuses
-        if type(error).__name__ == "NoArgsIsHelpError":
-            typer.echo(error.format_message(), err=True)
-            sys.exit(2)
-        typer.echo(f"secateur: {error.format_message().rstrip('.')}; see --help", err=True)
-        sys.exit(2)
+        terminal.check_words(sys.argv[1:])
+        code = _command()
+        if code == 130 and terminal.signals.number:  # typer has made this of it
+            raise KeyboardInterrupt
+        return code
+    except SystemExit as stop:  # what typer makes of it
+        return stop.code if isinstance(stop.code, int) else 1
+    except BrokenPipeError:  # whoever read has seen enough
+        return 1
     except (SecateurError, OSError, sqlite3.Error) as error:
         if os.environ.get("SECATEUR_TRACEBACK"):
             raise
-        typer.echo(f"secateur: {_reason(error)}", err=True)
-        sys.exit(2)
+        terminal.refuse(_reason(error))
+        return 2
     except Exception as error:
-        # By name, for the libraries that they come from are not imported here.
-        advice = {
-            "OutOfMemoryError": "the device ran out of memory; use --dtype bfloat16, shorter sequences or "
-            "--device cpu",
-            "SafetensorError": f"a file cannot be written or read ({_reason(error)}); choose another "
-            "place or make room",
-        }.get(type(error).__name__)
-        if advice is None:
-            traceback.print_exc()
-            typer.echo(
-                f"secateur: this is a bug, not a mistake of yours: please report it with the lines above and "
-                f"the command (secateur {__version__}, Python {platform.python_version()})",
-                err=True,
-            )
-            sys.exit(1)
-        if os.environ.get("SECATEUR_TRACEBACK"):
+        if type(error).__name__ == "NoArgsIsHelpError":
+            terminal.say(error.format_message())  # type: ignore[attr-defined]
+            return 2
+        if hasattr(error, "format_message"):  # options that typer itself refuses
+            terminal.refuse(f"{error.format_message().rstrip('.')}; see --help")
+            return 2
+        if (advice := _advice(error)) and not os.environ.get("SECATEUR_TRACEBACK"):
+            terminal.refuse(advice)
+            return 2
+        if advice:
             raise
-        typer.echo(f"secateur: {advice}", err=True)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        typer.echo("secateur: interrupted", err=True)
-        sys.exit(130)
-    sys.exit(code if isinstance(code, int) else 0)
+        _tell_bug(error)
+        return 1
+
+
+def _command() -> int:
+    """Run the command that was typed, without what libraries have to say in passing."""
+    import logging
+    import warnings
+
+    from .commands import app
+
+    with warnings.catch_warnings():
+        if not (sys.warnoptions or os.environ.get("SECATEUR_TRACEBACK")):
+            warnings.showwarning = lambda *_args, **_kwargs: None
+            logging.lastResort = logging.NullHandler()
+        code = app(standalone_mode=False)
+    return code if isinstance(code, int) else 0
+
+
+def _advice(error: Exception) -> str:
+    """Return what to do about an error that is neither a mistake nor a bug; empty for a bug.
+
+    By name, for the libraries that they come from are not imported here.
+    """
+    kind = type(error).__name__
+    if kind == "OutOfMemoryError":
+        return "the device ran out of memory; use --dtype bfloat16, shorter sequences or --device cpu"
+    if kind == "MemoryError" or "DefaultCPUAllocator: can't allocate" in str(error):
+        return "this machine ran out of memory; use --dtype bfloat16, fewer tokens or shorter sequences"
+    if kind == "SafetensorError":
+        return f"a file cannot be written or read ({_reason(error)}); choose another place or make room"
+    return ""
+
+
+def _tell_bug(error: Exception) -> None:
+    import platform
+    import traceback
+
+    from .. import __version__
+
+    terminal.say("".join(traceback.format_exception(error)).rstrip())
+    terminal.say(
+        f"secateur: this is a bug, not a mistake of yours: please report it with the lines above and "
+        f"the command (secateur {__version__}, Python {platform.python_version()})"
+    )

@@ -14,7 +14,9 @@ import typer
 
 from ..metrics_dsl.errors import SecateurError
 from ..search.core import defaults
+from ..search.core.requests import shown
 from .sections import CLUSTER, HOW, MACHINE, SEARCHED, USUAL, Grouped, Sectioned
+from .terminal import say, show
 
 if TYPE_CHECKING:
     import pandas
@@ -160,10 +162,13 @@ def read_cluster(address: str | None, given: Mapping[str, Any]) -> Cluster | Non
             continue
         kind = "a whole number" if field in ("workers", "shards") else "a number"
         try:
+            if isinstance(value, str) and not value.isascii():  # digits of other scripts
+                raise ValueError
             fields[field] = int(str(value)) if kind == "a whole number" else float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             wanted = f"{kind} or auto" if name == "workers" else kind
-            raise SecateurError(f"expected {wanted} for {name.replace('_', '-')}, got {value!r}") from None
+            given_as = name.replace("_", "-")
+            raise SecateurError(f"expected {wanted} for {given_as}, got {shown(value)}") from None
     found = Cluster("local" if address is None else address, **fields)
     if address is None and found != Cluster("local"):
         raise SecateurError("expected --ray local, auto or an address with options of workers, got none")
@@ -178,12 +183,7 @@ def records(rows: pandas.DataFrame) -> list[dict[str, Any]]:
 
 def print_json(value: Any) -> None:
     """Print a result for other programs."""
-    typer.echo(json.dumps(value, indent=1))
-
-
-def say(text: str) -> None:
-    """Print a line for people, on standard error."""
-    typer.echo(text, err=True)
+    show(json.dumps(value, indent=1))
 
 
 def spelled(*words: object) -> str:
@@ -235,7 +235,7 @@ def print_run(run: Run, objectives: list[str] | None, as_json: bool) -> None:
 
     with run.archive() as archive, archive.reading():
         if not as_json:
-            typer.echo(report(archive, objectives))
+            show(report(archive, objectives))
             return
         best = archive.front(objectives)
         rows = archive.frame()
@@ -256,5 +256,5 @@ def print_comparison(runs: list[Path] | Runs, as_json: bool) -> None:
     if as_json:
         print_json({"searches": records(found), "verdicts": found.attrs["verdicts"]})
         return
-    typer.echo(table(found, COMPARED))
-    typer.echo("\n" + "\n".join(found.attrs["verdicts"]))
+    show(table(found, COMPARED))
+    show("\n" + "\n".join(found.attrs["verdicts"]))

@@ -9,6 +9,7 @@ import typer
 from ..search.core import defaults
 from .options import DTYPE, JSON, SEQUENCE_LENGTH, THREADS, TOKENS, command, next_step, print_json
 from .sections import HOW, MACHINE, PREPARE, USUAL
+from .terminal import show
 
 
 @command(PREPARE, example="secateur plan meta-llama/Llama-3.1-8B --gpus 8 --gpu-memory 80GiB --budget 2000")
@@ -63,5 +64,5 @@ def plan(
     if as_json:
         print_json(found.record())
         return
-    typer.echo(str(found))
+    show(str(found))
     next_step("calibrate", model, "--text", "FILE", "--out", "cal")

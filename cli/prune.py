@@ -25,9 +25,9 @@ from .options import (
     command,
     next_step,
     print_json,
-    say,
 )  # fmt: skip
 from .sections import LOOK, MACHINE, SEARCHED, TAKE_AWAY, USUAL
+from .terminal import report_step, show
 
 
 @command(
@@ -107,7 +107,7 @@ def prune(
     from ..service.prune_model import prune as run
 
     found = run(
-        model, out, say, candidate=candidate, sparsity=sparsity, ratios=ratios, group=group,
+        model, out, report_step, candidate=candidate, sparsity=sparsity, ratios=ratios, group=group,
         pattern=pattern, text=text, tokens=tokens, sequence_length=sequence_length, statistics=statistics,
         repair=repair, seed=seed, dtype=dtype, device=device, trust_remote_code=trust_remote_code,
     )  # fmt: skip
@@ -127,26 +127,26 @@ def _print_pruned(out: Path, found: dict[str, Any]) -> None:
         for name in ("output_error", "output_error_of_mask")
     )
     before = "" if found["repair"] == "none" else f"; {of_mask:.4f} without the repair {found['repair']}"
-    typer.echo(f"{out}: {found['metric']}, group {found['group']}, pattern {found['pattern']}")
-    typer.echo(
+    show(f"{out}: {found['metric']}, group {found['group']}, pattern {found['pattern']}")
+    show(
         f"  zeros {found['sparsity']:.2%} of {found['prunable_weights']:,} weights in {len(layers)} linear "
         f"layers; the model was {found['model']['weights']}"
     )
     if covered is not None:
-        typer.echo(f"  {found['sparsity']:.2%} of {covered.in_words}")
-    typer.echo(f"  relative squared error of the layers' outputs, mean: {error:.4f}{before}")
+        show(f"  {found['sparsity']:.2%} of {covered.in_words}")
+    show(f"  relative squared error of the layers' outputs, mean: {error:.4f}{before}")
     if "biases_shifted" in found:
         shifted = found["biases_shifted"]
-        typer.echo(
+        show(
             f"  biases shifted in {shifted} of {len(layers)} layers"
             + ("" if shifted else ": the model's layers have none, the repair changed nothing")
         )
-    typer.echo(
+    show(
         f"  {found['dense_bytes']:,} bytes on disk, zeros included; in theory "
         f"{found['theoretical_packed_bytes']:,} (bitmask and kept values; no such file is written)"
     )
-    typer.echo("  transformers and vLLM load it as a dense model: no faster without a sparse runtime")
-    typer.echo("  errors of layers do not tell what the model has become: evaluate it")
+    show("  transformers and vLLM load it as a dense model: no faster without a sparse runtime")
+    show("  errors of layers do not tell what the model has become: evaluate it")
 
 
 @command(LOOK, example="secateur evaluate pruned --text wiki.txt --against HuggingFaceTB/SmolLM2-135M")
@@ -181,8 +181,8 @@ def evaluate(
     names = tuple(name.strip() for name in tasks.split(",") if name.strip())
     source = text if text is not None else "" if names else "wikitext2"
     found = run(
-        model, say, text=source, window=window, windows=windows, against=against, tasks=names, dtype=dtype,
-        device=device, trust_remote_code=trust_remote_code,
+        model, report_step, text=source, window=window, windows=windows, against=against, tasks=names,
+        dtype=dtype, device=device, trust_remote_code=trust_remote_code,
     )  # fmt: skip
     if as_json:
         print_json(found)
@@ -195,15 +195,15 @@ def evaluate(
 
 
 def _print_figures(found: dict[str, Any]) -> None:
-    typer.echo(found["model"])
+    show(found["model"])
     if "perplexity" in found:
         dense = f"; dense {found['dense_perplexity']:.4f}" if "kl" in found else ""
-        typer.echo(f"  perplexity {found['perplexity']:.4f}{dense}")
+        show(f"  perplexity {found['perplexity']:.4f}{dense}")
         if "kl" in found:
-            typer.echo(f"  kl {found['kl']:.6f} nats per token from {found['against']}")
+            show(f"  kl {found['kl']:.6f} nats per token from {found['against']}")
         text = found["text"]
         bos = "once at the beginning" if text["bos"] else "not added"
-        typer.echo(f"  on {text['source']}: {text['windows']} windows of {text['window']} of its "
+        show(f"  on {text['source']}: {text['windows']} windows of {text['window']} of its "
                    f"{text['tokens_of_text']:,} tokens, documents {text['documents']}, BOS {bos}, sha256 "
                    f"{text['sha256']}")  # fmt: skip
     for task, values in found.get("tasks", {}).items():
@@ -211,6 +211,6 @@ def _print_figures(found: dict[str, Any]) -> None:
             f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
             for name, value in values.items()
         )
-        typer.echo(f"  {task}: {figures}")
+        show(f"  {task}: {figures}")
     versions = ", ".join(f"{name} {value}" for name, value in found["versions"].items())
-    typer.echo(f"  {found['dtype']} on {found['device']}; {versions}")
+    show(f"  {found['dtype']} on {found['device']}; {versions}")

@@ -9,6 +9,7 @@ import typer
 
 from .options import FORCE, JSON, PLUGINS, RUN, command, next_step, print_json, rule_of
 from .sections import LOOK, USUAL
+from .terminal import show
 
 
 @command(LOOK, example="secateur report runs/a -o a.html")
@@ -35,7 +36,7 @@ def report(
     if as_json:
         print_json({"run": str(run), "report": str(written), "bytes": size})
         return
-    typer.echo(f"{written}: {size / 1000:.0f} kB, opens offline")
+    show(f"{written}: {size / 1000:.0f} kB, opens offline")
     next_step("export", run, rule_of(run), "--to", "json", "-o", "best.json")
 
 
@@ -64,5 +65,5 @@ def plot(
     if as_json:
         print_json({"run": str(run), "kind": kind, "plot": str(written), "bytes": written.stat().st_size})
         return
-    typer.echo(str(written))
+    show(str(written))
     next_step("report", run, "-o", "report.html")

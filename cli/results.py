@@ -21,6 +21,7 @@ from .options import (
     rule_of,
 )
 from .sections import LOOK, TAKE_AWAY, USUAL
+from .terminal import show
 
 
 @command(LOOK, example="secateur front runs/a --objectives kl,size")
@@ -67,19 +68,19 @@ def watch(
 
     console = Console()
     is_live = not (once or as_json) and console.is_terminal
-    folder, pending = wait_for_run(run, address, typer.echo if is_live else None)
+    folder, pending = wait_for_run(run, address, show if is_live else None)
     if pending is not None:
         if as_json:
             print_json({"run": str(folder), "state": pending.state, "job": pending.id})
         else:
-            typer.echo(f"{folder}: {pending.state}, the job {pending.id} waits for its cluster")
+            show(f"{folder}: {pending.state}, the job {pending.id} waits for its cluster")
         return
     seen = Watch(folder)
     if as_json:
         print_json(record(seen.look()))
         return
     if not is_live:
-        typer.echo(plain(seen.look()))
+        show(plain(seen.look()))
     else:
         with contextlib.suppress(KeyboardInterrupt):  # the run goes on
             follow(seen, console)
@@ -110,7 +111,7 @@ def snapshot(
     if as_json:
         print_json({"snapshot": str(path), "bytes": path.stat().st_size})
         return
-    typer.echo(f"{path}: {path.stat().st_size:,} bytes; pandas.read_parquet reads it")
+    show(f"{path}: {path.stat().st_size:,} bytes; pandas.read_parquet reads it")
     next_step("report", run, "-o", "report.html")
 
 
@@ -163,5 +164,5 @@ def metrics(
         return
     widths = [max(len(row[column]) for row in rows) for column in rows[0]]
     for row in rows:
-        typer.echo("  ".join(f"{v:{w}}" for v, w in zip(row.values(), widths, strict=True)).rstrip())
+        show("  ".join(f"{v:{w}}" for v, w in zip(row.values(), widths, strict=True)).rstrip())
     next_step("measure", "CALIBRATION", "wanda", *(("--allocation", "owl") if allocations else ()))

@@ -42,11 +42,11 @@ from .options import (
     print_run,
     read_cluster,
     rule_of,
-    say,
     spelled,
     unused,
 )  # fmt: skip
 from .sections import HOW, PREPARE, SEARCH, SEARCHED, USUAL
+from .terminal import report_step, say, show, signals
 
 if TYPE_CHECKING:
     from ..service.run import Run
@@ -85,7 +85,7 @@ def calibrate(
     from ..service.measure_rule import calibrate as run
 
     calibration = run(
-        model, out, say, text=text, tokens=tokens, selection_tokens=selection_tokens,
+        model, out, report_step, text=text, tokens=tokens, selection_tokens=selection_tokens,
         holdout_tokens=holdout_tokens, sequence_length=sequence_length, seed=seed, gradients=gradients,
         dtype=dtype, device=device, trust_remote_code=trust_remote_code,
     )  # fmt: skip
@@ -99,14 +99,14 @@ def calibrate(
         return
     weights = sum(layer.size for layer in calibration.layers)
     blocks = len({layer.block for layer in calibration.layers})
-    typer.echo(f"{out}: {len(calibration.layers)} linear layers in {blocks} blocks, {weights:,} weights")
+    show(f"{out}: {len(calibration.layers)} linear layers in {blocks} blocks, {weights:,} weights")
     for name, part in parts.items():
-        typer.echo(f"  {name}: {part['sequences']} x {part['length']} tokens, sha256 {part['sha256'][:12]}")
+        show(f"  {name}: {part['sequences']} x {part['length']} tokens, sha256 {part['sha256'][:12]}")
     if as_tokens:
-        typer.echo(f"  {as_tokens} of {inputs} inputs are kept as tokens, which are fewer than their columns")
-    typer.echo(f"  sparsity is counted over {covered.in_words}")
+        show(f"  {as_tokens} of {inputs} inputs are kept as tokens, which are fewer than their columns")
+    show(f"  sparsity is counted over {covered.in_words}")
     for kind, why in covered.reasons().items():
-        typer.echo(f"    {kind} {why}")
+        show(f"    {kind} {why}")
     next_step("search", out, "--sparsity", 0.6, "--out", unused(Path("runs/a")))
 
 
@@ -145,7 +145,7 @@ def measure(
         print_json(result)
         return
     for name, value in result.items():
-        typer.echo(f"{name:12} {value:.6g}" if isinstance(value, float) else f"{name:12} {value}")
+        show(f"{name:12} {value:.6g}" if isinstance(value, float) else f"{name:12} {value}")
     share = sparsity if sparsity is not None else f"{result['sparsity']:.2g}"
     next_step("search", calibration, "--sparsity", share, "--out", unused(Path("runs/a")))
 
@@ -352,7 +352,7 @@ def _follow(
     from ..service.run import Run
     from ..service.search_run import Listener
 
-    progress = Progress(say)
+    progress = Progress(report_step)
     listener = Listener(progress.report, progress.step, progress.batch)
     listener.begin = lambda settings: progress.begin(Budget.parse(settings.budget))
     try:
@@ -362,10 +362,10 @@ def _follow(
         folder = RunFolder(out)
         if not (folder.is_run or folder.seeds):
             say("interrupted before anything was measured")
-            raise typer.Exit(130) from None
+            raise typer.Exit(signals.code) from None
         how = "resume all seeds" if folder.seeds else "continue with"
         say(f"interrupted; what was measured is kept, {how}: {spelled('resume', out, *where)}")
-        raise typer.Exit(130) from None
+        raise typer.Exit(signals.code) from None
     finally:
         progress.stop()
     if isinstance(found, Run):

@@ -15,6 +15,7 @@ from .plugins import fill
 
 MAX_LENGTH = 2000
 _FORBIDDEN = re.compile(r"[^A-Za-z0-9_+\-*/^().,\s]")
+_NUMBER = re.compile(r"([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 _BINARY = {ast.Add: "add", ast.Sub: "sub", ast.Mult: "mul", ast.Div: "div", ast.Pow: "pow"}
 
 
@@ -59,7 +60,7 @@ def parse(text: str) -> Expression:
         raise _mistake(origin[where], "the expression is not complete or not valid here") from None
     except (RecursionError, MemoryError, ValueError):
         raise MetricError(f"expected at most {MAX_DEPTH} levels of nesting") from None
-    return _Reader(origin).read(tree, 1)
+    return _Reader(source, origin).read(tree, 1)
 
 
 def parse_metric(text: str) -> Expression:
@@ -101,7 +102,8 @@ def _check_parentheses(text: str) -> None:
 class _Reader:
     """Turns nodes of Python's syntax tree into expressions, refusing every other node."""
 
-    def __init__(self, origin: list[int]) -> None:
+    def __init__(self, source: str, origin: list[int]) -> None:
+        self._source = source
         self._origin = origin
 
     def read(self, node: ast.expr, level: int) -> Expression:
@@ -168,6 +170,9 @@ class _Reader:
     def _number(self, node: ast.Constant) -> float:
         if isinstance(node.value, bool) or not isinstance(node.value, int | float):
             raise self._mistake(node, f"expected a real number, got {node.value!r}")
+        written = self._source[node.col_offset : node.end_col_offset]
+        if not _NUMBER.fullmatch(written):
+            raise self._mistake(node, f"expected a number such as 0.5 or 1e-3, got {written}")
         try:
             return float(node.value)
         except OverflowError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, MutableMapping
 from typing import TYPE_CHECKING
 
@@ -59,7 +60,12 @@ class Scorer:
 
     def _value(self, e: Expression, leaves: Mapping[str, Tensor], values: dict[Expression, Tensor]) -> Tensor:
         if e.value is not None and not e.args:
-            return next(iter(leaves.values())).new_full((1, 1), e.value)
+            from torch import finfo
+
+            leaf = next(iter(leaves.values()))
+            # Beyond the type a number is infinite, and the score is told not to be finite.
+            is_held = abs(e.value) <= finfo(leaf.dtype).max
+            return leaf.new_full((1, 1), e.value if is_held else math.copysign(math.inf, e.value))
         if not e.args:
             if e.op not in leaves:
                 raise MetricError(

@@ -31,10 +31,13 @@ from .core.budget import Budget
 from .core.candidate import STAGES, Stage, parse_pattern
 from .core.files import expanded
 from .core.objectives import look_up, look_up_objectives
+from .core.requests import MOST_THREADS, MOST_TOKENS, check_device, shown
 from .searchers.table import AUTO, SEARCHERS, SearcherRow
 from .spaces.allocation import ALLOCATIONS
 from .spaces.varied import METRIC_SPACES, SPACES
-from .toml import SettingsError, number, read_section, sentence
+from .toml import SettingsError, number, parts, read_section, sentence
+
+_LEAST_RUNG = 8  # tokens: as many as the shortest sequence of a calibration
 
 
 class SearchSettings(BaseModel):
@@ -94,11 +97,11 @@ class SearchSettings(BaseModel):
     objectives: tuple[str, ...] = ()
     budget: int | str = defaults.BUDGET
     seed: int = Field(default=defaults.SEED, ge=0, lt=2**32)  # what NumPy and pymoo take
-    batch: int | None = Field(default=None, ge=1)
+    batch: int | None = Field(default=None, ge=1, le=10_000)
     promote: float = Field(default=defaults.PROMOTE, gt=0, le=1)
     rungs: tuple[int, ...] | None = None
-    sensitivity: int | None = Field(default=None, ge=0)
-    phase: int = Field(default=0, ge=0)
+    sensitivity: int | None = Field(default=None, ge=0, le=MOST_TOKENS)
+    phase: int = Field(default=0, ge=0, le=1_000_000)
     stage: Stage = "model"
     seeding: bool = True
     max_size: int = Field(default=defaults.MAX_SIZE, ge=3, le=100)
@@ -110,7 +113,7 @@ class SearchSettings(BaseModel):
     model: str | None = None
     device: str = "auto"
     dtype: Literal["float32", "bfloat16"] = "float32"
-    threads: int = Field(default=defaults.THREADS, ge=0, le=1024)
+    threads: int = Field(default=defaults.THREADS, ge=0, le=MOST_THREADS)
 
     def __init__(self, **values: Any) -> None:
         try:
@@ -174,9 +177,15 @@ class SearchSettings(BaseModel):
         ):
             raise SecateurError(
                 "expected a number in [0, 1) such as 0.6, or an interval from less to more such as "
-                f"0.3:0.75, got {value!r}"
+                f"0.3:0.75, got {shown(value)}"
             )
         return numbers[0] if len(numbers) == 1 else tuple(numbers)
+
+    @field_validator("device")
+    @classmethod
+    def _known_device(cls, name: str) -> str:
+        check_device(name)
+        return name
 
     @field_validator("stage")
     @classmethod
@@ -193,15 +202,16 @@ class SearchSettings(BaseModel):
     @field_validator("rungs", mode="before")
     @classmethod
     def _growing_rungs(cls, value: Any) -> Any:
-        numbers = value.split(",") if isinstance(value, str) else [value] if isinstance(value, int) else value
-        if numbers is None or (isinstance(value, str) and value.strip() in ("", "none")):
-            return None if numbers is None else ()
-        found = [int(number(n)) for n in numbers]
-        if found != sorted({n for n in found if n > 0}):
+        if value is None or (isinstance(value, str) and value.strip() in ("", "none")):
+            return None if value is None else ()
+        found = [number(n) for n in ([value] if isinstance(value, int) else parts(value))]
+        is_growing = found == sorted(set(found)) and all(_LEAST_RUNG <= n <= MOST_TOKENS for n in found)
+        if not is_growing:
             raise SecateurError(
-                f"expected growing numbers of tokens such as 512 or 256,1024, or none, got {value!r}"
+                f"expected growing numbers of at least {_LEAST_RUNG} tokens such as 512 or 256,1024, or "
+                f"none, got {shown(value)}"
             )
-        return tuple(found)
+        return tuple(map(int, found))
 
     @field_validator("operators", "leaves", mode="before")
     @classmethod
@@ -209,10 +219,9 @@ class SearchSettings(BaseModel):
         """Read names separated by commas, each of the table, and put them in its order."""
         if value is None:
             return None
-        parts = value.split(",") if isinstance(value, str) else list(value)
         table: Mapping[str, Leaf | Operator] = LEAVES if info.field_name == "leaves" else OPERATORS
         what = "a leaf" if info.field_name == "leaves" else "an operator"
-        named = {look_up(table, str(part).strip(), what).name for part in parts}
+        named = {look_up(table, str(part).strip(), what).name for part in parts(value)}
         if not named:
             raise SecateurError(f"expected at least {what}, got none; leave it out for all of them")
         if info.field_name == "leaves" and not any(LEAVES[name].shape == FULL for name in named):
@@ -226,10 +235,23 @@ class SearchSettings(BaseModel):
     @classmethod
     def _absolute_each(cls, values: Any, info: ValidationInfo) -> Any:
         """Keep places that are the same from everywhere; a metric is no place, RUN:KEY has one before it."""
-        given = [values] if isinstance(values, str | Path) else list(values)
+        given = [values] if isinstance(values, str | Path) else parts(values)
         if info.field_name == "plugins":
             return tuple(expanded(value).absolute() for value in given)
         return tuple(_with_place(str(value).strip()) for value in given)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _in_utf8(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Refuse names of files in other bytes: they could not be saved with the settings."""
+        for name, value in values.items():
+            try:
+                str(value).encode()
+            except UnicodeEncodeError:
+                raise SecateurError(f"expected {name} in UTF-8, got {shown(value)}") from None
+            except (ValueError, RecursionError):
+                raise SecateurError(f"expected another {name}, got {shown(value)}") from None
+        return values
 
     @model_validator(mode="before")
     @classmethod
@@ -245,8 +267,7 @@ class SearchSettings(BaseModel):
     @field_validator("objectives", mode="before")
     @classmethod
     def _known_objectives(cls, names: Any) -> tuple[str, ...]:
-        parts = names.split(",") if isinstance(names, str) else list(names)
-        return tuple(o.name for o in look_up_objectives([str(part).strip() for part in parts]))
+        return tuple(o.name for o in look_up_objectives([str(part).strip() for part in parts(names)]))
 
     @model_validator(mode="before")
     @classmethod

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 from ..metrics_dsl.errors import SecateurError
 from ..metrics_dsl.parser import did_you_mean
 from .core.reading import read_toml
+from .core.requests import shown
 
 
 class SettingsError(SecateurError):
@@ -23,9 +24,24 @@ def number(value: Any) -> float:
         SecateurError: When it is none.
     """
     try:
+        if isinstance(value, str) and not value.isascii():  # digits of other scripts
+            raise ValueError
         return float(value)
-    except (TypeError, ValueError):
-        raise SecateurError(f"expected a number, got {value!r}") from None
+    except (TypeError, ValueError, OverflowError):
+        raise SecateurError(f"expected a number, got {shown(value)}") from None
+
+
+def parts(value: Any) -> list[Any]:
+    """Return what a text with commas, or a list, consists of.
+
+    Raises:
+        SecateurError: When it is neither.
+    """
+    if isinstance(value, str):
+        return value.split(",")
+    if isinstance(value, list | tuple):
+        return list(value)
+    raise SecateurError(f"expected a text with commas or a list, got {shown(value)}")
 
 
 def sentence(error: ValidationError, model: type[BaseModel]) -> str:
@@ -39,7 +55,7 @@ def sentence(error: ValidationError, model: type[BaseModel]) -> str:
         return f"{name}: {message}" if name else message
     if first["type"] == "missing":
         return f"the setting {name!r} is missing"
-    return f"{name}: {message[0].lower()}{message[1:]}, got {first['input']!r}"
+    return f"{name}: {message[0].lower()}{message[1:]}, got {shown(first['input'])}"
 
 
 def read_section(path: Path, section: str) -> dict[str, Any]:

@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import re
-import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -24,6 +23,7 @@ from .. import __version__
 from ..metrics_dsl.errors import SecateurError
 from ..metrics_dsl.parser import did_you_mean
 from ..results.archive.run_folder import RunFolder
+from ..search.core.scratch import scratch
 from .submission import Submission
 
 if TYPE_CHECKING:
@@ -144,14 +144,14 @@ class JobServer:
                     f"{submission.out} is being written by the job {job.id}; wait for it, stop it, or choose "
                     "another --out"
                 )
-        with tempfile.TemporaryDirectory(prefix="secateur-") as folder, self._asking():
-            submission.stage(Path(folder))
+        with scratch() as folder, self._asking():
+            submission.stage(folder / "job")
             found = self._client.submit_job(
                 entrypoint=submission.entrypoint,
                 submission_id=name or submission.new_id(),
                 # Its folder comes first on the path of the driver and of every worker.
                 runtime_env={
-                    "working_dir": folder,
+                    "working_dir": str(folder / "job"),
                     "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)},
                 },
                 metadata={"run": str(submission.out), "secateur": __version__},

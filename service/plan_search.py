@@ -9,14 +9,20 @@ from typing import Any
 
 from ..metrics_dsl.errors import SecateurError
 from ..search.core import defaults
+from ..search.core.requests import MOST_THREADS, check_count, check_dtype, shown
 from ..workers.calibrate.calibration import CalibrationRequest
-from ..workers.model.load import accelerator, choose_device, choose_dtype
+from ..workers.model.load import accelerator, choose_device
 from ..workers.plan.model_sizes import Outline, outline
 from ..workers.plan.plan import Machine, Plan, Tokens, make_plan, ways_to_fit
 from ..workers.plan.rates import GPUS, Rates, measure_rates, rates_of
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
           "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}  # fmt: skip
+
+# More is a slip of the finger.
+_MOST_GPUS = 1_000_000
+_MOST_CANDIDATES = 10**12
+_MOST_BYTES = 1 << 50
 
 
 @dataclass(frozen=True)
@@ -146,13 +152,11 @@ def plan(
     Raises:
         SecateurError: For options that cannot be used, or a model whose configuration cannot be read.
     """
-    if gpus < 0 or budget < 1 or threads < 0:
-        raise SecateurError(
-            f"expected GPUs and threads of at least 0 and a budget of at least 1, got {gpus}, {threads} "
-            f"and {budget}"
-        )
+    check_count("GPUs of at least 0", gpus, 0, _MOST_GPUS)
+    check_count("threads of at least 0", threads, 0, MOST_THREADS)
+    check_count("a budget of at least 1 candidate", budget, 1, _MOST_CANDIDATES)
     given = None if gpu_memory is None else _bytes(gpu_memory)
-    choose_dtype(dtype)
+    check_dtype(dtype)
     request = CalibrationRequest(
         model, "self", tokens, selection_tokens, holdout_tokens, sequence_length, gradients=gradients
     )
@@ -180,12 +184,16 @@ def plan(
 
 
 def _bytes(text: str) -> int:
-    found = re.fullmatch(r"\s*([\d.]+)\s*([A-Za-z]*)\s*", text)
-    if not found or found[2].upper() not in _UNITS or found[1].count(".") > 1 or not float(found[1]):
-        raise SecateurError(f"expected a size of memory such as 80GiB, got {text!r}")
+    found = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*([A-Za-z]*)\s*", text)
+    count = float(found[1]) if found else 0.0
+    unit = found[2].upper() if found else ""
+    if not found or unit not in _UNITS or not 0 < count * _UNITS[unit] <= _MOST_BYTES:
+        raise SecateurError(f"expected a size of memory such as 80GiB, got {shown(text)}")
     if not found[2]:
-        raise SecateurError(f"expected a size of memory with its unit, such as {found[1]}GiB, got {text!r}")
-    return int(float(found[1]) * _UNITS[found[2].upper()])
+        raise SecateurError(
+            f"expected a size of memory with its unit, such as {found[1]}GiB, got {shown(text)}"
+        )
+    return int(count * _UNITS[unit])
 
 
 def _size(count: float) -> str:

@@ -16,7 +16,7 @@ from ..search.core import defaults
 from ..search.core.candidate import Candidate, parse_pattern
 from ..search.core.objectives import look_up
 from ..search.core.reading import Given
-from ..search.core.requests import request_of, takes
+from ..search.core.requests import check_device, check_dtype, request_of, takes
 from ..search.core.versions import library_versions
 from ..search.settings import SearchSettings
 from ..search.spaces.allocation import ALLOCATIONS, Dense
@@ -80,6 +80,9 @@ class PruneRequest:
     def __post_init__(self) -> None:
         look_up(dict.fromkeys(STATISTICS), self.statistics, "statistics")
         look_up(REPAIRS, self.repair, "a repair")
+        check_device(self.device)
+        if self.dtype is not None:
+            check_dtype(self.dtype)
         counts = parse_pattern(self.pattern or "unstructured")
         if self.sparsity is not None and not 0 <= self.sparsity < 1:
             raise SecateurError(f"expected a sparsity in [0, 1), got {self.sparsity:g}")

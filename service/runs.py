@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..metrics_dsl.errors import SecateurError
 from ..results.archive.database import ArchiveError
 from ..results.archive.run_folder import HasFolder, RunFolder, folder_of
+from ..search.core.requests import check_count
 from ..search.settings import SearchSettings
 from .run import Run, continue_runs, open_run, settings_of
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from ..results.archive.frame import Where
     from ..workers.cluster.settings import Cluster
     from .search_run import Listener
+
+_MOST_SEEDS = 10_000
 
 
 class Runs(Sequence[Run]):
@@ -117,8 +120,7 @@ def run_seeds(
 
     chosen = settings_of(calibration, settings)
     folder = RunFolder(Path(out))
-    if seeds < 1:
-        raise SecateurError(f"expected at least 1 seed, got {seeds}")
+    check_count("at least 1 seed", seeds, 1, _MOST_SEEDS)
     if folder.is_run:
         raise SecateurError(f"expected a folder for runs of several seeds, got {out}, which is a run itself")
     folder.check_links()

@@ -20,6 +20,7 @@ from ..search.core import defaults
 from ..search.core.budget import Budget
 from ..search.core.candidate import Candidate, Stage, Trial
 from ..search.core.protocols import Evaluator
+from ..search.core.scratch import sweep
 from ..search.loop import run
 from ..search.searchers.table import build_searcher
 from ..search.settings import SearchSettings
@@ -84,6 +85,7 @@ def search_all(
         SecateurError: When settings, calibration, model or run folder do not fit; nothing is written.
         KeyboardInterrupt: When interrupted; all that was measured is in the archives.
     """
+    sweep()  # what a killed search has left
     first, settings = next(iter(runs.items()))
     calibration = find_calibration(settings, first) if is_resumed else Calibration(settings.calibration)
     parts = {name: calibration.shape(name) for name in ("statistics", "selection")}

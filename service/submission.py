@@ -12,6 +12,7 @@ from pathlib import Path
 
 from .. import __version__
 from ..metrics_dsl.plugins import Plugin, use_plugin
+from ..search.core.requests import shown
 from ..search.settings import SearchSettings
 from ..search.toml import SettingsError, read_section
 
@@ -63,6 +64,9 @@ class Submission:
         places = {"calibration": own["calibration"], "--out": out if out is not None else section.get("out")}
         if places["--out"] is None:
             raise SettingsError(f"expected a run folder: give --out, or the setting out in {config}")
+        for name, place in {**places, "model": own.get("model", "")}.items():
+            if not isinstance(place, str | Path) or "\0" in str(place):
+                raise SettingsError(f"expected a path for {name}, got {shown(place)} in {config}")
         if own.get("model") and Path(own["model"]).exists():  # else the name of a model on the hub
             places["model"] = own["model"]
         for name, place in places.items():
@@ -89,7 +93,8 @@ class Submission:
         return [Path("plugins") / str(i) / plugin.name for i, plugin in enumerate(self.plugins)]
 
     def stage(self, folder: Path) -> None:
-        """Copy what the job needs into an empty folder: the package and the config, nothing else."""
+        """Copy what the job needs into an empty or new folder: the package and the config, nothing else."""
+        folder.mkdir(exist_ok=True)
         package = Path(__file__).parent.parent
         inside = [path for name in FOLDERS for path in (package / name).rglob("*")]
         for path in sorted((*package.iterdir(), *inside)):

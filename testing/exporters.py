@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -15,6 +14,7 @@ from ..results.export.candidate_record import find
 from ..results.export.exporters import EXPORTERS, Exporter
 from ..search.core.candidate import Candidate, Layer, Measurement, Status, Trial, uniform
 from ..search.core.objectives import look_up
+from ..search.core.scratch import scratch
 from .expecting import expect
 from .fake import LAYERS
 
@@ -59,8 +59,8 @@ def some_masks(layers: Sequence[Layer] = LAYERS) -> list[tuple[str, Any]]:
 @contextmanager
 def _written(exporter: Exporter) -> Iterator[Path]:
     """Give what an exporter writes of a small run, alone in its folder."""
-    with tempfile.TemporaryDirectory(prefix="secateur-") as place:
-        run, out = Path(place, "run"), Path(place, "written", "out")
+    with scratch() as place:
+        run, out = place / "run", place / "written" / "out"
         out.parent.mkdir()
         small_run(run)
         with Archive(run) as archive:

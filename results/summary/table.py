@@ -10,6 +10,7 @@ import pandas as pd
 
 from ..archive.frame import standard_error
 from ..archive.front import best_of
+from ..terminal.printable import printable
 
 if TYPE_CHECKING:
     from ..archive.archive import Archive
@@ -59,7 +60,7 @@ def table(rows: pd.DataFrame, columns: Mapping[str, tuple[str, str]] = TABLE) ->
         return "(none)"
     columns = {name: column for name, column in columns.items() if rows[name].notna().any()}
     shown = [
-        [heading, *("-" if pd.isna(value) else form.format(value) for value in rows[name])]
+        [heading, *("-" if pd.isna(v) else printable(form.format(v), keep="") for v in rows[name])]
         for name, (heading, form) in columns.items()
     ]
     aligned = []

@@ -11,6 +11,7 @@ from typing import Any
 from ...search.core.budget import Budget
 from ...search.core.candidate import Stage, Trial
 from ..archive.archive import Archive
+from .printable import one_line
 
 SILENCE = 30.0  # seconds without a line, off a terminal
 
@@ -59,7 +60,12 @@ class Progress:
         if self._status is None:
             self._print(text)
         else:
-            self._status.update(text)
+            self._show(text)
+
+    def _show(self, text: str) -> None:
+        from rich.text import Text
+
+        self._status.update(Text(one_line(text)))  # not markup: what is in brackets would be lost
 
     def _print(self, text: str) -> None:
         with self._lock:
@@ -77,7 +83,7 @@ class Progress:
         self._is_replay = False
         self._now = f"{self._text}  [{stage} {done}/{total}]".strip()
         if self._status is not None:
-            self._status.update(self._now)
+            self._show(self._now)
 
     def batch(self, archive: Archive, trials: Sequence[Trial]) -> None:
         """Show the state of the run after a batch."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..summary.overview import Overview
 from ..summary.table import columns_for, table, verdict
+from .printable import printable
 from .progress import duration
 from .watch import Look, Watch, budget_of
 
@@ -77,10 +78,10 @@ def _rendered(look: Look) -> Any:
     from rich.text import Text
 
     parts = []
-    for heading, text in sections(look):
+    for heading, text in ((h, printable(t)) for h, t in sections(look)):
         is_table = heading != _PROSE
         parts += [
-            Text(heading, style="bold", no_wrap=True, overflow="ellipsis"),
+            Text(printable(heading), style="bold", no_wrap=True, overflow="ellipsis"),
             Text(f"{text}\n", no_wrap=is_table, overflow="ellipsis" if is_table else "fold"),
         ]
     return Group(*parts)

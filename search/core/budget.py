@@ -33,7 +33,7 @@ class Budget:
         Raises:
             SecateurError: For anything else.
         """
-        found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:([kMG]?)\s*tokens|(s|min|h))?\s*", str(text))
+        found = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(?:([kMG]?)\s*tokens|(s|min|h))?\s*", str(text))
         number = float(found[1]) if found else 0.0
         if (
             found is None

@@ -17,9 +17,16 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ...metrics_dsl.errors import SecateurError
 from ...search.core import defaults
 from ...search.core.files import Output, left_behind, whole
+from ...search.core.requests import (
+    LONGEST_SEQUENCE,
+    MOST_SEED,
+    MOST_TOKENS,
+    check_count,
+    check_device,
+    check_dtype,
+)
 from ...search.core.versions import library_versions
 from ..model.block_calls import Batch, check_arguments
 from ..model.decoder import Decoder
@@ -78,19 +85,12 @@ class CalibrationRequest:
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
-        if self.sequence_length < 8:
-            raise SecateurError(f"expected sequences of at least 8 tokens, got {self.sequence_length}")
-        if self.sequence_length > _LONGEST:
-            raise SecateurError(
-                f"expected sequences of at most {_LONGEST:,} tokens, got {self.sequence_length:,}"
-            )
-        if not 0 <= self.seed < 2**63:
-            raise SecateurError(f"expected a seed of 0 or more, got {self.seed}")
+        check_count("sequences of at least 8 tokens", self.sequence_length, 8, LONGEST_SEQUENCE)
+        check_count("a seed of 0 or more", self.seed, 0, MOST_SEED)
         for part, count in zip(PARTS, (self.tokens, self.selection_tokens, self.holdout_tokens), strict=True):
-            if count < 1:
-                raise SecateurError(f"expected at least 1 token of {part}, got {count}")
-            if count > _MOST_TOKENS:
-                raise SecateurError(f"expected at most {_MOST_TOKENS:,} tokens of {part}, got {count:,}")
+            check_count(f"at least 1 token of {part}", count, 1, MOST_TOKENS)
+        check_device(self.device)
+        check_dtype(self.dtype)
 
     def sequences(self) -> dict[str, int]:
         """Return the number of sequences of each part."""

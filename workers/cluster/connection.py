@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import socket
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from ...search.core.scratch import scratch
 from ..calibrate.folder import Calibration, CalibrationError
 from ..measure.worker import WorkerError
 from .actor import look_around
@@ -26,6 +27,7 @@ _LONGEST_PLACE = 25  # characters
 _STORE_BYTES = 1 << 29  # of shared memory on one machine, for the hidden states between shards
 _LOOK_SECONDS = 120.0
 _REACH_SECONDS = 5.0
+_END_SECONDS = 10.0
 _TOKEN_HINT = (
     "if the cluster wants a token, export RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
 )
@@ -46,30 +48,79 @@ def connected(address: str) -> Iterator[None]:
         yield
         return
     options: dict[str, Any] = {"address": address, "log_to_driver": False, "logging_level": "ERROR"}
-    folder = ""
-    if address == "local":
-        # Of this user alone, and short: the names of Ray's sockets have room for no more.
-        place = tempfile.gettempdir()
-        folder = tempfile.mkdtemp(prefix="secateur-", dir=place if len(place) <= _LONGEST_PLACE else "/tmp")
-        # Ray opens its own folder to everybody: it gets one inside.
-        options |= {
-            "include_dashboard": False,
-            "_temp_dir": f"{folder}/r",
-            "object_store_memory": _STORE_BYTES,
-        }
     _be_quiet()
     _check_there(address)
-    try:
+    folder: Path | None = None
+    with ExitStack() as opened:
+        if address == "local":
+            # Of this user alone, and short: the names of Ray's sockets have room for no more.
+            place = tempfile.gettempdir()
+            folder = opened.enter_context(scratch(place if len(place) <= _LONGEST_PLACE else "/tmp"))
+            # Ray opens its own folder to everybody: it gets one inside.
+            options |= {
+                "include_dashboard": False,
+                "_temp_dir": f"{folder}/r",
+                "object_store_memory": _STORE_BYTES,
+            }
+        opened.callback(_end, folder)
+        began = time.monotonic()
         try:
             with _own_signals():
                 ray.init(**options)
-        except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+        except Exception as error:  # Ray raises Exception itself where it cannot start in time
             reason = " ".join(str(error).split())[:300]
-            raise WorkerError(f"there is no Ray cluster at {address!r}: {reason}; {_TOKEN_HINT}") from None
+            raise WorkerError(_no_cluster(address, reason, time.monotonic() - began)) from None
         yield
-    finally:
-        ray.shutdown()
-        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _no_cluster(address: str, reason: str, seconds: float) -> str:
+    if address == "local":
+        return (
+            f"Ray did not start on this machine within {seconds:.0f} seconds: {reason}; try again when the "
+            "machine has less to do, or leave --ray out"
+        )
+    return f"there is no Ray cluster at {address!r}: {reason}; {_TOKEN_HINT}"
+
+
+def _end(folder: Path | None) -> None:
+    """End the connection, and what was started for it in a folder: Ray forgets what did not start whole."""
+    # What has lost its parent is nobody's any more: looked up first.
+    left = set() if folder is None else _started(folder)
+    ray.shutdown()
+    deadline = time.monotonic() + _END_SECONDS
+    while (left := set(filter(_is_alive, left))) and time.monotonic() < deadline:
+        for process in left:
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        time.sleep(0.02)
+
+
+def _started(folder: Path) -> set[int]:
+    """Return the processes that this one has started in a folder, and those that they have."""
+    found = {p for p in _children(os.getpid()) if str(folder).encode() in _told(p, "cmdline")}
+    parents = found
+    while parents:
+        parents = {child for parent in parents for child in _children(parent)} - found
+        found = found | parents
+    return found
+
+
+def _children(process: int) -> set[int]:
+    tasks = Path(f"/proc/{process}/task").glob("*")  # none where the system does not tell
+    return {int(child) for task in tasks for child in _told(process, f"task/{task.name}/children").split()}
+
+
+def _is_alive(process: int) -> bool:
+    """Whether a process has not ended; one that has and that nobody has asked for is a zombie."""
+    return _told(process, "stat").rpartition(b")")[2].split()[:1] not in ([], [b"Z"], [b"X"])
+
+
+def _told(process: int, what: str) -> bytes:
+    """Return what the system tells of a process; nothing where it is gone."""
+    try:
+        return Path(f"/proc/{process}/{what}").read_bytes()
+    except OSError:
+        return b""
 
 
 def _check_there(address: str) -> None:

@@ -10,6 +10,11 @@ from dataclasses import dataclass
 
 from ...metrics_dsl.errors import SecateurError
 from ...search.core import defaults
+from ...search.core.requests import check_count, shown
+
+_MOST = 1_000_000  # workers, shards, and CPUs and GPUs of one: more is a slip of the finger
+_LONGEST = 1e9  # seconds
+_HOST = r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,251}[A-Za-z0-9])?"
 
 
 @dataclass(frozen=True)
@@ -34,24 +39,23 @@ class Cluster:
     timeout: float = defaults.TIMEOUT
 
     def __post_init__(self) -> None:
-        if self.address not in ("local", "auto") and not re.fullmatch(r"[^\s/:]+:\d{1,5}", self.address):
-            raise SecateurError(f"expected --ray local, auto or HOST:PORT, got {self.address!r}")
-        if self.workers is not None and self.workers < 1:
-            raise SecateurError(f"expected at least 1 worker, or auto, got {self.workers}")
-        if self.shards < 1:
-            raise SecateurError(f"expected at least 1 shard, got {self.shards}")
+        if self.address not in ("local", "auto") and not _is_address(self.address):
+            raise SecateurError(f"expected --ray local, auto or HOST:PORT, got {shown(self.address)}")
+        if self.workers is not None:
+            check_count("at least 1 worker, or auto", self.workers, 1, _MOST)
+        check_count("at least 1 shard", self.shards, 1, _MOST)
         if self.workers is not None and self.workers % self.shards:
             raise SecateurError(
                 f"expected workers in whole copies of a model of {self.shards} shards, got {self.workers}; "
                 f"choose --workers {max(1, self.workers // self.shards) * self.shards}"
             )
-        if not (math.isfinite(self.cpus) and self.cpus > 0):
+        if not (math.isfinite(self.cpus) and 1e-4 <= self.cpus <= _MOST):
             raise SecateurError(f"expected a finite number of CPUs above 0 per worker, got {self.cpus:g}")
-        if self.gpus is not None and not (math.isfinite(self.gpus) and self.gpus >= 0):
+        if self.gpus is not None and not (self.gpus == 0 or 1e-4 <= self.gpus <= _MOST):
             raise SecateurError(
                 f"expected a finite number of GPUs of 0 or more per worker, got {self.gpus:g}"
             )
-        if not self.timeout > 0:
+        if not 0 < self.timeout <= _LONGEST:
             raise SecateurError(f"expected a time-out above 0 seconds, got {self.timeout}")
 
     def set_environment(self) -> None:
@@ -70,3 +74,8 @@ class Cluster:
                 wanted |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         for name, value in wanted.items():
             os.environ.setdefault(name, value)
+
+
+def _is_address(text: str) -> bool:
+    found = re.fullmatch(rf"{_HOST}:([0-9]{{1,5}})", text)
+    return found is not None and 0 < int(found[1]) < 65536

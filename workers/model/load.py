@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from ...search.core.files import expanded
+from ...search.core.requests import check_device, check_dtype
 from .source import ModelError, ModelSource, check_config, check_kind, find_model
 
 
@@ -22,12 +23,10 @@ def choose_device(name: str) -> torch.device:
     Raises:
         ModelError: When the device does not exist here.
     """
+    check_device(name, ModelError)
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ModelError(f"expected a device such as auto, cpu or cuda:0, got {name!r}") from None
+    device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ModelError(f"expected a device of this machine, got {name!r}; use --device cpu")
     try:
@@ -39,8 +38,7 @@ def choose_device(name: str) -> torch.device:
 
 def choose_dtype(name: str) -> torch.dtype:
     """Return the floating type of a name, ``float32`` or ``bfloat16``."""
-    if name not in ("float32", "bfloat16"):
-        raise ModelError(f"expected the type float32 or bfloat16, got {name!r}")
+    check_dtype(name, ModelError)
     return torch.float32 if name == "float32" else torch.bfloat16
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...metrics_dsl.errors import SecateurError
 from ...search.core import defaults
+from ...search.core.requests import LONGEST_SEQUENCE, MOST_TOKENS, check_count, check_device, check_dtype
 from ...search.core.versions import library_versions
 from ..calibrate.documents import TextError
 from ..calibrate.folder import token_hash
@@ -54,10 +55,10 @@ class EvaluationRequest:
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
-        if self.window < 2:
-            raise EvaluationError(f"expected windows of at least 2 tokens, got {self.window}")
-        if self.windows < 0:
-            raise EvaluationError(f"expected a number of windows, or 0 for all, got {self.windows}")
+        check_count("windows of at least 2 tokens", self.window, 2, LONGEST_SEQUENCE, EvaluationError)
+        check_count("a number of windows, or 0 for all", self.windows, 0, MOST_TOKENS, EvaluationError)
+        check_device(self.device, EvaluationError)
+        check_dtype(self.dtype, EvaluationError)
         if self.text == "self":
             raise EvaluationError("expected a text that no model wrote, got self; give a file or hub:NAME")
         if not self.text and not self.tasks:

@@ -8,10 +8,8 @@ statistics the block runs again, and what the pruned block returns is what the n
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,6 +19,7 @@ from torch import Tensor
 from ...metrics_dsl.errors import SecateurError
 from ...metrics_dsl.expression import Expression
 from ...search.core.candidate import Candidate, Layer, Reduction, parse_pattern
+from ...search.core.scratch import scratch
 from ..calibrate.calibration import check_composition
 from ..calibrate.folder import LayerStatistics
 from ..calibrate.gradients import hidden_states, keep_states, root_mean_square_gradients
@@ -203,8 +202,8 @@ class Pruner:
             return
         decoder, hidden = self._decoder, self._entering()
         with (
-            tempfile.TemporaryDirectory(prefix="secateur-") as folder,
-            hidden_states(Path(folder), decoder, self._ids, hidden[0]) as states,
+            scratch() as folder,
+            hidden_states(folder, decoder, self._ids, hidden[0]) as states,
         ):
             for block in range(len(decoder.blocks)):
                 keep_states(states, block, hidden)

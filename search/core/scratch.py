@@ -1,0 +1,68 @@
+"""Temporary folders that end with their owner, however it ends: the next to make one removes what is left."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_PREFIX = "secateur-"
+_NAME = re.compile(rf"{_PREFIX}[a-z0-9_]{{8}}")
+_LOCK = "owner.lock"  # locked while the owner lives; the lock ends with the process, however it ends
+
+
+@contextmanager
+def scratch(place: str | Path | None = None) -> Iterator[Path]:
+    """Give a temporary folder of this user alone, which is removed afterwards; it holds a lock, nothing else.
+
+    Args:
+        place: The folder to make it in; the system's own if left out.
+
+    Raises:
+        OSError: When there is no room for it.
+    """
+    sweep(place)
+    folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=place))
+    try:
+        # It has its name once it is locked: nobody takes it for one that was left.
+        lock = (folder / f".{_LOCK}").open("w", encoding="utf-8")
+        with lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            (folder / f".{_LOCK}").rename(folder / _LOCK)
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def sweep(place: str | Path | None = None) -> None:
+    """Remove temporary folders whose owners are gone: this user's, made here, and locked by nobody."""
+    parent = Path(tempfile.gettempdir() if place is None else place)
+    try:
+        names = [name for name in os.listdir(parent) if _NAME.fullmatch(name)]
+    except OSError:
+        return
+    for name in names:
+        _remove_if_left(parent / name)
+
+
+def _remove_if_left(folder: Path) -> None:
+    try:
+        found = folder.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+            return
+        handle = os.open(folder / _LOCK, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:  # another's, gone already, or without a lock: no folder of ours
+        return
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(folder, ignore_errors=True)
+    except OSError:
+        pass  # its owner lives
+    finally:
+        os.close(handle)
