@@ -60,6 +60,7 @@ def _run() -> int:
     import sqlite3
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TQDM_DISABLE", "1")  # bars of libraries do not belong between our lines
     try:
         terminal.check_words(sys.argv[1:])

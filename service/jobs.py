@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import http.client
 import json
 import logging
 import os
@@ -23,16 +24,19 @@ from .. import __version__
 from ..metrics_dsl.errors import SecateurError
 from ..metrics_dsl.parser import did_you_mean
 from ..results.archive.run_folder import RunFolder
+from ..search.core.requests import shown
 from ..search.core.scratch import scratch
 from .submission import Submission
 
 if TYPE_CHECKING:
-    from ray.job_submission import JobDetails
+    from ray.job_submission import JobDetails, JobSubmissionClient
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
 STOP_SECONDS = 60  # Ray kills a stopped job after 3 otherwise, in the middle of its last measurement
 _PATIENCE = 10.0  # seconds that a cluster may take to answer at first
+_ANSWER_SECONDS = 120.0  # and later; Ray's own client waits for ever
+_MOST_BYTES = 1 << 20  # of the first answer
 
 
 class JobError(SecateurError):
@@ -71,7 +75,7 @@ class Job:
         return cls(
             id=found.submission_id or found.job_id or "",
             state=state,
-            run=(found.metadata or {}).get("run", ""),
+            run=str((found.metadata or {}).get("run", "")),
             seconds=max(0.0, (end - (found.start_time or end)) / 1000),
             message=lines[-1] if lines else "",
         )
@@ -100,13 +104,13 @@ class JobServer:
             self._asking(),
             _variable(ADDRESS_VARIABLE, self.address),
         ):  # which Ray prefers to what it is told
-            self._client = JobSubmissionClient(self.address)
+            self._client = _patient(JobSubmissionClient)(self.address)
 
     def jobs(self) -> list[Job]:
         """Return the jobs that were submitted to the cluster, the latest first."""
         with self._asking():
             found = [job for job in self._client.list_jobs() if job.submission_id]
-        return [Job.of(job) for job in sorted(found, key=lambda job: -(job.start_time or 0))]
+            return [Job.of(job) for job in sorted(found, key=lambda job: -(job.start_time or 0))]
 
     def job(self, name: str) -> Job:
         """Return a job.
@@ -117,7 +121,7 @@ class JobServer:
         jobs = {job.id: job for job in self.jobs()}
         if name not in jobs:
             known = did_you_mean(name, list(jobs)[:5]) if jobs else "; it has none"
-            raise JobError(f"expected a job of {self.address}, got {name!r}{known}")
+            raise JobError(f"expected a job of {self.address}, got {shown(name)}{known}")
         return jobs[name]
 
     def submit(self, submission: Submission, name: str | None = None) -> Job:
@@ -299,6 +303,16 @@ def _is_there(folder: Path, seconds: float = 0.0) -> bool:
     return found
 
 
+def _patient(client: type[JobSubmissionClient]) -> type[JobSubmissionClient]:
+    """Return Ray's client with an end to its patience."""
+
+    class Patient(client):  # type: ignore[misc, valid-type]
+        def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
+            return super()._do_request(method, endpoint, **{"timeout": _ANSWER_SECONDS, **options})
+
+    return Patient
+
+
 def _silent(_text: str) -> None:
     """Say nothing more."""
 
@@ -314,13 +328,21 @@ _WANTS_TOKEN = (
 _ENDED = {"stopped": "been stopped", "succeeded": "succeeded", "failed": "failed"}
 
 
+# A name or number, no more: a password would be shown in messages, and is none that Ray takes.
+_ADDRESS = re.compile(
+    r"https?://([A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*\.?|\[[0-9a-fA-F:.]{2,45}\])"
+    r"(:(?P<port>[0-9]{1,5}))?(/[!-~]*)?"
+)
+
+
 def _http(address: str) -> str:
     """Return an address with its scheme and without a slash at its end."""
     full = address if "://" in address else f"http://{address}"
-    if not re.fullmatch(r"https?://[^/\s]+(/\S*)?", full) or address == "auto":
+    found = _ADDRESS.fullmatch(full)
+    if not found or address == "auto" or not 0 < int(found["port"] or 80) < 65536:
         raise JobError(
-            f"expected the http address of a job server such as {DEFAULT_ADDRESS}, got {address!r}; it is "
-            "the dashboard's"
+            f"expected the http address of a job server such as {DEFAULT_ADDRESS}, got {shown(address)}; it "
+            "is the dashboard's"
         )
     return full.rstrip("/")
 
@@ -333,14 +355,14 @@ def _knock(address: str) -> None:
     """
     try:
         with urllib.request.urlopen(f"{address}/api/version", timeout=_PATIENCE) as answer:
-            _ = json.load(answer)["ray_version"]
+            _ = json.loads(answer.read(_MOST_BYTES))["ray_version"]
     except urllib.error.HTTPError as error:
         if error.code in (401, 403):
             return  # Ray's client has the token, if there is one
         raise JobError(
             f"expected the job server of a Ray cluster at {address}, got an answer with status {error.code}"
         ) from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError, http.client.HTTPException):
         raise JobError(f"expected the job server of a Ray cluster at {address}, got another answer") from None
     except OSError as error:
         reason = getattr(error, "reason", error)
