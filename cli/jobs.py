@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .options import (
+    CODE,
     CPUS_PER_WORKER,
     GPUS_PER_WORKER,
     JSON,
@@ -62,6 +63,7 @@ def submit(
     gpus_per_worker: Annotated[float | None, GPUS_PER_WORKER] = None,
     cpus_per_worker: Annotated[float | None, CPUS_PER_WORKER] = None,
     timeout: Annotated[float | None, TIMEOUT] = None,
+    trust_remote_code: Annotated[bool, CODE] = False,
     plugins: Annotated[list[Path] | None, PLUGINS] = None,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
@@ -79,6 +81,7 @@ def submit(
     chosen = {name: value for name, value in given.items() if value is not None}
     read_cluster("auto", read_section(config, "search") | chosen)  # mistakes are not left to the job to say
     words = [word for name, value in chosen.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    words += ["--trust-remote-code"] * trust_remote_code
     job = send(config, out, address=address, job_id=name, options=words, plugins=plugins or ())
     if as_json:
         print_json(asdict(job))

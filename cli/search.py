@@ -130,6 +130,7 @@ def measure(
     device: Annotated[str, DEVICE] = "auto",
     dtype: Annotated[str, DTYPE] = "float32",
     threads: Annotated[int, THREADS] = defaults.THREADS,
+    trust_remote_code: Annotated[bool, CODE] = False,
     config: Annotated[Path | None, CONFIG] = None,
     plugins: Annotated[list[Path] | None, PLUGINS] = None,
     as_json: Annotated[bool, JSON] = False,
@@ -140,6 +141,7 @@ def measure(
     result = run(
         calibration, metric, sparsity=sparsity, stage=stage, part=part, pattern=pattern, group=group,
         allocation=allocation, model=model, device=device, dtype=dtype, threads=threads,
+        trust_remote_code=trust_remote_code,
     )  # fmt: skip
     if as_json:
         print_json(result)
@@ -267,6 +269,7 @@ def search(
     gpus_per_worker: Annotated[float | None, GPUS_PER_WORKER] = None,
     cpus_per_worker: Annotated[float, CPUS_PER_WORKER] = defaults.CPUS_PER_WORKER,
     timeout: Annotated[float, TIMEOUT] = defaults.TIMEOUT,
+    trust_remote_code: Annotated[bool, CODE] = False,
     config: Annotated[Path | None, CONFIG] = None,
     plugins: Annotated[list[Path] | None, PLUGINS] = None,
     as_json: Annotated[bool, JSON] = False,
@@ -293,10 +296,13 @@ def search(
         "cpus_per_worker": cpus_per_worker, "timeout": timeout,
     })  # fmt: skip
     where = ("--ray", ray) if ray else ()
+    trusts = {"trust_remote_code": trust_remote_code}
     if seeds == 1:
-        _follow(lambda listener: run_search(settings, out, listener, cluster), out, as_json, where)
+        _follow(lambda listener: run_search(settings, out, listener, cluster, **trusts), out, as_json, where)
     else:
-        _follow(lambda listener: run_seeds(settings, out, seeds, listener, cluster), out, as_json, where)
+        _follow(
+            lambda listener: run_seeds(settings, out, seeds, listener, cluster, **trusts), out, as_json, where
+        )
 
 
 @command(SEARCH, example="secateur resume runs/a --budget 400")
@@ -320,6 +326,7 @@ def resume(
     gpus_per_worker: Annotated[float | None, GPUS_PER_WORKER] = None,
     cpus_per_worker: Annotated[float, CPUS_PER_WORKER] = defaults.CPUS_PER_WORKER,
     timeout: Annotated[float, TIMEOUT] = defaults.TIMEOUT,
+    trust_remote_code: Annotated[bool, CODE] = False,
     plugins: Annotated[list[Path] | None, PLUGINS] = None,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
@@ -335,7 +342,7 @@ def resume(
     })  # fmt: skip
     where = ("--ray", ray) if ray else ()
     changes: dict[str, Any] = {"budget": budget, "calibration": calibration, "model": model,
-                               "plugins": plugins or ()}  # fmt: skip
+                               "plugins": plugins or (), "trust_remote_code": trust_remote_code}  # fmt: skip
     _follow(lambda listener: go_on(run, listener, cluster, **changes), run, as_json, where)
 
 

@@ -411,7 +411,7 @@ class TestASubmission:
         assert Submission.read(tmp_path / "search.toml", Path("/shared/runs/a")).out == Path("/shared/runs/a")
 
     def test_takes_all_settings_of_a_search(self):
-        known = set(inspect.signature(search).parameters) - {"config", "as_json"}
+        known = set(inspect.signature(search).parameters) - {"config", "as_json", "trust_remote_code"}
         assert set(BESIDE) == known - set(SearchSettings.model_fields)
 
     def test_takes_the_config_to_the_cluster(self, tmp_path):

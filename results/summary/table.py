@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from ...metrics_dsl.printable import printable
 from ..archive.frame import standard_error
 from ..archive.front import best_of
-from ..terminal.printable import printable
 
 if TYPE_CHECKING:
     from ..archive.archive import Archive

@@ -8,10 +8,10 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ...metrics_dsl.printable import one_line
 from ...search.core.budget import Budget
 from ...search.core.candidate import Stage, Trial
 from ..archive.archive import Archive
-from .printable import one_line
 
 SILENCE = 30.0  # seconds without a line, off a terminal
 

@@ -6,9 +6,9 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from ...metrics_dsl.printable import printable
 from ..summary.overview import Overview
 from ..summary.table import columns_for, table, verdict
-from .printable import printable
 from .progress import duration
 from .watch import Look, Watch, budget_of
 

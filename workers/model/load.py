@@ -16,6 +16,16 @@ from ...search.core.files import expanded
 from ...search.core.requests import check_device, check_dtype
 from .source import ModelError, ModelSource, check_config, check_kind, find_model
 
+# One of them is there wherever there is a tokenizer.
+_TOKENIZERS = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+)
+
 
 def choose_device(name: str) -> torch.device:
     """Return the device of a name; ``auto`` is CUDA where there is one.
@@ -186,6 +196,11 @@ def _config(found: ModelSource, trust_remote_code: bool) -> Any:
 def _tokenizer(found: ModelSource, trust_remote_code: bool) -> Any:
     from transformers import AutoTokenizer
 
+    if not (found.gguf or any(found.file(name) is not None for name in _TOKENIZERS)):
+        raise ModelError(
+            f"expected a tokenizer beside the model {found.given}, got none; copy tokenizer.json and "
+            "tokenizer_config.json of the model that it was made from"
+        )
     with _transformers(found.given, "the tokenizer of the model"):
         tokenizer = AutoTokenizer.from_pretrained(
             found.place, trust_remote_code=trust_remote_code, **found.options
@@ -239,7 +254,7 @@ def _transformers(source: str, what: str = "the model") -> Iterator[None]:
         raise
     except Exception as error:  # whatever damaged or hostile files make of it
         reason = _in_one_line(str(error) or type(error).__name__)
-        if "trust_remote_code" in reason:
+        if "trust_remote_code" in str(error):
             raise ModelError(
                 f"expected a model that needs no code of its own, got {source} with some; give "
                 "--trust-remote-code in this call if you trust its authors"
