@@ -14,7 +14,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from ..metrics_dsl.errors import SecateurError
-from ..results.terminal.printable import one_line, printable
+from ..results.summary.printable import one_line, printable
 
 HOLD = 5.0  # seconds that lines on progress wait: what is refused within them is one line
 GRACE = 1.0  # seconds within which further signals belong to the first, such as a key held down

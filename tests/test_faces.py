@@ -12,7 +12,7 @@ import time
 
 import pytest
 from secateur.cli import terminal
-from secateur.results.terminal.printable import one_line, printable
+from secateur.results.summary.printable import one_line, printable
 from support import ROOT, in_process, save_model, tiny_config, wait_for
 
 NOWHERE = "/nowhere/at-all"

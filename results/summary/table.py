@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from ..archive.frame import standard_error
-from ..terminal.printable import printable
+from .printable import printable
 
 if TYPE_CHECKING:
     from ..archive.archive import Archive

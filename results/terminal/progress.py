@@ -11,7 +11,7 @@ from typing import Any
 from ...search.core.budget import Budget
 from ...search.core.candidate import Stage, Trial
 from ..archive.archive import Archive
-from .printable import one_line
+from ..summary.printable import one_line
 
 SILENCE = 30.0  # seconds without a line, off a terminal
 

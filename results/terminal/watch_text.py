@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from ..summary.overview import Overview
+from ..summary.printable import printable
 from ..summary.table import columns_for, table, verdict
-from .printable import printable
 from .progress import duration
 from .watch import Look, Watch, budget_of
 
