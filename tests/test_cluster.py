@@ -302,6 +302,8 @@ def test_a_terminated_driver_ends_in_order(tiny_calibration, tmp_path, local_run
 
 LATE = """
 import sys, time
+from secateur.workers.cluster.settings import Cluster
+Cluster().set_environment()  # before Ray is imported, as a search does
 import ray._private.node as node, ray._private.services as services
 from secateur.cli.main import main
 def none_yet(*_args, **_options): raise RuntimeError("not there yet")

@@ -344,9 +344,9 @@ def test_temporary_folders_of_the_dead_are_swept_and_no_others(tmp_path):
     from secateur.search.core.scratch import scratch
 
     words = [sys.executable, "-c", LEFT, tmp_path]
-    dead = subprocess.run([*words, "dies"], capture_output=True, text=True).stdout.strip()
     lives = subprocess.Popen([*words, "lives"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     living = lives.stdout.readline().strip()
+    dead = subprocess.run([*words, "dies"], capture_output=True, text=True).stdout.strip()
     others = ["secateur-notes", "secateur-12345678", "other-12345678", "secateur-abcdefgh"]
     for name in others:  # of another prefix, or without a lock of ours
         (tmp_path / name).mkdir()
