@@ -23,7 +23,7 @@ from .options import (
     read_cluster,
 )
 from .sections import JOBS, USUAL
-from .terminal import say, show, signals
+from .terminal import interrupted, say, show
 
 if TYPE_CHECKING:
     from ..service.jobs import Job
@@ -164,9 +164,9 @@ def logs(
     try:
         job = server.follow(name, _write)
     except KeyboardInterrupt:
-        say("the job goes on")
+        code = interrupted("the job goes on")
         next_step("stop", name, *_at(address))
-        raise typer.Exit(signals.code) from None
+        raise typer.Exit(code) from None
     say(f"{job.id}  {_state(job)}")
     if job.run and job.state == "succeeded":
         next_step("front", job.run)

@@ -45,8 +45,7 @@ def main() -> NoReturn:
     try:
         code = _run()
     except KeyboardInterrupt:
-        terminal.say("secateur: interrupted")
-        code = terminal.signals.code
+        code = terminal.interrupted("secateur: interrupted")
     terminal.finish()
     sys.exit(code)
 
@@ -65,7 +64,7 @@ def _run() -> int:
     try:
         terminal.check_words(sys.argv[1:])
         code = _command()
-        if code == 130 and terminal.signals.number:  # typer has made this of it
+        if code == 130 and not terminal.signals.is_told:  # typer makes this of it, without a word
             raise KeyboardInterrupt
         return code
     except SystemExit as stop:  # what typer makes of it

@@ -46,7 +46,7 @@ from .options import (
     unused,
 )  # fmt: skip
 from .sections import HOW, PREPARE, SEARCH, SEARCHED, USUAL
-from .terminal import report_step, say, show, signals
+from .terminal import interrupted, report_step, show
 
 if TYPE_CHECKING:
     from ..service.run import Run
@@ -368,11 +368,10 @@ def _follow(
         progress.stop()
         folder = RunFolder(out)
         if not (folder.is_run or folder.seeds):
-            say("interrupted before anything was measured")
-            raise typer.Exit(signals.code) from None
+            raise typer.Exit(interrupted("interrupted before anything was measured")) from None
         how = "resume all seeds" if folder.seeds else "continue with"
-        say(f"interrupted; what was measured is kept, {how}: {spelled('resume', out, *where)}")
-        raise typer.Exit(signals.code) from None
+        kept = f"interrupted; what was measured is kept, {how}: {spelled('resume', out, *where)}"
+        raise typer.Exit(interrupted(kept)) from None
     finally:
         progress.stop()
     if isinstance(found, Run):

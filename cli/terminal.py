@@ -98,6 +98,13 @@ def refuse(text: str) -> None:
     _write_error(one_line(f"secateur: {text}"))
 
 
+def interrupted(text: str) -> int:
+    """Print what becomes of a command that a signal ended in order; return its exit code."""
+    say(text)
+    signals.is_told = True
+    return 128 + signal.SIGINT
+
+
 def _write_error(text: str) -> None:
     try:
         sys.stderr.write(f"{printable(text)}\n")
@@ -169,18 +176,14 @@ class _Signals:
     """
 
     def __init__(self) -> None:
-        self.number = 0  # of the first that came
+        self.is_told = False  # that a command was ended
+        self._number = 0  # of the first that came
         self._since = 0.0
         self._is_due = False
 
-    @property
-    def code(self) -> int:
-        """The exit code of a command that was ended in order, by whatever signal."""
-        return 128 + signal.SIGINT
-
     def begin(self) -> None:
         """Listen to the signals, but for SIGHUP where ``nohup`` has switched it off."""
-        self.number, self._is_due = 0, False
+        self.is_told, self._number, self._is_due = False, 0, False
         if threading.current_thread() is not threading.main_thread():
             return
         for name in _ENDING:
@@ -208,8 +211,8 @@ class _Signals:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
-        if not self.number:
-            self.number, self._since, self._is_due = number, now, True
+        if not self._number:
+            self._number, self._since, self._is_due = number, now, True
         elif now - self._since >= GRACE:
             self._leave(number)
         self._end(frame)

@@ -280,10 +280,11 @@ def test_a_killed_driver_is_resumed_on_a_fresh_cluster(tiny_calibration, tmp_pat
     assert before < count(local_runs["metrics"])
     result = subprocess.run(
         [sys.executable, "-m", "secateur", "resume", tmp_path / "run", "--ray", "local", "--workers", "1"],
-        capture_output=True, text=True, timeout=300,
+        capture_output=True, text=True, timeout=300, env=os.environ | {"TMPDIR": short_place},
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert facts(tmp_path / "run") == facts(local_runs["metrics"])
+    assert os.listdir(short_place) == []  # what the killed one left is swept
 
 
 def test_a_terminated_driver_ends_in_order(tiny_calibration, tmp_path, local_runs, short_place):
@@ -297,6 +298,38 @@ def test_a_terminated_driver_ends_in_order(tiny_calibration, tmp_path, local_run
     assert os.listdir(short_place) == []
     known = facts(local_runs["metrics"])
     assert facts(tmp_path / "run") == known[: len(facts(tmp_path / "run"))]
+
+
+LATE = """
+import sys, time
+from secateur.workers.cluster.settings import Cluster
+Cluster().set_environment()  # before Ray is imported, as a search does
+import ray._private.node as node, ray._private.services as services
+from secateur.cli.main import main
+def none_yet(*_args, **_options): raise RuntimeError("not there yet")
+class Hurried:
+    def __getattr__(self, name): return getattr(time, name)
+    def monotonic(self): return 30 * time.monotonic()
+node.time, services.get_node = Hurried(), none_yet
+sys.argv[0] = "secateur"
+main()
+"""
+
+
+def test_a_ray_that_does_not_start_in_time_is_a_sentence(tiny_calibration, tmp_path, short_place):
+    words = ("search", tiny_calibration.folder, "--ray", "local", "--workers", "1", "--out", tmp_path / "run")
+    done = subprocess.run(
+        [sys.executable, "-c", LATE, *map(str, words)],
+        capture_output=True, text=True, timeout=120, env=os.environ | {"TMPDIR": short_place},
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert "Ray did not start on this machine within" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert os.listdir(short_place) == []
+    assert not [
+        p for p in psutil.process_iter(["cmdline"]) if short_place in " ".join(p.info["cmdline"] or ())
+    ]
+    assert not (tmp_path / "run").exists()
 
 
 # What goes wrong with one call -------------------------------------------------------------------

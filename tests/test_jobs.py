@@ -350,14 +350,27 @@ class TestAnAddress:
         monkeypatch.setenv("RAY_API_SERVER_ADDRESS", f"http://127.0.0.1:{port}/")
         assert f"no cluster answers at http://127.0.0.1:{port} (" in refused("list")
 
-    @pytest.mark.parametrize("address", ["auto", "ray://127.0.0.1:10001", "http://"])
+    @pytest.mark.parametrize(
+        "address",
+        ["auto", "ray://127.0.0.1:10001", "http://", "file:///etc/passwd", "http://127.0.0.1:x", "http://[::1",
+         "http://127.0.0.1:99999999", "http://user:word@127.0.0.1:1", "http://127.0.0.1:1/\r\nX: y",
+         f"http://{'a' * 70}.x", "http://\u2100.com", "http://127.0.0.1:\u0661"],
+    )  # fmt: skip
     def test_that_is_none(self, address):
         assert "expected the http address of a job server" in refused("list", "--address", address)
 
-    @pytest.mark.parametrize(("status", "body"), [(404, b"no"), (200, b"<html>"), (200, b"[]")])
+    @pytest.mark.parametrize(
+        ("status", "body"),
+        [(404, b"no"), (200, b"<html>"), (200, b"[]"), (200, b"[" * 100_000), (200, b"1" * (2 << 20))],
+    )
     def test_of_something_else(self, answering, status, body):
         with answering(status, body) as address:
             assert "expected the job server of a Ray cluster" in refused("list", "--address", address)
+
+    @pytest.mark.parametrize("words", [("list",), ("status", "x"), ("logs", "../../x"), ("stop", "x")])
+    def test_that_answers_all_alike(self, answering, words):
+        with answering(200, b'{"ray_version": "2.60.0", "version": "4"}') as address:
+            assert address in refused(*words, "--address", address)
 
     @pytest.mark.parametrize("status", [401, 403])
     def test_that_wants_a_token(self, answering, status, starting):
