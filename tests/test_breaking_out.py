@@ -21,6 +21,7 @@ from safetensors.numpy import save_file
 from secateur.metrics_dsl.expression import Expression
 from secateur.metrics_dsl.operators import LEAVES
 from secateur.results.archive.archive import Archive
+from secateur.results.archive.database import ArchiveError
 from secateur.results.export.candidate_json import read_json
 from secateur.results.export.candidate_record import ExportError, find
 from secateur.results.export.evopress import WEIGHTS_DIFF, read_levels, to_levels, to_ratios, write_evopress
@@ -173,8 +174,8 @@ class TestAnArchive:
             with Archive(tmp_path, write=True) as archive:
                 archive.keep(layers=wrong)
             with (
+                pytest.raises(ArchiveError, match=r"the fact layers in .*|is missing"),
                 Archive(tmp_path) as archive,
-                pytest.raises(ExportError, match=r"the layers of .*|is missing"),
             ):
                 find(archive, "best")
 
