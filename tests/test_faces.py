@@ -160,6 +160,11 @@ def test_no_text_of_an_archive_reaches_the_terminal_raw(tiny_calibration, tmp_pa
             assert not DARK.search(done.stdout + done.stderr), (table, column, command)
 
 
+def test_commands_print_in_one_way():
+    for path in (ROOT / "cli").glob("*.py"):
+        assert not re.search(r"\becho\(|(?<![\w_])print\(", path.read_text(encoding="utf-8")), path
+
+
 def test_a_live_view_escapes_too(capsys):
     from pathlib import Path
 
