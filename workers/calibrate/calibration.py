@@ -151,15 +151,14 @@ def load_decoder(request: CalibrationRequest, *, by_block: bool = False) -> tupl
         ModelError: When the model cannot be loaded or reads no sequences of that length.
     """
     dtype, device = choose_dtype(request.dtype), choose_device(request.device)
-    decoder, tokenizer = (decoder_in_files(request.model, dtype, device) if by_block else None) or (
-        None,
-        None,
-    )
-    if decoder is None:
-        model, tokenizer = load_model(
-            request.model, dtype=dtype, device=device, trust_remote_code=request.trust_remote_code
-        )
-        decoder = Decoder(model)
+    code = request.trust_remote_code
+    found = decoder_in_files(request.model, dtype, device, trust_remote_code=code) if by_block else None
+    if found is None:
+        model, tokenizer = load_model(request.model, dtype=dtype, device=device, trust_remote_code=code)
+        found = Decoder(model), tokenizer
+    else:
+        found[0].weights.check()
+    decoder, tokenizer = found
     check_length(decoder.model, request.sequence_length)
     return decoder, tokenizer
 

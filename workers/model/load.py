@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from ...metrics_dsl.errors import SecateurError
-from ...search.core.reading import read_json
-
-
-class ModelError(SecateurError):
-    """A model that cannot be loaded or has no prunable decoder blocks."""
+from .config import is_quantised, read_config
+from .errors import ModelError as ModelError
+from .errors import told_by_transformers
+from .files import ModelFiles, find_model
+from .limits import check_memory, check_size
+from .report import check_report, open_without_weights
 
 
 def choose_device(name: str) -> torch.device:
@@ -33,7 +30,9 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise ModelError(f"expected a device such as auto, cpu or cuda:0, got {name!r}") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+    there = torch.accelerator.current_accelerator()
+    count = torch.accelerator.device_count() if there and there.type == device.type else device.type == "cpu"
+    if (device.index or 0) >= count:
         raise ModelError(f"expected a device of this machine, got {name!r}; use --device cpu")
     return device
 
@@ -63,13 +62,23 @@ def load_model(
     Raises:
         ModelError: When there is no such model or transformers cannot load it.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
-    place, options = _place(source)
-    options["trust_remote_code"] = trust_remote_code
-    with _transformers(source):
-        tokenizer = AutoTokenizer.from_pretrained(place, **options)
-        model = AutoModelForCausalLM.from_pretrained(place, dtype=dtype, **options)
+    files = find_model(source)
+    # Of a .gguf file, transformers reads all for its configuration alone, and again to load it.
+    config = None if files.gguf else read_config(files, trust_remote_code=trust_remote_code)
+    tokenizer = _tokenizer(files, trust_remote_code=trust_remote_code)
+    if config is not None:
+        empty = open_without_weights(files, config, dtype, trust_remote_code=trust_remote_code)
+        check_memory([*empty.parameters(), *empty.buffers()], source)
+        del empty
+    with told_by_transformers(source):
+        model, found = AutoModelForCausalLM.from_pretrained(
+            files.place, config=config, dtype=dtype, output_loading_info=True,
+            trust_remote_code=trust_remote_code, **files.options,
+        )  # fmt: skip
+    check_report(model, found, source)
+    _make_ordinary(model, dtype, source)
     for name, parameter in model.named_parameters():
         if not bool(parameter.isfinite().all()):
             raise ModelError(f"expected finite weights, got some that are not in {name} of {source}")
@@ -77,39 +86,40 @@ def load_model(
     return model.eval().to(device or torch.device("cpu")), tokenizer
 
 
-def empty_model(source: str, dtype: torch.dtype) -> tuple[nn.Module, Any, list[Path]] | None:
+def empty_model(
+    source: str, dtype: torch.dtype, *, trust_remote_code: bool = False
+) -> tuple[nn.Module, Any, list[Path]] | None:
     """Return a model without weights, its tokenizer and its safetensors files, those of the hub brought here.
 
     Parameters are on the meta device, buffers on the CPU as transformers computes them.
 
     Returns:
         None for a model that only transformers can load from its files: a ``.gguf`` file, a quantised one,
-        an adapter, one of other files.
+        one of other files, or one that comes with code.
 
     Raises:
-        ModelError: When there is no such model, or one of its files is missing.
+        ModelError: When there is no such model, or a file or tensor is missing or not the model's.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+    from transformers import AutoModelForCausalLM, GenerationConfig
 
-    place, options = _place(source)
-    if options:
+    if trust_remote_code or source.endswith(".gguf"):
         return None
-    with _transformers(source):
-        paths = _weight_files(place)
-        if not paths or _cached(place, "adapter_config.json"):
-            return None
-        config = AutoConfig.from_pretrained(place)
-        if any(getattr(config, name, None) for name in ("quantization_config", "transformers_weights")):
-            return None
-        tokenizer = AutoTokenizer.from_pretrained(place)
+    files = find_model(source)
+    config = read_config(files, trust_remote_code=False)
+    paths = files.weights()
+    if not paths or is_quantised(config) or getattr(config, "transformers_weights", None):
+        return None
+    tokenizer = _tokenizer(files, trust_remote_code=False)
+    check_memory(open_without_weights(files, config, dtype, trust_remote_code=False).buffers(), source)
+    with told_by_transformers(source):
         # torch's annotation says nothing of what such a hook returns.
         handle = register_module_parameter_registration_hook(_emptied)  # type: ignore[arg-type]
         try:
-            model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
         finally:
             handle.remove()
-        if _cached(place, "generation_config.json"):
-            model.generation_config = GenerationConfig.from_pretrained(place)
+        if files.find("generation_config.json"):
+            model.generation_config = GenerationConfig.from_pretrained(files.place, **files.options)
     if dtype != torch.float32 and getattr(model, "_keep_in_fp32_modules_strict", None):
         return None  # transformers knows which of them
     return model.eval(), tokenizer, paths
@@ -125,75 +135,50 @@ def _emptied(_module: nn.Module, _name: str, parameter: nn.Parameter | None) -> 
     return nn.Parameter(parameter.detach().to("meta"), requires_grad=False)
 
 
-def _weight_files(place: str) -> list[Path]:
-    """Return the safetensors files of a folder or hub name, none where it has others.
+def _tokenizer(files: ModelFiles, *, trust_remote_code: bool) -> Any:
+    """Return a model's tokenizer.
 
     Raises:
-        ModelError: When one of several is missing.
+        ModelError: When there is none, or transformers cannot read it.
     """
-    if (single := _cached(place, "model.safetensors")) is not None:
-        return [single]
-    index = _cached(place, "model.safetensors.index.json")
-    if index is None:
-        return []
-    given = read_json(index, "an index of weights as JSON", ModelError).field("weight_map")
-    names = sorted({name.text() for name in given.members().values()})
-    paths = {name: _cached(place, name) for name in names}
-    if missing := [name for name, path in paths.items() if path is None]:
+    from transformers import AutoTokenizer
+
+    if files.gguf is None and not files.has_tokenizer():
         raise ModelError(
-            f"expected the {len(names)} files that {index} names, got none named {missing[0]}; bring the "
-            "model here again"
+            f"expected a tokenizer beside the model, got {files.source} without one; copy that of the model "
+            "that it was made from (tokenizer.json and what goes with it)"
         )
-    return [path for path in paths.values() if path is not None]
+    with told_by_transformers(files.source):
+        return AutoTokenizer.from_pretrained(
+            files.place, trust_remote_code=trust_remote_code, **files.options
+        )
 
 
-def _cached(place: str, name: str) -> Path | None:
-    """Return a file of a folder or hub name, brought here; None if it has none of that name."""
-    from transformers.utils import cached_file
-
-    try:
-        found = cached_file(place, name)
-    except OSError:
-        return None
-    return None if found is None else Path(found)
-
-
-def _place(source: str) -> tuple[str, dict[str, Any]]:
-    """Return the folder or hub name of a source, and further options of transformers.
+def _make_ordinary(model: Any, dtype: torch.dtype, source: str) -> None:
+    """Make a model whose files were quantised one like others: all weights of one type, and no quantiser.
 
     Raises:
-        ModelError: When it is none.
+        ModelError: When weights are left that are no floating numbers of 16 bits or more.
     """
-    path = Path(source).expanduser()
-    if path.is_file():
-        if path.suffix != ".gguf":
-            raise ModelError(f"expected a model folder, a .gguf file or a hub name, got the file {path}")
-        return str(path.parent), {"gguf_file": path.name}
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise ModelError(f"expected a model folder with a config.json, got {path} without one")
-        return str(path), {}
-    if source.startswith((".", "/", "~")) or source.count("/") > 1 or source.endswith(".gguf"):
-        raise ModelError(f"expected an existing model folder or .gguf file, got {source}: not found")
-    return source, {}
+    if getattr(model, "hf_quantizer", None) is None:
+        return
+    for name, weight in model.named_parameters():
+        if not weight.is_floating_point() or weight.element_size() < 2:
+            raise ModelError(
+                f"expected ordinary weights, got {source} with {name} in {weight.dtype}; give the model that "
+                "it was made from"
+            )
+    model.hf_quantizer = None
+    model.is_quantized = False
+    for config in (model.config, model.config.get_text_config(decoder=True)):
+        if hasattr(config, "quantization_config"):
+            del config.quantization_config
+    model.to(dtype)
+    # What is written has the names of the model's own tensors: those of its files are of what was packed.
+    model._weight_conversions = None
 
 
-@contextmanager
-def _transformers(source: str) -> Iterator[None]:
-    """Let transformers load a model; what it raises becomes a sentence."""
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    try:
-        yield
-    except ModelError:
-        raise
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ModelError(f"transformers cannot load the model {source!r}: {reason}") from error
-
-
-def model_of_config(source: str, dtype: torch.dtype) -> nn.Module:
+def model_of_config(source: str, dtype: torch.dtype, *, trust_remote_code: bool = False) -> nn.Module:
     """Return a causal language model made of its configuration alone, with whatever weights torch gives it.
 
     Inside a fake tensor mode that takes no memory. No weights are read: a ``.gguf`` file gives its metadata.
@@ -201,29 +186,19 @@ def model_of_config(source: str, dtype: torch.dtype) -> nn.Module:
     Args:
         source: A local folder, a ``config.json`` or ``.gguf`` file, or a name on the model hub.
         dtype: Floating type of the weights.
+        trust_remote_code: Allow code that the model's author ships to run here.
 
     Raises:
         ModelError: When there is no such configuration or transformers does not know the model.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
-    from transformers.utils import logging
+    from transformers import AutoModelForCausalLM
 
-    path = Path(source).expanduser()
-    if not path.exists() and (source.startswith((".", "/", "~")) or source.endswith((".json", ".gguf"))):
-        raise ModelError(
-            f"expected a folder, a config.json or .gguf file or a hub name, got {source}: not found"
+    config = read_config(find_model(source, may_be_config=True), trust_remote_code=trust_remote_code)
+    with told_by_transformers(source):
+        model: nn.Module = AutoModelForCausalLM.from_config(
+            config, dtype=dtype, trust_remote_code=trust_remote_code
         )
-    logging.set_verbosity_error()
-    is_gguf = path.is_file() and path.suffix == ".gguf"
-    options = {"gguf_file": path.name} if is_gguf else {}
-    try:
-        config = AutoConfig.from_pretrained(
-            str(path.parent if is_gguf else path if path.exists() else source), **options
-        )
-        model: nn.Module = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ModelError(f"transformers cannot read the configuration of {source!r}: {reason}") from error
+    check_size(model, source)
     return model.requires_grad_(False).eval()
 
 
@@ -242,15 +217,12 @@ def check_length(model: nn.Module, length: int) -> None:
 
 def stored_dtype(source: str, *, trust_remote_code: bool = False) -> torch.dtype:
     """Return the floating type of a model's files; 32 bits for a ``.gguf`` file, which holds several."""
-    from transformers import AutoConfig
-
     if source.endswith(".gguf"):
         return torch.float32
-    path = Path(source).expanduser()
-    config = AutoConfig.from_pretrained(
-        str(path) if path.is_dir() else source, trust_remote_code=trust_remote_code
-    )
-    return config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
+    config = read_config(find_model(source), trust_remote_code=trust_remote_code)
+    stored = config.dtype
+    is_usable = isinstance(stored, torch.dtype) and stored.is_floating_point and stored.itemsize > 1
+    return stored if is_usable else torch.float32
 
 
 def save_dense_copy(model: Any, tokenizer: Any, folder: Path) -> None:
