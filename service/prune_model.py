@@ -23,7 +23,7 @@ from ..workers.calibrate.calibration import CalibrationRequest, how_loaded, load
 from ..workers.calibrate.folder import Calibration, token_hash
 from ..workers.calibrate.text import check_source, draw_sequences
 from ..workers.model.decoder import Decoder
-from ..workers.model.load import choose_dtype, model_reference, stored_dtype
+from ..workers.model.load import choose_dtype, model_reference, processor_files, stored_dtype
 from ..workers.prune import evaluation
 from ..workers.prune.checkpoint import Checkpoint, check_new
 from ..workers.prune.evaluation import EvaluationRequest
@@ -193,7 +193,10 @@ def prune(
                 for p in layers
             ],
         }  # fmt: skip
-        return checkpoint.finish(tokenizer, layers, record, from_gguf=request.model.endswith(".gguf"))
+        return checkpoint.finish(
+            tokenizer, layers, record, beside=processor_files(request.model),
+            trust_remote_code=request.trust_remote_code,
+        )  # fmt: skip
 
 
 def _read(request: PruneRequest) -> Rule:

@@ -173,7 +173,9 @@ def _make_ordinary(model: Any, dtype: torch.dtype, source: str) -> None:
     for config in (model.config, model.config.get_text_config(decoder=True)):
         if hasattr(config, "quantization_config"):
             del config.quantization_config
-    model.to(dtype)
+    for weight in model.parameters():
+        if weight.dtype != torch.float32:  # those are what transformers keeps so, whatever is asked
+            weight.data = weight.data.to(dtype)
     # What is written has the names of the model's own tensors: those of its files are of what was packed.
     model._weight_conversions = None
 
@@ -225,16 +227,18 @@ def stored_dtype(source: str, *, trust_remote_code: bool = False) -> torch.dtype
     return stored if is_usable else torch.float32
 
 
-def save_dense_copy(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Write a model that was read from a quantised file as an ordinary folder, so it loads fast.
+def processor_files(source: str) -> list[Path]:
+    """Return the files of a model that say how images and sound are brought into it.
 
-    transformers refuses to save a model that remembers a GGUF file; the weights are dense already.
+    Raises:
+        ModelError: When there is no such model.
     """
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
-    copy = type(model)(model.config).to(model.dtype)
-    copy.load_state_dict(model.state_dict())
-    copy.save_pretrained(folder)
+    return [] if source.endswith(".gguf") else find_model(source).processor()
+
+
+def save_dense_copy(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Write a model that was read from a quantised file as an ordinary folder, so it loads fast."""
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 

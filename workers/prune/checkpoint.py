@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -22,9 +23,10 @@ from ...metrics_dsl.errors import SecateurError
 from ...search.core.candidate import parse_pattern
 from ...search.core.files import Output, check_place, whole
 from ..model.decoder import Decoder, oriented, weight_matrix, weight_of
-from ..model.load import save_dense_copy
+from ..model.load import ModelError
 from ..model.weights import WeightFiles
 from .pruning import PrunedLayer
+from .read_back import Sample
 
 RECORD = "secateur.json"
 _SHARD_BYTES = 1 << 27  # small blocks are gathered until they are so many, to be one file
@@ -83,6 +85,7 @@ class Checkpoint:
     def __enter__(self) -> Checkpoint:
         self._partial = self._opened.enter_context(whole(self._target, _FOLDER))
         self._partial.mkdir()
+        self._sample = Sample(self._decoder)
         return self
 
     def __exit__(self, *raised: Any) -> None:
@@ -100,6 +103,7 @@ class Checkpoint:
             CheckpointError: When a shard is full and what was written of it is not what is in memory.
         """
         module = self._decoder.blocks[block]
+        self._sample.run(block)
         if self._dtype is not None:  # zeros stay zeros in any type, and the smallest weights may join them
             module.to(self._dtype)
         if self._decoder.weights.in_files:
@@ -120,36 +124,46 @@ class Checkpoint:
         layers: Sequence[PrunedLayer],
         record: dict[str, Any],
         *,
-        from_gguf: bool = False,
+        beside: Sequence[Path] = (),
+        trust_remote_code: bool = False,
     ) -> dict[str, Any]:
-        """Write what is not written yet, give the folder its name and return its record with sizes.
+        """Write what is not written yet, read it back, give the folder its name and return its record.
+
+        The model in memory may lose its weights: it is not needed any more.
 
         Args:
             tokenizer: The model's tokenizer.
             layers: What was done to its layers, in model order.
             record: What ``secateur.json`` says of where the model comes from.
-            from_gguf: Whether the weights were read from a ``.gguf`` file.
+            beside: Files of the dense model that go with the pruned one as they are.
+            trust_remote_code: Allow code that comes with the model.
 
         Raises:
-            CheckpointError: When what was written is not what is in memory.
+            CheckpointError: When what was written is not what is in memory, or does not load as that.
             OSError: When the disk is full or fails.
         """
         partial = self._partial
         model: Any = self._decoder.model
+        expected = self._sample.logits()
         if self._dtype is not None:
             model.to(self._dtype)
         if self._decoder.weights.in_files:
             self._save_rest(model)
         else:
-            if from_gguf:
-                save_dense_copy(model, tokenizer, partial)
-            else:
-                model.save_pretrained(partial)
+            model.save_pretrained(partial)
             weights = {name: weight_of(module).data for name, module in self._modules.items()}
             for path in partial.glob("*.safetensors"):
                 self._check(path, weights)
         tokenizer.save_pretrained(partial)
-        said = {**record, **_sizes(partial, self._decoder, layers), "read_back": self._read_back}
+        for path in beside:
+            shutil.copyfile(path, partial / path.name)
+        sizes = _sizes(partial, self._decoder, layers)
+        written = weight_of(self._decoder.modules[0]).dtype if self._dtype is None else self._dtype
+        try:
+            compared = self._sample.compare(partial, expected, written, trust_remote_code=trust_remote_code)
+        except ModelError as error:
+            raise CheckpointError(f"what was written to {partial} cannot be used: {error}") from None
+        said = {**record, **sizes, "read_back": self._read_back, "loaded_back": compared}
         (partial / RECORD).write_text(json.dumps(said, indent=1) + "\n")
         self._opened.close()
         return said
