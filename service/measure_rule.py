@@ -59,6 +59,7 @@ def measure(
     device: str = "auto",
     dtype: str = "float32",
     threads: int = defaults.THREADS,
+    trust_remote_code: bool = False,
 ) -> dict[str, Any]:
     """Measure one metric and return what was found, by name.
 
@@ -75,6 +76,7 @@ def measure(
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         dtype: ``float32`` or ``bfloat16``.
         threads: CPU threads; 0 uses all cores.
+        trust_remote_code: Allow code that comes with the model.
 
     Raises:
         SecateurError: For options that cannot be used, or a metric that cannot be measured.
@@ -97,8 +99,9 @@ def measure(
     if not isinstance(settings.sparsity, float):
         raise SecateurError(f"expected one sparsity, got the interval {settings.sparsity}; search over it")
     evaluator = LocalEvaluator(
-        Calibration(calibration), pattern=pattern, device=Device(device, dtype, threads), model=model
-    )
+        Calibration(calibration), pattern=pattern, device=Device(device, dtype, threads), model=model,
+        trust_remote_code=trust_remote_code,
+    )  # fmt: skip
     try:
         dense = Dense(evaluator.layers, evaluator.summarise, expression)
         ratios = ALLOCATIONS[allocation].ratios(dense, settings.sparsity)

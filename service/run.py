@@ -189,12 +189,15 @@ class Run:
         calibration: str | Path | None = None,
         model: str | None = None,
         plugins: Sequence[str | Path] = (),
+        trust_remote_code: bool = False,
         listener: Listener | None = None,
         cluster: Cluster | None = None,
     ) -> Run:
         """Go on with the run, for longer where a larger budget is given; see ``secateur.resume``."""
         folder = RunFolder(self.folder)
-        (found,) = continue_runs((folder,), listener, cluster, budget, calibration, model, plugins)
+        (found,) = continue_runs(
+            (folder,), listener, cluster, budget, calibration, model, plugins, trust_remote_code
+        )
         return found
 
 
@@ -212,6 +215,8 @@ def run_search(
     out: str | Path,
     listener: Listener | None = None,
     cluster: Cluster | None = None,
+    *,
+    trust_remote_code: bool = False,
     **settings: Any,
 ) -> Run:
     """Run a search to its end.
@@ -223,6 +228,7 @@ def run_search(
         out: The run folder.
         listener: Told how the run goes.
         cluster: Measure on the workers of a Ray cluster; None measures in this process.
+        trust_remote_code: Allow code that comes with the model; it is of this call and never kept.
         settings: Settings by name, as ``SearchSettings`` describes them.
 
     Raises:
@@ -232,7 +238,10 @@ def run_search(
     from .search_run import Listener, search_all
 
     chosen = settings_of(calibration, settings)
-    search_all({Path(out): chosen}, listener or Listener(), cluster, is_resumed=False)
+    search_all(
+        {Path(out): chosen}, listener or Listener(), cluster, is_resumed=False,
+        trust_remote_code=trust_remote_code,
+    )  # fmt: skip
     return open_run(out)
 
 
@@ -244,6 +253,7 @@ def continue_runs(
     calibration: str | Path | None,
     model: str | None,
     plugins: Sequence[str | Path],
+    trust_remote_code: bool,
 ) -> list[Run]:
     """Continue runs that differ in their seed alone."""
     from .run_claim import continued
@@ -254,7 +264,7 @@ def continue_runs(
         use_plugin(path)
     changes = {"budget": budget, "calibration": calibration, "model": model, "plugins": named or None}
     runs = {folder.path: continued(folder, **changes) for folder in folders}
-    search_all(runs, listener or Listener(), cluster, is_resumed=True)
+    search_all(runs, listener or Listener(), cluster, is_resumed=True, trust_remote_code=trust_remote_code)
     return [open_run(path) for path in runs]
 
 

@@ -92,6 +92,8 @@ def run_seeds(
     seeds: int,
     listener: Listener | None = None,
     cluster: Cluster | None = None,
+    *,
+    trust_remote_code: bool = False,
     **settings: Any,
 ) -> Runs:
     """Run a search once for each of some seeds, the model loaded once.
@@ -104,6 +106,7 @@ def run_seeds(
         seeds: How many runs.
         listener: Told how the runs go.
         cluster: As for ``run_search``.
+        trust_remote_code: As for ``run_search``.
         settings: Settings by name, as ``SearchSettings`` describes them.
 
     Raises:
@@ -132,7 +135,7 @@ def run_seeds(
         )
     each = range(chosen.seed, chosen.seed + seeds)
     runs = {folder.of_seed(seed).path: chosen.model_copy(update={"seed": seed}) for seed in each}
-    search_all(runs, listener, cluster, is_resumed=False)
+    search_all(runs, listener, cluster, is_resumed=False, trust_remote_code=trust_remote_code)
     return Runs([open_run(path) for path in runs])
 
 
@@ -145,6 +148,7 @@ def resume(
     calibration: str | Path | None = None,
     model: str | None = None,
     plugins: Sequence[str | Path] = (),
+    trust_remote_code: bool = False,
 ) -> Run | Runs:
     """Continue a run from its archive: what is missing, and more where a larger budget is given.
 
@@ -159,10 +163,13 @@ def resume(
         calibration: Where the calibration folder is now, if it was moved; its hashes are checked.
         model: Where the model is now, if the calibration's own place does not hold any more.
         plugins: The files of the plugins that the run was begun with; their hashes are checked.
+        trust_remote_code: As for ``run_search``: a run cannot say it.
 
     Raises:
         SecateurError: When the folder holds no run, or its calibration or model is another one.
     """
     place = RunFolder(folder_of(folder))
-    found = continue_runs(place.seeds or (place,), listener, cluster, budget, calibration, model, plugins)
+    found = continue_runs(
+        place.seeds or (place,), listener, cluster, budget, calibration, model, plugins, trust_remote_code
+    )
     return Runs(found) if place.seeds else found[0]

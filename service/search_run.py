@@ -31,7 +31,7 @@ from ..workers.cluster.ray_evaluator import RayEvaluator
 from ..workers.cluster.settings import Cluster
 from ..workers.measure.local_evaluator import LocalEvaluator
 from ..workers.measure.windows import SHORTEST, tokens_per_rung, tokens_per_step
-from ..workers.measure.worker import Device, WorkerOptions
+from ..workers.measure.worker import Device, WorkerOptions, check_code
 from .baseline_cost import BaselineCost, Race
 from .run_claim import (
     check_calibration,
@@ -64,7 +64,12 @@ class Listener:
 
 
 def search_all(
-    runs: Mapping[Path, SearchSettings], listener: Listener, cluster: Cluster | None, *, is_resumed: bool
+    runs: Mapping[Path, SearchSettings],
+    listener: Listener,
+    cluster: Cluster | None,
+    *,
+    is_resumed: bool,
+    trust_remote_code: bool,
 ) -> None:
     """Run searches that differ in folder and seed alone; each takes over what those before it measured.
 
@@ -73,6 +78,7 @@ def search_all(
         listener: Told how they go.
         cluster: Measure on the workers of a Ray cluster; None measures in this process.
         is_resumed: Whether settings may differ from those in the folders, as ``run_claim.CONTINUED`` says.
+        trust_remote_code: Allow code that comes with the model.
 
     Raises:
         SecateurError: When settings, calibration, model or run folder do not fit; nothing is written.
@@ -80,6 +86,7 @@ def search_all(
     """
     first, settings = next(iter(runs.items()))
     calibration = find_calibration(settings, first) if is_resumed else Calibration(settings.calibration)
+    check_code(calibration, trust_remote_code=trust_remote_code)
     parts = {name: calibration.shape(name) for name in ("statistics", "selection")}
     race = Race(_rungs(settings, *parts["selection"]), _sensitivity(settings, math.prod(parts["statistics"])))
     check_leaves(settings, calibration.leaves)
@@ -88,7 +95,7 @@ def search_all(
     for folder, own in folders.items():
         check_folder(own, folder, is_resumed=is_resumed)
     starts = {folder: tuple(_starts(own, folder)) for folder, own in folders.items()}
-    evaluator = _evaluator(settings, calibration, cluster, listener)
+    evaluator = _evaluator(settings, calibration, cluster, listener, trust_remote_code)
     before: list[Path] = []
     try:
         # Seeds do not change what is searched: scores of the dense model are summed up once for all of them.
@@ -143,13 +150,18 @@ def search_all(
 
 
 def _evaluator(
-    settings: SearchSettings, calibration: Calibration, cluster: Cluster | None, listener: Listener
+    settings: SearchSettings,
+    calibration: Calibration,
+    cluster: Cluster | None,
+    listener: Listener,
+    trust_remote_code: bool,
 ) -> LocalEvaluator | RayEvaluator:
     options = WorkerOptions(
         pattern=settings.pattern,
         device=Device(settings.device, settings.dtype, settings.threads),
         model=settings.model,
         reuse=settings.reuse,
+        trust_remote_code=trust_remote_code,
     )
     if cluster is not None:
         return RayEvaluator(calibration, cluster, options, listener.report)

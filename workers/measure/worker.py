@@ -57,6 +57,7 @@ class WorkerOptions(TypedDict, total=False):
         rows: Rows per layer that the screen stage looks at.
         reuse: Whether hidden states are kept for candidates that agree on the first blocks.
         blocks: The blocks it holds, next to each other; all if left out.
+        trust_remote_code: Allow code that comes with the model.
     """
 
     pattern: str
@@ -65,6 +66,7 @@ class WorkerOptions(TypedDict, total=False):
     rows: int
     reuse: bool
     blocks: range | None
+    trust_remote_code: bool
 
 
 class Worker:
@@ -76,11 +78,13 @@ class Worker:
 
     Raises:
         ModelError: When the model cannot be loaded.
-        CalibrationError: When the calibration belongs to another model.
+        CalibrationError: When the calibration belongs to another model, or needs code that is not allowed.
     """
 
     def __init__(self, calibration: Calibration, **options: Unpack[WorkerOptions]) -> None:
         device = options.get("device", Device())
+        code = options.get("trust_remote_code", False)
+        check_code(calibration, trust_remote_code=code)
         pattern = options.get("pattern", "unstructured")
         counts = parse_pattern(pattern)
         if device.threads:
@@ -90,7 +94,7 @@ class Worker:
             options.get("blocks"),
             choose_dtype(device.dtype),
             choose_device(device.name),
-            trust_remote_code=bool(calibration.manifest["model"].get("trust_remote_code")),
+            trust_remote_code=code,
         )
         _check_same_model(self.decoder, calibration)
         for layer in self.decoder.layers:
@@ -315,6 +319,19 @@ class Worker:
 
         self._batches = {w: b for w, b in self._batches.items() if stays(w)}
         self._references = {w: r for w, r in self._references.items() if stays(w)}
+
+
+def check_code(calibration: Calibration, *, trust_remote_code: bool) -> None:
+    """Check that code may run if a calibration's model needs it: a manifest can say so, and allow nothing.
+
+    Raises:
+        CalibrationError: When it may not.
+    """
+    if calibration.manifest["model"].get("trust_remote_code") and not trust_remote_code:
+        raise CalibrationError(
+            f"expected a model that transformers knows, got that of {calibration.folder}, which was "
+            "calibrated with code of its own; give --trust-remote-code to run it"
+        )
 
 
 def _check_same_model(decoder: Decoder, calibration: Calibration) -> None:

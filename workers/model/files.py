@@ -89,7 +89,7 @@ class ModelFiles:
         paths = {name: self.find(name) for name in names}
         if missing := [name for name, path in paths.items() if path is None]:
             raise ModelError(
-                f"expected the {len(names)} files that {given.source} names, got none named {missing[0]!r}; "
+                f"expected the {len(names)} files that {given.source} names, got none named {missing[0]}; "
                 "bring the model here again"
             )
         return [path for path in paths.values() if path is not None]
@@ -128,7 +128,8 @@ class ModelFiles:
         for name in _INDEXES:
             given = self.read(name)
             for shard in given.field("weight_map").members().values() if given else ():
-                if PurePosixPath(shard.text()).name != shard.value or shard.value in ("", "..", "."):
+                name = shard.text()
+                if PurePosixPath(name).name != name or name == ".." or not name.isprintable():
                     raise shard.refused("the name of a file beside it")
 
 
