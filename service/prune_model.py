@@ -133,7 +133,6 @@ def prune(
         trust_remote_code=request.trust_remote_code,
     )  # fmt: skip
     count = loading.sequences()["statistics"]
-    report(f"loading {request.model}")
     why = whole_because(loading)
     decoder, tokenizer = load_decoder(loading, by_block=not why)
     report(how_loaded(decoder, why))

@@ -69,9 +69,27 @@ def _check(given: Given, source: str, trust_remote_code: bool) -> None:
                     f"expected a model without code of others, got {source}, whose config.json has {name} "
                     f"{code!r}; give --trust-remote-code to run it"
                 )
+        for name in ("rope_parameters", "rope_scaling"):
+            _check_rope(part.field(name, None))
+        for name in ("dtype", "torch_dtype"):
+            if not isinstance((dtype := part.field(name, None)).value, str | dict | None):
+                raise dtype.refused("the name of a floating type")
     file = given.field("transformers_weights", None)
     if file.value is not None and ("/" in file.text() or "\\" in file.text()):
         raise file.refused("the name of a file beside it")
+
+
+def _check_rope(given: Given) -> None:
+    """Check how positions are turned: transformers goes on with some values that no model has."""
+    if given.value is None:
+        return
+    if given.value == {} or not isinstance(given.value, dict):
+        raise given.refused("the parameters of rotary positions, by name")
+    for name, member in given.members().items():
+        if isinstance(member.value, dict):  # of layers of one type
+            _check_rope(member)
+        elif name == "factor" and member.value is not None:
+            member.number("a factor above 0", least=1e-6)
 
 
 def _check_kind(config: Any, source: str) -> None:

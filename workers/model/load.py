@@ -78,7 +78,8 @@ def load_model(
             trust_remote_code=trust_remote_code, **files.options,
         )  # fmt: skip
     check_report(model, found, source)
-    _make_ordinary(model, dtype, source)
+    if config is None or is_quantised(config):
+        _make_ordinary(model, dtype, source)
     for name, parameter in model.named_parameters():
         if not bool(parameter.isfinite().all()):
             raise ModelError(f"expected finite weights, got some that are not in {name} of {source}")
@@ -160,8 +161,6 @@ def _make_ordinary(model: Any, dtype: torch.dtype, source: str) -> None:
     Raises:
         ModelError: When weights are left that are no floating numbers of 16 bits or more.
     """
-    if getattr(model, "hf_quantizer", None) is None:
-        return
     for name, weight in model.named_parameters():
         if not weight.is_floating_point() or weight.element_size() < 2:
             raise ModelError(
