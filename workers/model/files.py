@@ -129,7 +129,7 @@ class ModelFiles:
             given = self.read(name)
             for shard in given.field("weight_map").members().values() if given else ():
                 name = shard.text()
-                if PurePosixPath(name).name != name or name == ".." or not name.isprintable():
+                if not name.isprintable() or name in ("", "..") or PurePosixPath(name).name != name:
                     raise shard.refused("the name of a file beside it")
 
 
