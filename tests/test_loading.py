@@ -143,6 +143,18 @@ class TestKinds:
         (folder / "config.json").write_text(json.dumps({"model_type": kind}))
         refused(folder, "a part for vision, which would be lost")
 
+    def test_a_part_that_sees_is_not_left_out_of_a_model_for_text(self, tmp_path):
+        from transformers import Qwen3_5TextConfig
+
+        sizes = {"vocab_size": 260, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+                 "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16,
+                 "linear_num_key_heads": 2, "linear_num_value_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8,
+                 "layer_types": ["linear_attention", "full_attention"]}  # fmt: skip
+        place = save_model(Qwen3_5TextConfig(**sizes), tmp_path / "model")
+        load_model(str(place))
+        edit_tensors(place, lambda t: {**t, "model.visual.blocks.0.norm1.weight": torch.ones(4)})
+        refused(place, "with model.visual.blocks.0.norm1.weight, which would be lost")
+
 
 class TestDequantised:
     def in_fp8(self, place):

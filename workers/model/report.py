@@ -7,11 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import nn
 
 from .errors import ModelError, told_by_transformers
 from .files import ModelFiles
 
+_SENSES = re.compile(r"(^|\.)(visual|vision|video|image|audio|speech)(_\w+)?\.")
 # Computed from the configuration; older files hold them all the same.
 _DERIVED = re.compile(
     r"(^|\.)((attn|attention|self_attn)\.(masked_)?bias|(rotary_emb\.)?inv_freq|position_ids)$"
@@ -36,6 +38,7 @@ def open_without_weights(
             ignore_mismatched_sizes=True, trust_remote_code=trust_remote_code, **files.options,
         )  # fmt: skip
     check_report(model, found, files.source)
+    _check_senses(model, files)
     return model  # type: ignore[no-any-return]
 
 
@@ -61,6 +64,24 @@ def check_report(model: nn.Module, found: Mapping[str, Any], source: str) -> Non
             f"expected the weights of {type(model).__name__}, got files of {source} {' and '.join(wrong)}"
             f"{in_all}; bring the model here again, or save it whole"
         )
+
+
+def _check_senses(model: nn.Module, files: ModelFiles) -> None:
+    """Check that no part for images or sound is left out, as transformers does where a class is for text.
+
+    Raises:
+        ModelError: When one is.
+    """
+    if any(map(_SENSES.search, model.state_dict())):
+        return
+    for path in files.weights():
+        with safe_open(path, framework="pt") as file:
+            found = [name for name in file.keys() if _SENSES.search(name)]  # noqa: SIM118 (no dictionary)
+        if found:
+            raise ModelError(
+                f"expected a model of text alone, got files of {files.source} with {_shown(found[0])}, which "
+                "would be lost; give a model of text alone"
+            )
 
 
 def _shown(name: str) -> str:

@@ -162,7 +162,8 @@ class Checkpoint:
         try:
             compared = self._sample.compare(partial, expected, written, trust_remote_code=trust_remote_code)
         except ModelError as error:
-            raise CheckpointError(f"what was written to {partial} cannot be used: {error}") from None
+            reason = str(error).replace(str(partial), str(self._target))
+            raise CheckpointError(f"what was written does not load, so nothing is kept: {reason}") from None
         said = {**record, **sizes, "read_back": self._read_back, "loaded_back": compared}
         (partial / RECORD).write_text(json.dumps(said, indent=1) + "\n")
         self._opened.close()
