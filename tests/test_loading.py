@@ -148,7 +148,8 @@ class TestKinds:
 
         sizes = {"vocab_size": 260, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
                  "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16,
-                 "linear_num_key_heads": 2, "linear_num_value_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8,
+                 "linear_num_key_heads": 2, "linear_num_value_heads": 2, "linear_key_head_dim": 8,
+                 "linear_value_head_dim": 8,
                  "layer_types": ["linear_attention", "full_attention"]}  # fmt: skip
         place = save_model(Qwen3_5TextConfig(**sizes), tmp_path / "model")
         load_model(str(place))
@@ -360,6 +361,18 @@ class TestForeignCode:
         assert "--trust-remote-code" in line or name == "resume"  # whose folder is another than the run's
         assert not ran.exists()
         assert not (made / "new").exists()
+
+    def test_a_worker_on_a_cluster_is_told_in_each_search(self, made, tmp_path, monkeypatch):
+        from secateur.workers.cluster.actor import Actor
+
+        monkeypatch.setenv("RAN", str(tmp_path / "ran"))
+        for options in ({}, {"model": str(made / "own"), "trust_remote_code": False}):
+            calibration = made / ("cal" if options else "owncal")
+            with pytest.raises(SecateurError, match="--trust-remote-code"):
+                Actor(str(calibration), options).prepare()
+        assert not (tmp_path / "ran").exists()
+        Actor(str(made / "cal"), {"model": str(made / "own"), "trust_remote_code": True}).prepare()
+        assert (tmp_path / "ran").exists()
 
     def test_a_tokenizer_that_needs_code_is_refused_too(self, folder, tmp_path, monkeypatch):
         monkeypatch.setenv("RAN", str(tmp_path / "ran"))
