@@ -76,6 +76,12 @@ class TestReport:
         edit(folder, intermediate_size=64)
         refused(folder, "mlp.down_proj.weight as (32, 48), not (32, 64)", "(9 in all)")
 
+    @pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn, torch.int64])
+    def test_numbers_that_are_no_weights_are_refused(self, dtype, folder):
+        name = "model.layers.1.mlp.up_proj.weight"
+        edit_tensors(folder, lambda t: {**t, name: t[name].to(dtype)})
+        refused(folder, "expected ordinary weights", name)
+
     def test_a_model_type_of_another_family_is_refused(self, folder):
         edit(folder, model_type="bert")
         refused(folder, "one family", "bert", "llama")

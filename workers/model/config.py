@@ -32,12 +32,12 @@ def read_config(files: ModelFiles, *, trust_remote_code: bool) -> Any:
         _check(given, files.source, trust_remote_code)
     with told_by_transformers(files.source):
         config = AutoConfig.from_pretrained(files.place, trust_remote_code=trust_remote_code, **files.options)
-    brought = getattr(config, "auto_map", None) or {}
-    if not (trust_remote_code and "AutoModelForCausalLM" in brought):
-        _check_kind(config, files.source)
-    for each in (config, config.get_text_config(decoder=True)):
-        if isinstance(quantised := getattr(each, "quantization_config", None), dict):
-            quantised["dequantize"] = True  # on a GPU too
+        brought = getattr(config, "auto_map", None)
+        if not (trust_remote_code and isinstance(brought, dict) and "AutoModelForCausalLM" in brought):
+            _check_kind(config, files.source)
+        for each in (config, config.get_text_config(decoder=True)):
+            if isinstance(quantised := getattr(each, "quantization_config", None), dict):
+                quantised["dequantize"] = True  # on a GPU too
     return config
 
 

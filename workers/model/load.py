@@ -84,7 +84,8 @@ def load_model(
         if not bool(parameter.isfinite().all()):
             raise ModelError(f"expected finite weights, got some that are not in {name} of {source}")
     model.requires_grad_(False)
-    return model.eval().to(device or torch.device("cpu")), tokenizer
+    with told_by_transformers(source):  # a device may be too small
+        return model.eval().to(device or torch.device("cpu")), tokenizer
 
 
 def empty_model(

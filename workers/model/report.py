@@ -10,9 +10,11 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
+from .config import is_quantised
 from .errors import ModelError, told_by_transformers
 from .files import ModelFiles
 
+_FLOATING = ("F64", "F32", "F16", "BF16")
 _SENSES = re.compile(r"(^|\.)(visual|vision|video|image|audio|speech)(_\w+)?\.")
 # Computed from the configuration; older files hold them all the same.
 _DERIVED = re.compile(
@@ -38,7 +40,7 @@ def open_without_weights(
             ignore_mismatched_sizes=True, trust_remote_code=trust_remote_code, **files.options,
         )  # fmt: skip
     check_report(model, found, files.source)
-    _check_senses(model, files)
+    _check_tensors(model, files, is_quantised=is_quantised(config))
     return model  # type: ignore[no-any-return]
 
 
@@ -66,22 +68,33 @@ def check_report(model: nn.Module, found: Mapping[str, Any], source: str) -> Non
         )
 
 
-def _check_senses(model: nn.Module, files: ModelFiles) -> None:
-    """Check that no part for images or sound is left out, as transformers does where a class is for text.
+def _check_tensors(model: nn.Module, files: ModelFiles, *, is_quantised: bool) -> None:
+    """Check what no report tells of the tensors in safetensors files.
+
+    A part for images or sound is left out where transformers has a class for text, and whole numbers are
+    taken for weights.
 
     Raises:
-        ModelError: When one is.
+        ModelError: When that would be so.
     """
-    if any(map(_SENSES.search, model.state_dict())):
-        return
+    state = model.state_dict()
+    prefix = str(getattr(model, "base_model_prefix", ""))
+    has_senses = any(map(_SENSES.search, state))
     for path in files.weights():
         with safe_open(path, framework="pt") as file:
-            found = [name for name in file.keys() if _SENSES.search(name)]  # noqa: SIM118 (no dictionary)
-        if found:
-            raise ModelError(
-                f"expected a model of text alone, got files of {files.source} with {_shown(found[0])}, which "
-                "would be lost; give a model of text alone"
-            )
+            for name in file.keys():  # noqa: SIM118 (it is no dictionary)
+                if _SENSES.search(name) and not has_senses:
+                    raise ModelError(
+                        f"expected a model of text alone, got files of {files.source} with {_shown(name)}, "
+                        "which would be lost; give a model of text alone"
+                    )
+                own = state.get(name, state.get(f"{prefix}.{name}"))
+                kind = file.get_slice(name).get_dtype()
+                if own is not None and own.is_floating_point() and kind not in _FLOATING and not is_quantised:
+                    raise ModelError(
+                        f"expected ordinary weights, got files of {files.source} with {_shown(name)} in "
+                        f"{kind}; give the model that it was made from"
+                    )
 
 
 def _shown(name: str) -> str:
