@@ -68,7 +68,7 @@ _HOMES = {
     "Machine": "workers.plan.plan",
     "Measurement": "search.core.candidate",
     "MetricError": "metrics_dsl.expression",
-    "ModelError": "workers.model.source",
+    "ModelError": "workers.model.errors",
     "OBJECTIVES": "search.core.objectives",
     "OPERATORS": "metrics_dsl.operators",
     "Objective": "search.core.objectives",

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from .options import (
+    CODE,
     DEVICE,
     DTYPE,
     FORCE,
@@ -58,6 +59,7 @@ def export(
     dtype: Annotated[str | None, DTYPE] = None,
     threads: Annotated[int | None, THREADS] = None,
     force: Annotated[bool, FORCE] = False,
+    trust_remote_code: Annotated[bool, CODE] = False,
     plugins: Annotated[list[Path] | None, PLUGINS] = None,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
@@ -68,7 +70,10 @@ def export(
     from ..results.export.exporters import EXPORTERS
     from ..service.exchange import export as write
 
-    write(run, key, to=to, out=out, model=model, device=device, dtype=dtype, threads=threads, force=force)
+    write(
+        run, key, to=to, out=out, model=model, device=device, dtype=dtype, threads=threads, force=force,
+        trust_remote_code=trust_remote_code or None,
+    )  # fmt: skip
     if as_json:
         print_json({"run": str(run), "key": key, "to": to, "out": str(out)})
         return

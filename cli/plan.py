@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ..search.core import defaults
-from .options import DTYPE, JSON, SEQUENCE_LENGTH, THREADS, TOKENS, command, next_step, print_json
+from .options import CODE, DTYPE, JSON, SEQUENCE_LENGTH, THREADS, TOKENS, command, next_step, print_json
 from .sections import HOW, MACHINE, PREPARE, USUAL
 from .terminal import show
 
@@ -48,6 +48,7 @@ def plan(
     ] = True,
     dtype: Annotated[str, DTYPE] = "float32",
     threads: Annotated[int, THREADS] = defaults.THREADS,
+    trust_remote_code: Annotated[bool, CODE] = False,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Say what memory and time a search would need.
@@ -59,7 +60,7 @@ def plan(
     found = make(
         model, gpus=gpus, gpu=gpu, gpu_memory=gpu_memory, budget=budget, tokens=tokens,
         selection_tokens=selection_tokens, holdout_tokens=holdout_tokens, sequence_length=sequence_length,
-        gradients=gradients, dtype=dtype, threads=threads,
+        gradients=gradients, dtype=dtype, threads=threads, trust_remote_code=trust_remote_code,
     )  # fmt: skip
     if as_json:
         print_json(found.record())

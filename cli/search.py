@@ -51,6 +51,7 @@ from .terminal import interrupted, report_step, show
 if TYPE_CHECKING:
     from ..service.run import Run
     from ..service.runs import Runs
+    from ..service.search_run import Listener
 
 
 @command(PREPARE, example="secateur calibrate HuggingFaceTB/SmolLM2-135M --text wiki.txt --out cal")
@@ -107,7 +108,13 @@ def calibrate(
     show(f"  sparsity is counted over {covered.in_words}")
     for kind, why in covered.reasons().items():
         show(f"    {kind} {why}")
-    next_step("search", out, "--sparsity", 0.6, "--out", unused(Path("runs/a")))
+    more = _allowing(trust_remote_code)
+    next_step("search", out, "--sparsity", 0.6, "--out", unused(Path("runs/a")), *more)
+
+
+def _allowing(code: bool) -> tuple[str, ...]:
+    """Return the words that a next command needs, where code comes with the model."""
+    return ("--trust-remote-code",) if code else ()
 
 
 @command(SEARCH, example='secateur measure cal "abs(W) * X" --sparsity 0.6 --stage model')
@@ -149,7 +156,8 @@ def measure(
     for name, value in result.items():
         show(f"{name:12} {value:.6g}" if isinstance(value, float) else f"{name:12} {value}")
     share = sparsity if sparsity is not None else f"{result['sparsity']:.2g}"
-    next_step("search", calibration, "--sparsity", share, "--out", unused(Path("runs/a")))
+    more = _allowing(trust_remote_code)
+    next_step("search", calibration, "--sparsity", share, "--out", unused(Path("runs/a")), *more)
 
 
 @command(SEARCH, example="secateur search cal --sparsity 0.6 --objectives kl,size --budget 200 --out runs/a")
@@ -263,13 +271,13 @@ def search(
     device: Annotated[str, DEVICE] = "auto",
     dtype: Annotated[str, DTYPE] = "float32",
     threads: Annotated[int, THREADS] = defaults.THREADS,
+    trust_remote_code: Annotated[bool, CODE] = False,
     ray: Annotated[str | None, RAY] = None,
     workers: Annotated[str, WORKERS] = "auto",
     shards: Annotated[int, SHARDS] = defaults.SHARDS,
     gpus_per_worker: Annotated[float | None, GPUS_PER_WORKER] = None,
     cpus_per_worker: Annotated[float, CPUS_PER_WORKER] = defaults.CPUS_PER_WORKER,
     timeout: Annotated[float, TIMEOUT] = defaults.TIMEOUT,
-    trust_remote_code: Annotated[bool, CODE] = False,
     config: Annotated[Path | None, CONFIG] = None,
     plugins: Annotated[list[Path] | None, PLUGINS] = None,
     as_json: Annotated[bool, JSON] = False,
@@ -295,14 +303,15 @@ def search(
         "workers": workers, "shards": shards, "gpus_per_worker": gpus_per_worker,
         "cpus_per_worker": cpus_per_worker, "timeout": timeout,
     })  # fmt: skip
-    where = ("--ray", ray) if ray else ()
-    trusts = {"trust_remote_code": trust_remote_code}
-    if seeds == 1:
-        _follow(lambda listener: run_search(settings, out, listener, cluster, **trusts), out, as_json, where)
-    else:
-        _follow(
-            lambda listener: run_seeds(settings, out, seeds, listener, cluster, **trusts), out, as_json, where
-        )
+    where = (*(("--ray", ray) if ray else ()), *_allowing(trust_remote_code))
+    code = trust_remote_code
+
+    def start(listener: Listener) -> Run | Runs:
+        if seeds == 1:
+            return run_search(settings, out, listener, cluster, trust_remote_code=code)
+        return run_seeds(settings, out, seeds, listener, cluster, trust_remote_code=code)
+
+    _follow(start, out, as_json, where)
 
 
 @command(SEARCH, example="secateur resume runs/a --budget 400")
@@ -320,13 +329,13 @@ def resume(
         typer.Option(help="Where the calibration folder is now, if it was moved.", rich_help_panel=USUAL),
     ] = None,
     model: Annotated[str | None, MODEL] = None,
+    trust_remote_code: Annotated[bool, CODE] = False,
     ray: Annotated[str | None, RAY] = None,
     workers: Annotated[str, WORKERS] = "auto",
     shards: Annotated[int, SHARDS] = defaults.SHARDS,
     gpus_per_worker: Annotated[float | None, GPUS_PER_WORKER] = None,
     cpus_per_worker: Annotated[float, CPUS_PER_WORKER] = defaults.CPUS_PER_WORKER,
     timeout: Annotated[float, TIMEOUT] = defaults.TIMEOUT,
-    trust_remote_code: Annotated[bool, CODE] = False,
     plugins: Annotated[list[Path] | None, PLUGINS] = None,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
@@ -340,7 +349,7 @@ def resume(
         "workers": workers, "shards": shards, "gpus_per_worker": gpus_per_worker,
         "cpus_per_worker": cpus_per_worker, "timeout": timeout,
     })  # fmt: skip
-    where = ("--ray", ray) if ray else ()
+    where = (*(("--ray", ray) if ray else ()), *_allowing(trust_remote_code))
     changes: dict[str, Any] = {"budget": budget, "calibration": calibration, "model": model,
                                "plugins": plugins or (), "trust_remote_code": trust_remote_code}  # fmt: skip
     _follow(lambda listener: go_on(run, listener, cluster, **changes), run, as_json, where)

@@ -27,7 +27,7 @@ from .run_claim import find_calibration
 if TYPE_CHECKING:
     from torch import Tensor
 
-_OF_THE_MODEL = ("model", "device", "dtype", "threads")
+_OF_THE_MODEL = ("model", "device", "dtype", "threads", "trust_remote_code")
 
 
 def export(
@@ -50,7 +50,8 @@ def export(
         to: A name of ``EXPORTERS``.
         out: The file or folder to write, which must not exist.
         force: Replace a file that is there, unless it is of a run or a calibration.
-        options: For masks alone: ``model``, ``device``, ``dtype`` and ``threads``, as in ``SearchSettings``.
+        options: For masks alone: ``model``, ``device``, ``dtype`` and ``threads``, as in ``SearchSettings``,
+            and ``trust_remote_code``, to allow code that comes with the model.
 
     Raises:
         ExportError: When the form cannot represent the candidate, or ``out`` exists; nothing is written.
@@ -73,6 +74,7 @@ def _masks(folder: Path, key: str, changes: dict[str, Any]) -> Iterator[tuple[st
 
     with Archive(folder) as archive:
         record = find(archive, key)
+    code = changes.pop("trust_remote_code", False)
     there = SearchSettings.load(RunFolder(folder).settings_file).model_dump()
     settings = SearchSettings.read({**there, **changes})
     evaluator = LocalEvaluator(
@@ -80,6 +82,7 @@ def _masks(folder: Path, key: str, changes: dict[str, Any]) -> Iterator[tuple[st
         pattern=record.pattern,
         device=Device(settings.device, settings.dtype, settings.threads),
         model=settings.model,
+        trust_remote_code=code,
     )
     try:
         yield from evaluator.masks(record.candidate)

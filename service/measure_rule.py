@@ -99,12 +99,9 @@ def measure(
     if not isinstance(settings.sparsity, float):
         raise SecateurError(f"expected one sparsity, got the interval {settings.sparsity}; search over it")
     evaluator = LocalEvaluator(
-        Calibration(calibration),
-        pattern=pattern,
-        device=Device(device, dtype, threads),
-        model=model,
+        Calibration(calibration), pattern=pattern, device=Device(device, dtype, threads), model=model,
         trust_remote_code=trust_remote_code,
-    )
+    )  # fmt: skip
     try:
         dense = Dense(evaluator.layers, evaluator.summarise, expression)
         ratios = ALLOCATIONS[allocation].ratios(dense, settings.sparsity)

@@ -132,6 +132,7 @@ def plan(
     gradients: bool = True,
     dtype: str = "float32",
     threads: int = defaults.THREADS,
+    trust_remote_code: bool = False,
 ) -> SearchPlan:
     """Say what a search would need of memory and time, from the model's configuration alone.
 
@@ -148,6 +149,7 @@ def plan(
         gradients: Whether the leaf ``G`` is computed.
         dtype: ``float32`` or ``bfloat16``.
         threads: CPU threads; 0 uses all cores.
+        trust_remote_code: Allow code that comes with the model.
 
     Raises:
         SecateurError: For options that cannot be used, or a model whose configuration cannot be read.
@@ -167,7 +169,10 @@ def plan(
         machine = Machine("cuda", gpus, given or GPUS[gpu][3] << 30, 1, dtype)
 
     def observe(statistics: int = counts.statistics, gradients: bool = gradients) -> Outline:
-        return outline(model, tokens=statistics, length=sequence_length, gradients=gradients)
+        return outline(
+            model, tokens=statistics, length=sequence_length, gradients=gradients,
+            trust_remote_code=trust_remote_code,
+        )  # fmt: skip
 
     found = observe()
     if not gpus:

@@ -23,7 +23,7 @@ from ..search.spaces.allocation import ALLOCATIONS, Dense
 from ..workers.calibrate.calibration import CalibrationRequest, how_loaded, load_decoder, whole_because
 from ..workers.calibrate.folder import Calibration, token_hash
 from ..workers.model.decoder import Decoder
-from ..workers.model.load import choose_dtype, model_reference, stored_dtype
+from ..workers.model.load import choose_dtype, model_reference, processor_files, stored_dtype
 from ..workers.prune import evaluation
 from ..workers.prune.checkpoint import Checkpoint, check_new
 from ..workers.prune.evaluation import EvaluationRequest
@@ -31,8 +31,6 @@ from ..workers.prune.pruning import STATISTICS, PrunedLayer, Pruner
 from ..workers.prune.repair import REPAIRS
 from ..workers.prune.tokens import Tokens
 from .run_claim import calibrated_on
-
-_SAMPLE = 32  # tokens that the written model is run on
 
 
 @dataclass(frozen=True)
@@ -169,9 +167,7 @@ def prune(
     pattern = rule.pattern or "unstructured"
     blocks = len(decoder.blocks)
 
-    with Checkpoint(
-        out, decoder, pattern, stored, ids[:1, :_SAMPLE], trust_remote_code=request.trust_remote_code
-    ) as checkpoint:
+    with Checkpoint(out, decoder, pattern, stored) as checkpoint:
 
         def keep(block: int, layers: list[PrunedLayer]) -> list[PrunedLayer]:
             kept, done = checkpoint.add(block, layers), block + 1
@@ -206,7 +202,10 @@ def prune(
                 for p in layers
             ],
         }  # fmt: skip
-        return checkpoint.finish(tokenizer, layers, record, from_gguf=request.model.endswith(".gguf"))
+        return checkpoint.finish(
+            tokenizer, layers, record, beside=processor_files(request.model),
+            trust_remote_code=request.trust_remote_code,
+        )  # fmt: skip
 
 
 def _read(request: PruneRequest) -> Rule:

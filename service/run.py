@@ -195,9 +195,9 @@ class Run:
         calibration: str | Path | None = None,
         model: str | None = None,
         plugins: Sequence[str | Path] = (),
+        trust_remote_code: bool = False,
         listener: Listener | None = None,
         cluster: Cluster | None = None,
-        trust_remote_code: bool = False,
     ) -> Run:
         """Go on with the run, for longer where a larger budget is given; see ``secateur.resume``."""
         folder = RunFolder(self.folder)

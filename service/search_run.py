@@ -32,7 +32,7 @@ from ..workers.cluster.ray_evaluator import RayEvaluator
 from ..workers.cluster.settings import Cluster
 from ..workers.measure.local_evaluator import LocalEvaluator
 from ..workers.measure.windows import SHORTEST, tokens_per_rung, tokens_per_step
-from ..workers.measure.worker import Device, WorkerOptions
+from ..workers.measure.worker import Device, WorkerOptions, check_code
 from .baseline_cost import BaselineCost, Race
 from .run_claim import (
     check_calibration,
@@ -88,6 +88,7 @@ def search_all(
     sweep()  # what a killed search has left
     first, settings = next(iter(runs.items()))
     calibration = find_calibration(settings, first) if is_resumed else Calibration(settings.calibration)
+    check_code(calibration, trust_remote_code=trust_remote_code)
     parts = {name: calibration.shape(name) for name in ("statistics", "selection")}
     race = Race(_rungs(settings, *parts["selection"]), _sensitivity(settings, math.prod(parts["statistics"])))
     check_leaves(settings, calibration.leaves)

@@ -19,7 +19,10 @@ from ..search.toml import SettingsError, read_section
 # Where the search of a job finds its workers: the job's driver runs on the head of the cluster itself.
 ON_CLUSTER = ("--ray", "auto")
 # Settings of `secateur search` beside those of the run: a config may have them too.
-BESIDE = ("out", "seeds", "ray", "workers", "shards", "gpus_per_worker", "cpus_per_worker", "timeout")
+BESIDE = (
+    "out", "seeds", "trust_remote_code", "ray", "workers", "shards", "gpus_per_worker", "cpus_per_worker",
+    "timeout",
+)  # fmt: skip
 # What the package is made of, with all folders inside; the root of a clone holds more.
 FOLDERS = ("cli", "metrics_dsl", "results", "search", "service", "testing", "workers")
 SUFFIXES = (".py", ".json", ".css", ".js", ".typed")

@@ -22,8 +22,8 @@ from secateur.workers.measure.score_summary import tail_exponent
 from secateur.workers.measure.windows import some_tokens
 from secateur.workers.measure.worker import Device
 from secateur.workers.model.decoder import Decoder, oriented, weight_matrix
+from secateur.workers.model.errors import ModelError
 from secateur.workers.model.load import load_model
-from secateur.workers.model.source import ModelError
 from support import save_model, small_request, tiny_config
 
 

@@ -30,6 +30,7 @@ from ...search.core.requests import (
 from ...search.core.versions import library_versions
 from ..model.block_calls import Batch, check_arguments
 from ..model.decoder import Decoder
+from ..model.errors import ModelError
 from ..model.load import (
     check_length,
     choose_device,
@@ -39,7 +40,6 @@ from ..model.load import (
     save_dense_copy,
 )
 from ..model.load_blocks import decoder_in_files
-from ..model.source import ModelError
 from .folder import Calibration, CalibrationError, block_file, gradient_file, token_hash, write_tokens
 from .gradients import hidden_states, keep_states, root_mean_square_gradients
 from .gram import is_root
@@ -152,15 +152,14 @@ def load_decoder(request: CalibrationRequest, *, by_block: bool = False) -> tupl
         ModelError: When the model cannot be loaded or reads no sequences of that length.
     """
     dtype, device = choose_dtype(request.dtype), choose_device(request.device)
-    decoder, tokenizer = (decoder_in_files(request.model, dtype, device) if by_block else None) or (
-        None,
-        None,
-    )
-    if decoder is None:
-        model, tokenizer = load_model(
-            request.model, dtype=dtype, device=device, trust_remote_code=request.trust_remote_code
-        )
-        decoder = Decoder(model)
+    code = request.trust_remote_code
+    found = decoder_in_files(request.model, dtype, device, trust_remote_code=code) if by_block else None
+    if found is None:
+        model, tokenizer = load_model(request.model, dtype=dtype, device=device, trust_remote_code=code)
+        found = Decoder(model), tokenizer
+    else:
+        found[0].weights.check()
+    decoder, tokenizer = found
     check_length(decoder.model, request.sequence_length)
     return decoder, tokenizer
 

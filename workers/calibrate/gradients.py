@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..model.block_calls import Batch, check_arguments
 from ..model.decoder import Decoder, weight_matrix
-from ..model.source import ModelError
+from ..model.errors import ModelError
 
 
 @contextmanager

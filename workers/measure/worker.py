@@ -58,6 +58,7 @@ class WorkerOptions(TypedDict, total=False):
         reuse: Whether hidden states are kept for candidates that agree on the first blocks.
         trust_remote_code: Whether code that comes with the model may run; that is said in each call anew.
         blocks: The blocks it holds, next to each other; all if left out.
+        trust_remote_code: Allow code that comes with the model.
     """
 
     pattern: str
@@ -78,11 +79,13 @@ class Worker:
 
     Raises:
         ModelError: When the model cannot be loaded.
-        CalibrationError: When the calibration belongs to another model.
+        CalibrationError: When the calibration belongs to another model, or needs code that is not allowed.
     """
 
     def __init__(self, calibration: Calibration, **options: Unpack[WorkerOptions]) -> None:
         device = options.get("device", Device())
+        code = options.get("trust_remote_code", False)
+        check_code(calibration, trust_remote_code=code)
         pattern = options.get("pattern", "unstructured")
         counts = parse_pattern(pattern)
         if device.threads:
@@ -92,7 +95,7 @@ class Worker:
             options.get("blocks"),
             choose_dtype(device.dtype),
             choose_device(device.name),
-            trust_remote_code=options.get("trust_remote_code", False),
+            trust_remote_code=code,
         )
         _leave_dense(self.decoder, calibration)
         _check_same_model(self.decoder, calibration)
@@ -327,6 +330,19 @@ def _leave_dense(decoder: Decoder, calibration: Calibration) -> None:
     chosen = {layer.name for layer in calibration.layers}
     names = [layer.name for layer in decoder.layers if layer.name not in chosen]
     decoder.leave_dense({name: known[f"{name}.weight"] for name in names if f"{name}.weight" in known})
+
+
+def check_code(calibration: Calibration, *, trust_remote_code: bool) -> None:
+    """Check that code may run if a calibration's model needs it: a manifest can say so, and allow nothing.
+
+    Raises:
+        CalibrationError: When it may not.
+    """
+    if calibration.manifest["model"].get("trust_remote_code") and not trust_remote_code:
+        raise CalibrationError(
+            f"expected a model that transformers knows, got that of {calibration.folder}, which was "
+            "calibrated with code of its own; give --trust-remote-code to run it"
+        )
 
 
 def _check_same_model(decoder: Decoder, calibration: Calibration) -> None:

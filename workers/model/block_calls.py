@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .source import ModelError
+from .errors import ModelError
 
 
 @dataclass

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ...search.core.candidate import Layer
 from ...search.core.coverage import Coverage, StaysDense
 from .block_calls import Batch, BlockCall, find_hidden, hidden_of
-from .source import ModelError
+from .errors import ModelError
 from .weights import BlockWeights, WeightsInMemory
 
 _CONV1D = ("transformers.pytorch_utils", "Conv1D")

@@ -12,16 +12,18 @@ from .load import empty_model, load_model
 from .weights import WeightFiles, fill
 
 
-def decoder_in_files(source: str, dtype: torch.dtype, device: torch.device) -> tuple[Decoder, Any] | None:
+def decoder_in_files(
+    source: str, dtype: torch.dtype, device: torch.device, *, trust_remote_code: bool = False
+) -> tuple[Decoder, Any] | None:
     """Return a decoder whose blocks are read when they run, and its tokenizer.
 
     Returns:
-        None where the model's files do not hold its blocks as it has them.
+        None where the model's files do not hold its blocks as it has them, and for code that comes with it.
 
     Raises:
-        ModelError: When there is no such model, or one of its files is missing.
+        ModelError: When there is no such model, or a file or tensor is missing or not the model's.
     """
-    found = empty_model(source, dtype)
+    found = empty_model(source, dtype, trust_remote_code=trust_remote_code)
     if found is None:
         return None
     model, tokenizer, paths = found
@@ -47,7 +49,7 @@ def load_blocks(
     if blocks is None:
         model, _ = load_model(source, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
         return Decoder(model)
-    found = None if trust_remote_code else decoder_in_files(source, dtype, device)
+    found = decoder_in_files(source, dtype, device, trust_remote_code=trust_remote_code)
     if found is not None:
         decoder, _ = found
         decoder.weights.keep(blocks)

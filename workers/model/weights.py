@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from .source import ModelError
+from .errors import ModelError
 
 
 class BlockWeights(Protocol):
@@ -31,6 +31,9 @@ class BlockWeights(Protocol):
     def keep(self, blocks: range) -> None:
         """Have some blocks' weights in memory from now on."""
 
+    def check(self) -> None:
+        """Check that all of them are finite, before work begins that would come to them late."""
+
 
 class WeightsInMemory:
     """The weights of all blocks are in memory all the time."""
@@ -45,6 +48,9 @@ class WeightsInMemory:
 
     def keep(self, blocks: range) -> None:
         """Do nothing: the weights are there."""
+
+    def check(self) -> None:
+        """Do nothing: weights are checked when they are loaded."""
 
 
 class WeightFiles:
@@ -82,11 +88,22 @@ class WeightFiles:
             ModelError: When it is not finite.
         """
         tensor = self.stored(name).to(device=device, dtype=dtype, copy=True)
+        self._check(name, tensor)
+        return tensor
+
+    def check(self, name: str) -> None:
+        """Check a tensor as it stands in its file.
+
+        Raises:
+            ModelError: When it is not finite.
+        """
+        self._check(name, self.stored(name))
+
+    def _check(self, name: str, tensor: Tensor) -> None:
         if tensor.numel() and not all(bool(bound.isfinite()) for bound in torch.aminmax(tensor)):
             raise ModelError(
                 f"expected finite weights, got some that are not in {name} of {self._paths[name].parent}"
             )
-        return tensor
 
 
 class WeightsInFiles:
@@ -143,6 +160,15 @@ class WeightsInFiles:
             module = self._blocks[block]
             module.load_state_dict(self._read(block, module.state_dict()), assign=True)
         self._kept = blocks
+
+    def check(self) -> None:
+        """Read all blocks' weights once, one at a time.
+
+        Raises:
+            ModelError: When some are not finite.
+        """
+        for name in self._names.values():
+            self._files.check(name)
 
     def _read(self, block: int, empty: Mapping[str, Tensor]) -> dict[str, Tensor]:
         names = {name: self._names[f"{self._prefix}.{block}.{name}"] for name in empty}

@@ -12,8 +12,8 @@ from torch import nn
 from ...search.core.candidate import Layer
 from ..calibrate.input_statistics import NEVER_CALLED, Observer
 from ..model.decoder import Decoder
+from ..model.errors import ModelError
 from ..model.load import check_length, model_of_config
-from ..model.source import ModelError
 
 _LEAVES_OF_COLUMNS = 4  # X, M, V and D
 _BYTES_OF_ROW = 8 + 4  # energy and Y
@@ -52,7 +52,9 @@ class Outline:
         return sum(self.weights) + self.outside
 
 
-def outline(source: str, *, tokens: int, length: int, gradients: bool) -> Outline:
+def outline(
+    source: str, *, tokens: int, length: int, gradients: bool, trust_remote_code: bool = False
+) -> Outline:
     """Return the outline of a model and of its calibration.
 
     The model runs on tensors without data, and is observed as calibration does it.
@@ -62,6 +64,7 @@ def outline(source: str, *, tokens: int, length: int, gradients: bool) -> Outlin
         tokens: Tokens of statistics, a multiple of ``length``.
         length: Tokens per sequence.
         gradients: Whether the leaf G is calibrated.
+        trust_remote_code: Allow code that comes with the model.
 
     Raises:
         ModelError: When the configuration cannot be read or the model cannot be measured.
@@ -71,7 +74,8 @@ def outline(source: str, *, tokens: int, length: int, gradients: bool) -> Outlin
     # What cannot run is said in one sentence, and not by torch.
     logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)
     with FakeTensorMode(), torch.no_grad():
-        model = model_of_config(source, torch.bfloat16)  # sizes are counted, and all kernels take this type
+        # Sizes are counted, and all kernels take this type.
+        model = model_of_config(source, torch.bfloat16, trust_remote_code=trust_remote_code)
         check_length(model, length)
         try:
             return _observed(model, torch.zeros(tokens // length, length, dtype=torch.long), gradients)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -18,16 +19,21 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ...metrics_dsl.errors import SecateurError
 from ...search.core.candidate import parse_pattern
 from ...search.core.files import Output, check_place, expanded, whole
 from ..model.decoder import Decoder, oriented, weight_matrix, weight_of
-from ..model.load import save_dense_copy
+from ..model.load import ModelError
 from ..model.weights import WeightFiles
 from .pruning import PrunedLayer
-from .read_back import CheckpointError, Sample
+from .read_back import Sample
 
 RECORD = "secateur.json"
 _SHARD_BYTES = 1 << 27  # small blocks are gathered until they are so many, to be one file
+
+
+class CheckpointError(SecateurError):
+    """A folder that cannot be written, or that does not hold what was meant."""
 
 
 _FOLDER = Output("a new or empty folder", over_empty=True, is_lasting=True, error=CheckpointError)
@@ -57,22 +63,13 @@ class Checkpoint:
         decoder: The model.
         pattern: What its layers must have once they are pruned, ``unstructured`` or ``N:M``.
         dtype: Floating type to write; that of the model in memory if left out.
-        sample: Token ids, (1, tokens), whose logits by the written folder are those of the pruned model.
-        trust_remote_code: Whether code that comes with the model may read the folder back.
 
     Raises:
         CheckpointError: When the folder is taken.
     """
 
     def __init__(
-        self,
-        out: str | Path,
-        decoder: Decoder,
-        pattern: str,
-        dtype: torch.dtype | None = None,
-        sample: Tensor | None = None,
-        *,
-        trust_remote_code: bool = False,
+        self, out: str | Path, decoder: Decoder, pattern: str, dtype: torch.dtype | None = None
     ) -> None:
         self._target = check_new(out)
         self._opened = ExitStack()
@@ -84,12 +81,11 @@ class Checkpoint:
         self._waiting: dict[str, Tensor] = {}  # of pruned blocks, for the next shard
         self._shards: list[tuple[Path, dict[str, int]]] = []  # with the bytes of each tensor in it
         self._read_back = 0
-        self._sample = Sample(decoder, sample) if sample is not None else None
-        self._trusts = trust_remote_code
 
     def __enter__(self) -> Checkpoint:
         self._partial = self._opened.enter_context(whole(self._target, _FOLDER))
         self._partial.mkdir()
+        self._sample = Sample(self._decoder)
         return self
 
     def __exit__(self, *raised: Any) -> None:
@@ -110,10 +106,9 @@ class Checkpoint:
         place, pruned = f"{self._decoder.prefix}.{block}.", {f"{p.layer.name}.weight" for p in layers}
         for name in [name for name in self._modules if name.startswith(place) and name not in pruned]:
             del self._modules[name]  # it stayed dense
+        self._sample.run(block)
         if self._dtype is not None:  # zeros stay zeros in any type, and the smallest weights may join them
             module.to(self._dtype)
-        if self._sample is not None:
-            self._sample.go_through(block)
         if self._decoder.weights.in_files:
             name = f"{self._decoder.prefix}.{block}"
             own = {f"{name}.{tensor}": value.cpu() for tensor, value in module.state_dict().items()}
@@ -132,39 +127,47 @@ class Checkpoint:
         layers: Sequence[PrunedLayer],
         record: dict[str, Any],
         *,
-        from_gguf: bool = False,
+        beside: Sequence[Path] = (),
+        trust_remote_code: bool = False,
     ) -> dict[str, Any]:
-        """Write what is not written yet, give the folder its name and return its record with sizes.
+        """Write what is not written yet, read it back, give the folder its name and return its record.
+
+        The model in memory may lose its weights: it is not needed any more.
 
         Args:
             tokenizer: The model's tokenizer.
             layers: What was done to its layers, in model order.
             record: What ``secateur.json`` says of where the model comes from.
-            from_gguf: Whether the weights were read from a ``.gguf`` file.
+            beside: Files of the dense model that go with the pruned one as they are.
+            trust_remote_code: Allow code that comes with the model.
 
         Raises:
-            CheckpointError: When what was written is not what is in memory.
+            CheckpointError: When what was written is not what is in memory, or does not load as that.
             OSError: When the disk is full or fails.
         """
         partial = self._partial
         model: Any = self._decoder.model
-        expected = None if self._sample is None else self._sample.log_probabilities()
+        expected = self._sample.logits()
         if self._dtype is not None:
             model.to(self._dtype)
         if self._decoder.weights.in_files:
             self._save_rest(model)
         else:
-            if from_gguf:
-                save_dense_copy(model, tokenizer, partial)
-            else:
-                model.save_pretrained(partial)
+            model.save_pretrained(partial)
             weights = {name: weight_of(module).data for name, module in self._modules.items()}
             for path in partial.glob("*.safetensors"):
                 self._check(path, weights)
         tokenizer.save_pretrained(partial)
-        said = {**record, **_sizes(partial, self._decoder, layers), "read_back": self._read_back}
-        if self._sample is not None and expected is not None:
-            said["logits_differ"] = self._sample.difference(partial, expected, trusts=self._trusts)
+        for path in beside:
+            shutil.copyfile(path, partial / path.name)
+        sizes = _sizes(partial, self._decoder, layers)
+        written = weight_of(self._decoder.modules[0]).dtype if self._dtype is None else self._dtype
+        try:
+            compared = self._sample.compare(partial, expected, written, trust_remote_code=trust_remote_code)
+        except ModelError as error:
+            reason = str(error).replace(str(partial), str(self._target))
+            raise CheckpointError(f"what was written does not load, so nothing is kept: {reason}") from None
+        said = {**record, **sizes, "read_back": self._read_back, "loaded_back": compared}
         (partial / RECORD).write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
         self._opened.close()
         return said

@@ -17,8 +17,8 @@ from ...search.core.versions import library_versions
 from ..calibrate.documents import TextError
 from ..calibrate.folder import token_hash
 from ..calibrate.text import check_source, read_text
+from ..model.errors import ModelError
 from ..model.load import choose_device, choose_dtype, load_model, model_reference
-from ..model.source import ModelError
 
 WIKITEXT2 = "hub:Salesforce/wikitext:wikitext-2-raw-v1:test"
 _TOKENS_OF_LOGITS = 256  # whose log-probabilities exist at a time

@@ -1,94 +1,81 @@
-"""Written models read back as their user will read them, and run on a sample of text."""
+"""Reading back: a written model opened as its user opens it, and a sample of its logits compared."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...metrics_dsl.errors import SecateurError
 from ..model.decoder import Decoder
-from ..model.load import load_model
+from ..model.load import ModelError, load_model
 from ..model.load_blocks import decoder_in_files
-from ..model.source import ModelError
 
-# How far log-probabilities may lie apart, in nats a token and word on the mean. The same weights in the same
-# type give the same numbers; a type that is written with fewer digits rounds each weight.
-_SAME, _ROUNDED = 1e-4, 0.1
-
-
-class CheckpointError(SecateurError):
-    """A folder that cannot be written, or that does not hold what was meant."""
+_TOKENS = 16  # spread over the vocabulary
 
 
 class Sample:
-    """A few tokens that go through a model as it is pruned, block by block, and through the written one.
+    """A few tokens that go through a model's blocks as each is pruned, so that no two blocks need be there.
 
     Args:
         decoder: The model, not pruned yet.
-        ids: Token ids, (1, tokens).
     """
 
-    def __init__(self, decoder: Decoder, ids: Tensor) -> None:
+    def __init__(self, decoder: Decoder) -> None:
         self._decoder = decoder
-        self._batch = decoder.enter(ids)
+        embedding: Any = decoder.model.get_input_embeddings()  # type: ignore[operator]
+        self._dtype: torch.dtype = embedding.weight.dtype
+        rows = embedding.weight.shape[0]
+        self._ids = torch.linspace(0, rows - 1, min(_TOKENS, rows)).long()[None]
+        self._batch = decoder.enter(self._ids)
         self._hidden = self._batch.hidden
-        self._dtype = self._hidden.dtype
-        self._is_rounded = False
 
-    @torch.no_grad()
-    def go_through(self, block: int) -> None:
-        """Run a pruned block, whose weights are in memory and stay in their type."""
-        module = self._decoder.blocks[block]
-        written = {tensor.dtype for tensor in module.parameters()} - {self._dtype}
-        if not written:
-            self._hidden = self._decoder.run_block(block, self._batch, self._hidden)
-            return
-        self._is_rounded = True
-        (dtype,) = written
-        module.to(self._dtype)  # holds each number of a shorter type, so that nothing is lost on the way back
+    def run(self, block: int) -> None:
+        """Run a block as it is now, after those before it."""
         self._hidden = self._decoder.run_block(block, self._batch, self._hidden)
-        module.to(dtype)
 
     @torch.no_grad()
-    def log_probabilities(self) -> Tensor:
-        """Return what the pruned model says of the sample, (1, tokens, vocabulary)."""
-        return self._decoder.leave(self._batch.ids, self._hidden)[1].log_softmax(-1)
+    def logits(self) -> Tensor:
+        """Return the logits behind the last block, (1, tokens, vocabulary), on the CPU."""
+        return self._decoder.leave(self._batch.ids, self._hidden)[1].cpu()
 
     @torch.no_grad()
-    def difference(self, folder: Path, expected: Tensor, *, trusts: bool) -> float:
-        """Return by how much a written model says something else, in nats on the mean.
+    def compare(
+        self, folder: Path, expected: Tensor, written: torch.dtype, *, trust_remote_code: bool
+    ) -> dict[str, Any]:
+        """Load a folder as its user does, on the CPU, and return how its logits differ from those expected.
 
-        Blocks are read one by one where the model was.
+        It is read block by block where its files allow; elsewhere the model in memory, which is not needed
+        any more, gives up its weights first, so that no two copies are held.
 
         Args:
-            folder: Where it was written.
-            expected: What the pruned model says.
-            trusts: Whether code that comes with the model may run.
+            folder: What was written.
+            expected: What ``logits`` returned before.
+            written: The type of the weights in the folder.
+            trust_remote_code: Allow code that comes with the model.
 
         Raises:
-            CheckpointError: When it lacks a weight or has one more, or says something else.
+            ModelError: When the folder does not load, or is another model.
         """
-        device = self._decoder.device
-        try:
-            found = None if trusts else decoder_in_files(str(folder), self._dtype, device)
-            if found is None:
-                model, _ = load_model(str(folder), dtype=self._dtype, device=device, trust_remote_code=trusts)
-                found = Decoder(model), None
-        except ModelError as error:
-            raise CheckpointError(f"the model was not written as it can be read: {error}") from None
-        decoder, _ = found
-        batch = decoder.enter(self._batch.ids)
-        hidden = batch.hidden
-        for block in range(len(decoder.blocks)):
-            hidden = decoder.run_block(block, batch, hidden)
-        said = decoder.leave(batch.ids, hidden)[1].log_softmax(-1)
-        differ = float((said - expected).abs().mean())
-        most = _ROUNDED if self._is_rounded else _SAME
-        if not differ <= most:  # nan is none
-            raise CheckpointError(
-                f"expected the written model to say what the pruned one says, within {most:g} nats, got "
-                f"{differ:g}: it was not written as it is in memory"
+        found = decoder_in_files(
+            str(folder), self._dtype, torch.device("cpu"), trust_remote_code=trust_remote_code
+        )
+        if found is not None:
+            model: Any = found[0].model
+            how = found[0].weights.how
+        else:
+            self._decoder.model.to("meta")
+            model, _ = load_model(str(folder), dtype=self._dtype, trust_remote_code=trust_remote_code)
+            how = "held in memory"
+        got = model(input_ids=self._ids, use_cache=False).logits.float()
+        difference = float((got.log_softmax(-1) - expected.log_softmax(-1)).abs().mean())
+        # Half of the digits of the coarser type: rounding stays far below, another weight does not.
+        bound = math.sqrt(max(torch.finfo(self._dtype).eps, torch.finfo(written).eps))
+        if not difference <= bound:
+            raise ModelError(
+                "expected the written model to give the pruned model's output, got log-probabilities that "
+                f"differ by {difference:.3g} on average"
             )
-        return differ
+        return {"tokens": self._ids.numel(), "difference": difference, "model": how}
