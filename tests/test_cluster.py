@@ -605,7 +605,7 @@ def test_a_worker_of_some_blocks_holds_no_others(tiny_calibration, tiny_evaluato
 # How blocks are split ------------------------------------------------------------------------------
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=9), st.data())
 def test_blocks_are_split_as_evenly_as_can_be(sizes, data):
     shards = data.draw(st.integers(1, len(sizes)))

@@ -66,7 +66,7 @@ THERE = ("nothing", "ours", "theirs", "an empty file", "a folder", "an empty fol
 BEFORE = st.sampled_from([*THERE, *(f"link to {there}" for there in THERE)])
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(
     before=BEFORE, form=st.sampled_from(["file", "folder"]), fails=st.sampled_from(["", "at once", "midway"]),
     replaces=st.booleans(), over_empty=st.booleans(), is_lasting=st.booleans(), makes_parents=st.booleans(),

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from exported import record
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from secateur.results.export.python_file import mask_function
 from secateur.search.core.candidate import Layer, count_removed, parse_pattern
@@ -31,7 +31,6 @@ def by_sorting(scores, ratio, group, pattern="unstructured"):
     return mask
 
 
-@settings(deadline=None)
 @given(
     st.integers(0, 2**32), st.integers(1, 9), st.integers(1, 40), st.floats(0, 0.999),
     st.sampled_from(["row", "layer"]), st.integers(1, 50),
@@ -63,7 +62,6 @@ def by_counting(rows, columns, ratio, group, pattern):
     return each * (rows if group == "row" else 1)
 
 
-@settings(deadline=None)
 @given(
     st.integers(1, 9), st.integers(1, 40), st.integers(0, 40), st.floats(0, 0.999), st.integers(-2, 2),
     st.sampled_from(GROUPS_AND_PATTERNS),
@@ -83,7 +81,6 @@ def test_what_is_counted_is_what_every_mask_removes(rows, columns, part, ratio, 
             assert count == int(below(ranks(scores, kind[0]), at, kind[0]).sum())
 
 
-@settings(deadline=None)
 @given(st.integers(0, 2**32), st.integers(1, 9), st.integers(1, 40), st.sampled_from(["row", "layer"]))
 def test_one_order_gives_the_masks_of_all_ratios(seed, rows, columns, group):
     draw = torch.Generator().manual_seed(seed)
@@ -100,7 +97,6 @@ def test_an_order_of_more_columns_than_16_bits_hold():
     assert torch.equal(below(ranks(scores, "row"), 0.9, "row"), removed(scores, 0.9, "row"))
 
 
-@settings(deadline=None)
 @given(
     st.integers(0, 2**32),
     st.integers(1, 5),

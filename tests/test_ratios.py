@@ -32,7 +32,7 @@ def models(draw):
 
 
 class TestTheBudget:
-    @settings(max_examples=1000, deadline=None)
+    @settings(max_examples=1000)
     @given(models(), st.floats(0.05, 0.9), st.floats(0, 0.05), st.integers(0, 2**32), st.floats(0.01, 2))
     def test_is_held_before_and_after_rounding(self, layers, sparsity, low, seed, width):
         weights = sizes(layers)

@@ -242,7 +242,7 @@ class TestEveryReader:
             path.mkdir()
             assert "got the folder" in self.refused(reader, path)
 
-    @settings(deadline=None, max_examples=40)
+    @settings(max_examples=40)
     @given(content=st.binary(max_size=40) | VALUES.map(lambda value: json.dumps(value).encode()))
     def test_reads_or_refuses_any_bytes(self, reader, content, tmp_path_factory):
         path = tmp_path_factory.mktemp("any") / READERS[reader]
