@@ -295,8 +295,9 @@ STUCK = """
 import sys, time
 from secateur.cli import main, terminal
 def stuck():
-    print("ready", flush=True)
-    try: time.sleep(60)
+    try:
+        print("ready", flush=True)
+        time.sleep(60)
     finally: time.sleep(60)
 main._command = stuck
 main.main()

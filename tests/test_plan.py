@@ -163,7 +163,7 @@ class TestTheCommand:
         [
             (("--gpu", "h1000"), "expected a GPU among"),
             (("--gpu-memory", "much"), "expected a size of memory such as 80GiB, got 'much'"),
-            (("--gpus", -1), "expected GPUs and threads of at least 0"),
+            (("--gpus", -1), "expected GPUs of at least 0, got -1"),
             (("--dtype", "int8"), "float32 or bfloat16"),
             (("--tokens", 0), "at least 1 token"),
             (("--sequence-length", 4096), "expected sequences of at most 2048 tokens"),

@@ -275,17 +275,23 @@ class TestOwnText:
 
 class TestAbsurdRequests:
     @pytest.mark.parametrize(
-        "changes",
-        [{"tokens": 10**12}, {"selection_tokens": 10**30}, {"sequence_length": 10**9}],
+        ("changes", "message"),
+        [
+            ({"tokens": 10**12}, "at least 1 token of statistics and at most 100,000,000"),
+            ({"selection_tokens": 10**30}, "at least 1 token of selection and at most 100,000,000"),
+            ({"sequence_length": 10**9}, "sequences of at least 8 tokens and at most 16,777,216"),
+        ],
     )
-    def test_are_refused_before_anything_is_loaded(self, changes):
-        with pytest.raises(ValueError, match=r"^expected (at most 1,000,000,000|sequences of at most)"):
+    def test_are_refused_before_anything_is_loaded(self, changes, message):
+        with pytest.raises(ValueError, match=rf"^expected {message}, got {max(changes.values())}$"):
             CalibrationRequest("no-model", **changes)
 
     def test_of_the_command_line_too(self, tmp_path, tiny_model):
         done = in_process("calibrate", tiny_model, "--out", tmp_path / "c", "--tokens", "1" + "0" * 40)
         assert done.returncode == 2
-        assert done.stderr.startswith("secateur: expected at most 1,000,000,000 tokens of statistics, got 1")
+        assert done.stderr.startswith(
+            "secateur: expected at least 1 token of statistics and at most 100,000,000, got 1"
+        )
         assert done.stderr.count("\n") == 1
 
     def test_a_text_that_is_not_there_is_said_before_a_model_is_loaded(self, tmp_path):
