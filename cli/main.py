@@ -97,8 +97,10 @@ def _command() -> int:
     import logging
     import warnings
 
+    from ..search.core.scratch import sweep
     from .commands import app
 
+    sweep()  # what killed commands have left
     with warnings.catch_warnings():
         if not (sys.warnoptions or os.environ.get("SECATEUR_TRACEBACK")):
             warnings.showwarning = lambda *_args, **_kwargs: None

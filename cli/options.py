@@ -90,10 +90,6 @@ def from_file(context: typer.Context, path: Path | None) -> Path | None:
         for name in section:
             if name not in known:
                 raise SettingsError(f"unknown setting {name!r} in {path}{did_you_mean(name, known)}")
-            if name == "trust_remote_code":
-                raise SettingsError(
-                    f"expected no {name} in {path}, for no file can let code run; give --trust-remote-code"
-                )
         context.default_map = {name: _given(known[name], value) for name, value in section.items()}
     return path
 

@@ -231,7 +231,7 @@ class _Signals:
         signal.setitimer(signal.ITIMER_REAL, _RETRY)
 
     def _leave(self, number: int) -> NoReturn:
-        os.write(2, b"secateur: ended at once; what was measured is kept\n")
+        os.write(2, b"secateur: ended at once\n")
         os._exit(128 + number)
 
 

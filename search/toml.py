@@ -62,6 +62,11 @@ def read_section(path: Path, section: str) -> dict[str, Any]:
     """Return a section of a TOML file as a dictionary.
 
     Raises:
-        SettingsError: When the file is missing, is not TOML or lacks the section.
+        SettingsError: When the file is missing, is not TOML, lacks the section or lets code run.
     """
-    return read_toml(path, section, SettingsError)
+    found = read_toml(path, section, SettingsError)
+    if "trust_remote_code" in found:
+        raise SettingsError(
+            f"expected no trust_remote_code in {path}, for no file can let code run; give --trust-remote-code"
+        )
+    return found

@@ -14,6 +14,7 @@ from ..results.archive.run_folder import RunFolder
 from ..results.export.rule_source import Rule, RuleError, ratios_of, read_ratios, read_rule
 from ..search.core import defaults
 from ..search.core.candidate import Candidate, parse_pattern
+from ..search.core.files import tell_left_behind
 from ..search.core.objectives import look_up
 from ..search.core.reading import Given
 from ..search.core.requests import check_device, check_dtype, request_of, takes
@@ -132,6 +133,7 @@ def prune(
     """
     request = request_of(PruneRequest, model, options)
     check_new(out)
+    tell_left_behind(out, report)
     rule = _read(request)
     own = read_ratios(str(request.ratios)) if request.has_ratio_file else None
     tokens = _tokens(request, rule)
@@ -251,8 +253,8 @@ def _tokens(request: PruneRequest, rule: Rule) -> Tokens:
             sequences, length = calibration.shape("statistics")
             count = sequences * length
             text, seed = noted.field("text").text(), noted.field("seed").count()
-            its = {calibration.model_source, noted.field("model").field("source").text(), settings.model}
-            is_same = model_reference(request.model) in its
+            its = (calibration.model_source, noted.field("model").field("source").text(), settings.model)
+            is_same = model_reference(request.model) in {model_reference(source) for source in its if source}
         except (SecateurError, OSError) as error:
             if request.text is None:
                 raise RuleError(f"the text that {rule.run} was calibrated on is not known: {error}") from None

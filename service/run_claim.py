@@ -123,12 +123,19 @@ def unmade(runs: Iterable[RunFolder]) -> Iterator[None]:
         with contextlib.suppress(SecateurError, OSError, sqlite3.Error):
             if not any(map(has_measured, runs)):
                 for run in new:
-                    for name in OF_A_RUN:
-                        (run.path / name).unlink(missing_ok=True)
+                    _unmake(run)
                 for place in (*(run.path for run in new), *sorted(above, key=lambda p: -len(p.parts))):
                     with contextlib.suppress(OSError):  # somebody else put something there
                         place.rmdir()
         raise
+
+
+def _unmake(run: RunFolder) -> None:
+    """Remove a run's files, unless another process writes them."""
+    if run.path.is_dir():
+        with lock(run.lock_file):
+            for name in OF_A_RUN:
+                (run.path / name).unlink(missing_ok=True)
 
 
 def check_calibration(archive: Archive, calibration: Calibration) -> str:

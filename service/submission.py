@@ -20,8 +20,7 @@ from ..search.toml import SettingsError, read_section
 ON_CLUSTER = ("--ray", "auto")
 # Settings of `secateur search` beside those of the run: a config may have them too.
 BESIDE = (
-    "out", "seeds", "trust_remote_code", "ray", "workers", "shards", "gpus_per_worker", "cpus_per_worker",
-    "timeout",
+    "out", "seeds", "ray", "workers", "shards", "gpus_per_worker", "cpus_per_worker", "timeout",
 )  # fmt: skip
 # What the package is made of, with all folders inside; the root of a clone holds more.
 FOLDERS = ("cli", "metrics_dsl", "results", "search", "service", "testing", "workers")

@@ -9,6 +9,7 @@ import secateur
 import torch
 from odd_model import letters, save_odd
 from safetensors.torch import load_file
+from secateur.metrics_dsl.errors import SecateurError
 from secateur.metrics_dsl.published import PUBLISHED
 from secateur.results.archive.archive import Archive
 from secateur.results.export.rule_source import RuleError
@@ -303,6 +304,19 @@ class TestWhatIsTold:
         covered = tiny_calibration.coverage
         assert covered.in_words == f"100% of the {covered.in_blocks:,} block weights"
         assert not covered.warning
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"prunable_weights": 10**400}, {"block_weights": 10**400}, {"block_weights": 1},
+            {"stays_dense": [{"name": "a", "shape": [10**9] * 50, "why": "is large"}]},
+            {"stays_dense": [{"name": "a", "shape": [10**400], "why": "is large"}]},
+        ],
+    )  # fmt: skip
+    def test_a_record_that_does_not_add_up_is_refused(self, changes, tiny_calibration):
+        record = {**tiny_calibration.coverage.record(), **changes}
+        with pytest.raises(SecateurError, match=r"^expected .*(weights|number)"):
+            Coverage.read(Given(record, "a run", SecateurError))
 
     def test_older_calibrations_and_runs_say_nothing(self, place, tmp_path):
         shutil.copytree(place / "letters", tmp_path / "cal")

@@ -124,6 +124,13 @@ class TestKinds:
             (folder / "config.json").unlink()
         refused(folder, "adapter", "merge_and_unload")
 
+    def test_an_adapter_beside_a_gguf_file_is_refused(self, tmp_path):
+        path = tmp_path / "x.gguf"
+        path.write_bytes(gguf(ALL, [("t", (32,), 0, 0)], data=b"\0" * 128))
+        (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+        with pytest.raises(ModelError, match="merge_and_unload"):
+            find_model(str(path))
+
     @pytest.mark.parametrize(
         "method", ["bitsandbytes", "gptq", "awq", "compressed-tensors", "nosuch", None, 3]
     )
@@ -391,9 +398,12 @@ class TestForeignCode:
             load_model(str(folder))
         assert not (tmp_path / "ran").exists()
 
-    @pytest.mark.parametrize("name", ["attn_implementation", "experts_implementation"])
-    def test_kernels_of_others_are_refused(self, name, folder):
-        edit(folder, **{name: "somebody/kernel"})
+    @pytest.mark.parametrize(
+        "name", ["attn_implementation", "_attn_implementation", "experts_implementation"]
+    )
+    @pytest.mark.parametrize("code", ["somebody/kernel", "flash_attention_2", {"": "somebody/kernel"}])
+    def test_kernels_of_others_are_refused(self, name, code, folder):
+        edit(folder, **{name: code})
         refused(folder, "--trust-remote-code")
 
     def test_with_the_flag_in_each_call_it_works(self, made, text_file, tmp_path, monkeypatch):

@@ -541,7 +541,7 @@ def test_what_a_killed_calibration_left_is_named(tiny_model, text_file, tmp_path
     left.mkdir()
     said = []
     calibrate(small_request(tiny_model, text_file, gradients=False), tmp_path / "c", said.append)
-    assert said[0].startswith(f"{left} was left by a calibration that was killed")
+    assert said[0].startswith(f"{left} was left by a command that was killed")
     assert left.is_dir()
 
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from exported import make_run
 from secateur.metrics_dsl.errors import SecateurError
 from secateur.metrics_dsl.plugins import PluginError, read_plugin
 from secateur.search.core.files import expanded
@@ -10,6 +11,13 @@ from secateur.search.settings import SearchSettings
 from support import in_process
 
 NOBODY = "~nosuchuser/x"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("made") / "run"
+    make_run(folder)
+    return folder
 
 
 def test_home_folders_are_found(monkeypatch, tmp_path):
@@ -44,11 +52,17 @@ def test_one_that_nobody_knows_is_refused(path):
         ("measure", "CAL", "wanda", "--model", NOBODY),
         ("measure", NOBODY, "wanda"),
         ("front", NOBODY),
+        ("report", "RUN", "-o", f"{NOBODY}.html"),
+        ("plot", "RUN", "-o", f"{NOBODY}.svg"),
+        ("snapshot", "RUN", "-o", f"{NOBODY}.parquet"),
+        ("export", "RUN", "best", "--to", "json", "-o", f"{NOBODY}.json"),
+        ("calibrate", "MODEL", "--text", "TEXT", "--out", NOBODY),
+        ("search", "CAL", "--out", NOBODY, "--objectives", "kl"),
     ],
 )
-def test_every_command_says_so(command, tiny_model, tiny_calibration, text_file, tmp_path, monkeypatch):
+def test_every_command_says_so(command, made, tiny_model, tiny_calibration, text_file, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    places = {"MODEL": tiny_model, "CAL": tiny_calibration.folder, "TEXT": text_file}
+    places = {"MODEL": tiny_model, "CAL": tiny_calibration.folder, "TEXT": text_file, "RUN": made}
     done = in_process(*(places.get(word, word) for word in command))
     assert done.returncode == 2, done.stderr
     assert done.stderr.startswith("secateur: ")

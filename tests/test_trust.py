@@ -15,12 +15,14 @@ import secateur
 from exported import make_run
 from secateur.metrics_dsl.errors import SecateurError
 from secateur.results.archive.archive import Archive
-from secateur.results.archive.database import ArchiveError
+from secateur.results.archive.database import ArchiveError, lock
+from secateur.results.archive.run_folder import RunFolder
 from secateur.results.archive.snapshot import snapshot
 from secateur.results.export.exporters import EXPORTERS
 from secateur.results.report.plot import PICTURES, write_plot
 from secateur.results.report.report import write_report
 from secateur.service.run import Run
+from secateur.service.run_claim import unmade
 from support import in_process
 
 NAMES = ("archive.sqlite", "archive.sqlite-wal", "archive.sqlite-shm", "archive.sqlite-journal")
@@ -204,7 +206,7 @@ def test_python_refuses_as_the_command_line_does(write, run, tmp_path):
     with Archive(run) as archive:
         with pytest.raises(SecateurError, match="--force"):
             write(archive, mine)
-        with pytest.raises(SecateurError, match="can be no name"):
+        with pytest.raises(SecateurError, match="character of the code 0"):
             write(archive, f"{mine}\0")
         write(archive, mine, force=True)
     assert mine.read_bytes() != b"precious"
@@ -415,6 +417,15 @@ def test_whatever_stands_in_a_cell_is_read_or_refused_in_a_sentence(made, tmp_pa
         shutil.rmtree(run)
 
 
+def test_what_is_refused_once_is_refused_again(run):
+    with sqlite3.connect(run / "archive.sqlite") as db:
+        db.execute("UPDATE trials SET metric = x'00' WHERE number = 1")
+    with Archive(run) as archive:
+        for _ in range(2):
+            with pytest.raises(ArchiveError, match='the column "metric"'):
+                archive.frame()
+
+
 def test_bytes_that_changed_are_read_or_refused_in_a_sentence(made, tmp_path):
     draw = random.Random(0)
     for number in range(25):
@@ -495,6 +506,23 @@ def test_a_start_that_fails_leaves_no_folder_but_those_of_others(tiny_calibratio
             )
     assert (tmp_path / "mine").is_dir()
     assert not (tmp_path / "new").exists()
+
+
+def test_a_start_beside_one_that_runs_takes_nothing_from_it(tmp_path):
+    run, others = RunFolder(tmp_path / "run"), []
+
+    def start():
+        with unmade([run]):
+            run.path.mkdir()  # by another process, which came first
+            run.settings_file.write_text("[search]")
+            run.archive_file.touch()
+            others.append(lock(run.lock_file))
+            lock(run.lock_file)
+
+    with pytest.raises(SecateurError, match="is being written"):
+        start()
+    assert [p.name for p in sorted(run.path.iterdir())] == ["archive.sqlite", "run.toml", "writer.lock"]
+    others[0].close()
 
 
 def test_only_our_names_go_when_a_run_that_measured_nothing_is_begun_anew(tiny_calibration, tmp_path):

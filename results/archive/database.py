@@ -12,7 +12,6 @@ import shutil
 import socket
 import sqlite3
 import stat
-import tempfile
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from typing import IO
 
 from ...metrics_dsl.errors import SecateurError
 from ...metrics_dsl.plugins import lacking
+from ...search.core.scratch import scratch
 
 _TRIES = 5
 _MOST_BYTES = 1 << 26  # of one value, numbers of millions of layers, or of a database that is read whole
@@ -160,8 +160,8 @@ def _in_memory(path: Path) -> sqlite3.Connection:
 
 def _copied(path: Path) -> sqlite3.Connection:
     """Open a copy, of which nothing is left either: once it is open it needs no name."""
-    with tempfile.TemporaryDirectory(prefix="secateur-") as folder:
-        copy = Path(folder, path.name)
+    with scratch() as folder:
+        copy = folder / path.name
         wal, _, journal = beside(path)
         for place in (path, wal, journal):
             if place.is_file():

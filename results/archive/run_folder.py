@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from ...search.core.files import OF_A_RUN
+from ...search.core.files import OF_A_RUN, expanded
 from ...search.core.reading import read_toml
 from .database import ArchiveError, BeginningError, is_locked
 
@@ -23,6 +23,9 @@ class RunFolder:
     """
 
     path: Path
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", expanded(self.path))
 
     @property
     def settings_file(self) -> Path:

@@ -59,8 +59,8 @@ class Store:
     """
 
     def __init__(self, folder: str | Path, *, write: bool = False) -> None:
-        self.folder = Path(folder)
-        place = RunFolder(self.folder)
+        place = RunFolder(Path(folder))
+        self.folder = place.path
         self._path = place.archive_file
         self._lock: IO[str] | None = None
         # Values of objectives that are no column, by what a row says of its trial.
@@ -355,12 +355,12 @@ class Store:
     def _rows(self, query: str, values: Sequence[Any]) -> list[tuple[Any, ...]]:
         try:
             if not self._is_checked and _READS_TRIALS.search(query):
-                self._is_checked = True
                 for number, column in self._db.execute(stored.wrong_trials()):
                     raise ArchiveError(
                         f"the column {column} of candidate {number!r} in {self._path} holds what no run "
                         "writes there; the file is damaged"
                     )
+                self._is_checked = True
             return self._db.execute(query, values).fetchall()
         except _ERRORS as error:
             raise _explained(self._path, error) from None

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ...search.core.candidate import STAGES, Layer, Measurement, Stage, parse_pattern
+from ...search.core.coverage import Coverage
 from ...search.core.reading import Given, parse_json
 from .database import ArchiveError
 
@@ -179,6 +180,7 @@ FACTS: Mapping[str, Callable[[Given], object]] = {
     "baselines": _named_texts,
     "calibration": Given.text,
     "card": _card,
+    "coverage": Coverage.read,
     "cut": _cut,
     "has_ended": Given.flag,
     "layers": _layers,

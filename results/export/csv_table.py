@@ -23,7 +23,8 @@ def write_csv(archive: Archive, path: Path) -> None:
             f"no candidate of {archive.folder} has {objectives[0]} yet: there is nothing to write"
         )
     best = rows.sort_values(objectives[0], kind="stable").drop_duplicates("size").sort_values("size")
-    # A metric's text has names, numbers and operators alone: nothing that a spreadsheet would run or quote.
+    # A metric's text has names, numbers and operators alone: a spreadsheet may
+    # compute one that begins with a sign, but it can neither run nor fetch anything.
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["Complexity", "Loss", "Equation"])

@@ -90,7 +90,7 @@ def verdicts(table: pd.DataFrame) -> list[str]:
 
     The spread is that of single runs, so a tie is what the next seed might turn round.
     """
-    measure, what = ("kl_holdout", "lowest holdout KL")
+    measure, what = ("kl_holdout", "lowest holdout KL of what each chose on selection tokens")
     if "density" in table.attrs["objectives"]:
         measure, what = "hypervolume", "largest hypervolume"
     known = table[table[measure].notna()]

@@ -12,6 +12,7 @@ from .reading import Given
 
 LEAST_SHARE = 0.9  # of the block weights; below, a sparsity says little of the whole model
 _SHOWN = 3
+_MOST_WEIGHTS = 10**14  # of any model
 
 
 @dataclass(frozen=True)
@@ -63,20 +64,19 @@ class Coverage:
         """
         if given.field("block_weights", None).value is None:
             return None
-        prunable = given.field("prunable_weights").count(1)
-        rows = given.field("stays_dense").entries()
-        return cls(
-            prunable,
-            given.field("block_weights").count(prunable),
-            tuple(
-                StaysDense(
-                    _printable(row.field("name")),
-                    tuple(size.count() for size in row.field("shape").entries()),
-                    _printable(row.field("why")),
-                )
-                for row in rows
-            ),
+        prunable = given.field("prunable_weights").count(1, _MOST_WEIGHTS)
+        in_blocks = given.field("block_weights")
+        dense = tuple(
+            StaysDense(
+                _printable(row.field("name")),
+                tuple(size.count(0, _MOST_WEIGHTS) for size in row.field("shape").entries()),
+                _printable(row.field("why")),
+            )
+            for row in given.field("stays_dense").entries()
         )
+        if in_blocks.count(1) != prunable + sum(one.weights for one in dense):
+            raise in_blocks.refused("as many weights as are prunable or stay dense")
+        return cls(prunable, in_blocks.count(), dense)
 
     def record(self) -> dict[str, Any]:
         """Return it as JSON can hold it."""

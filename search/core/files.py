@@ -123,9 +123,7 @@ def check_place(path: str | Path, output: Output, run: Path | None = None) -> Pa
         SecateurError: When the place will not do, as ``output.error``.
     """
     no = f"expected {output.expected}, got"
-    if "\0" in str(path):
-        raise output.error(f"{no} {str(path)!r}, which can be no name")
-    target = Path(path).absolute()
+    target = expanded(path, output.error).absolute()
     if run is not None and (link := _way_out(target, run)):
         raise output.error(f"{no} {path}, but {link} leads out of the run folder; remove that link")
     if output.of_a_run and target.is_symlink():
@@ -173,6 +171,12 @@ def _is_earlier(target: Path, output: Output) -> bool:
         found = os.fstat(file.fileno())
         is_known = output.replaces is not None and stat.S_ISREG(found.st_mode)
         return is_known and (not found.st_size or bool(output.replaces and output.replaces(file)))
+
+
+def tell_left_behind(path: str | Path, report: Callable[[str], None]) -> None:
+    """Report what writers that were killed have left beside a path."""
+    for left in left_behind(path):
+        report(f"{left} was left by a command that was killed and can be removed, unless one is running")
 
 
 def left_behind(path: str | Path) -> list[Path]:

@@ -74,8 +74,8 @@ def check_device(name: Any, error: type[SecateurError] = SecateurError) -> None:
     Raises:
         SecateurError: As ``error``.
     """
-    if not isinstance(name, str) or not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,4})?", name):
-        raise error(f"expected the device auto, cpu, cuda or cuda:N, got {shown(name)}")
+    if not isinstance(name, str) or not re.fullmatch(r"auto|cpu|(cuda|mps|xpu)(:[0-9]{1,4})?", name):
+        raise error(f"expected the device auto, cpu, cuda, cuda:N, mps or xpu, got {shown(name)}")
 
 
 def check_dtype(name: Any, error: type[SecateurError] = SecateurError) -> None:

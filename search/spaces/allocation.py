@@ -187,8 +187,8 @@ class Dense:
     @cached_property
     def places(self) -> list[int]:
         """Return each layer's block, counted among those that have layers: of others nothing is known."""
-        own = sorted({layer.block for layer in self.layers})
-        return [own.index(layer.block) for layer in self.layers]
+        own = {block: place for place, block in enumerate(sorted({layer.block for layer in self.layers}))}
+        return [own[layer.block] for layer in self.layers]
 
     @property
     def blocks(self) -> int:

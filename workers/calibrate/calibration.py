@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ...search.core import defaults
-from ...search.core.files import Output, left_behind, whole
+from ...search.core.files import Output, tell_left_behind, whole
 from ...search.core.requests import (
     LONGEST_SEQUENCE,
     MOST_SEED,
@@ -48,9 +48,6 @@ from .manifest import PARTS, Entry, write_manifest
 from .text import check_source, draw_sequences
 
 _TOKENS_PER_CALL = 2048
-# More is a slip of the pen: no text and no model has as much, and some would be tried before that is known.
-_MOST_TOKENS = 10**9
-_LONGEST = 1 << 24
 _FOLDER = Output("a new folder", error=CalibrationError)
 
 
@@ -114,8 +111,7 @@ def calibrate(
         CalibrationError: When the folder exists or statistics are not finite.
         OSError: When the disk is full or fails.
     """
-    for left in left_behind(out):
-        report(f"{left} was left by a calibration that was killed and can be removed, unless one is running")
+    tell_left_behind(out, report)
     check_source(request.text)
     with whole(out, _FOLDER) as folder:
         decoder, tokenizer = load_decoder(request, by_block=not whole_because(request))

@@ -29,6 +29,7 @@ from ...metrics_dsl.operators import GRAM, LEAVES
 from ...metrics_dsl.plugins import fill
 from ...search.core.candidate import MOST_BLOCKS, Layer
 from ...search.core.coverage import Coverage
+from ...search.core.files import expanded
 from ...search.core.reading import check_file, read_json
 from .file_records import FileRecord
 from .manifest import MANIFEST, PARTS, READABLE, Entry, check, check_layers, own_hash
@@ -96,7 +97,7 @@ class Calibration:
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+        self.folder = expanded(folder, CalibrationError)
         path = self.folder / MANIFEST
         if not path.is_file():
             raise CalibrationError(

@@ -87,7 +87,7 @@ def write_own(model: Any, tokenizer: Any, count: int, length: int, seed: int, ba
     generates text has no say in it.
 
     Raises:
-        TextError: When two are equal.
+        TextError: When one repeats another.
     """
     device = next(model.parameters()).device
     special = set(getattr(tokenizer, "all_special_ids", ()))
@@ -109,7 +109,7 @@ def write_own(model: Any, tokenizer: Any, count: int, length: int, seed: int, ba
             for start in first.split(batch)
         ]  # fmt: skip
     written = torch.cat(pieces)
-    if len(written.unique(dim=0)) < count:
+    if len(different(written, count)) < count:
         raise TextError(
             f"expected {count} different sequences of {length} tokens from the model, which writes some of "
             "them again and again; give it a text to read with --text FILE"

@@ -27,6 +27,7 @@ _LONGEST_PLACE = 25  # characters
 _STORE_BYTES = 1 << 29  # of shared memory on one machine, for the hidden states between shards
 _LOOK_SECONDS = 120.0
 _REACH_SECONDS = 5.0
+_SLOW_SECONDS = 10.0
 _END_SECONDS = 10.0
 _TOKEN_HINT = (
     "if the cluster wants a token, export RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
@@ -75,9 +76,10 @@ def connected(address: str) -> Iterator[None]:
 
 def _no_cluster(address: str, reason: str, seconds: float) -> str:
     if address == "local":
+        within = f" within {seconds:.0f} seconds" if seconds >= _SLOW_SECONDS else ""
         return (
-            f"Ray did not start on this machine within {seconds:.0f} seconds: {reason}; try again when the "
-            "machine has less to do, or leave --ray out"
+            f"Ray did not start on this machine{within}: {reason}; try again when the machine has less to "
+            "do, or leave --ray out"
         )
     return f"there is no Ray cluster at {address!r}: {reason}; {_TOKEN_HINT}"
 

@@ -10,7 +10,8 @@ from .files import ModelFiles
 from .limits import check_numbers
 
 _DEQUANTISED = ("fp8", "mxfp4")  # what transformers brings to ordinary weights on any machine
-_KERNELS = ("attn_implementation", "experts_implementation")
+# What computes attention and experts with code that is here; others are on the hub, or are looked for there.
+_OWN_KERNELS = (None, "eager", "sdpa", "flex_attention", "grouped_mm", "batched_mm")
 _SENSES = ("vision", "visual", "image", "video", "audio", "speech")
 
 
@@ -23,15 +24,12 @@ def read_config(files: ModelFiles, *, trust_remote_code: bool) -> Any:
     """
     from transformers import AutoConfig
 
-    if files.find("adapter_config.json") is not None:
-        raise ModelError(
-            f"expected a whole model, got {files.source} with an adapter; merge it into its base model first "
-            "(peft: merge_and_unload, then save_pretrained) and give the folder of that"
-        )
     if (given := files.read("config.json")) is not None:
-        _check(given, files.source, trust_remote_code)
+        _check(given, files.source)
     with told_by_transformers(files.source):
         config = AutoConfig.from_pretrained(files.place, trust_remote_code=trust_remote_code, **files.options)
+        if not trust_remote_code:
+            _check_kernels(config, files.source)
         brought = getattr(config, "auto_map", None)
         if not (trust_remote_code and isinstance(brought, dict) and "AutoModelForCausalLM" in brought):
             _check_kind(config, files.source)
@@ -47,7 +45,7 @@ def is_quantised(config: Any) -> bool:
     return any(getattr(each, "quantization_config", None) for each in configs)
 
 
-def _check(given: Given, source: str, trust_remote_code: bool) -> None:
+def _check(given: Given, source: str) -> None:
     """Check what ``config.json`` says before transformers believes it."""
     check_numbers(given)
     names = given.field("architectures", None)
@@ -63,13 +61,6 @@ def _check(given: Given, source: str, trust_remote_code: bool) -> None:
                     f"expected ordinary weights, got {source}, quantised by {what!r}; give the model that it "
                     "was made from"
                 )
-        for name in _KERNELS:
-            code = part.field(name, None).value
-            if isinstance(code, str) and "/" in code and not trust_remote_code:
-                raise ModelError(
-                    f"expected a model without code of others, got {source}, whose config.json has {name} "
-                    f"{code!r}; give --trust-remote-code to run it"
-                )
         for name in ("rope_parameters", "rope_scaling"):
             _check_rope(part.field(name, None))
         for name in ("dtype", "torch_dtype"):
@@ -78,6 +69,20 @@ def _check(given: Given, source: str, trust_remote_code: bool) -> None:
     file = given.field("transformers_weights", None)
     if file.value is not None and ("/" in file.text() or "\\" in file.text()):
         raise file.refused("the name of a file beside it")
+
+
+def _check_kernels(config: Any, source: str) -> None:
+    """Check that a configuration and its parts name no kernels that would be fetched from elsewhere."""
+    for name in ("attn_implementation", "experts_implementation"):
+        code = getattr(config, f"_{name}", None)
+        if code not in _OWN_KERNELS:
+            raise ModelError(
+                f"expected a model without code of others, got {source}, whose config.json has {name} "
+                f"{code!r}; give --trust-remote-code to run it"
+            )
+    for part in getattr(config, "sub_configs", ()):
+        if (own := getattr(config, part, None)) is not None:
+            _check_kernels(own, source)
 
 
 def _check_rope(given: Given) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import io
-import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager
+
+import torch
 
 from ...metrics_dsl.errors import SecateurError
 
@@ -16,7 +16,7 @@ class ModelError(SecateurError):
 
 @contextmanager
 def told_by_transformers(source: str) -> Iterator[None]:
-    """Let transformers read something of a model.
+    """Let transformers read something of a model: without reports of its own, errors as sentences.
 
     Raises:
         ModelError: When it cannot.
@@ -31,10 +31,8 @@ def told_by_transformers(source: str) -> Iterator[None]:
     # Each call says whether code may run; a question that is asked all the same has its answer.
     dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
     try:
-        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):  # bars that nothing else turns off
-            warnings.simplefilter("ignore")
-            yield
-    except ModelError:
+        yield
+    except (ModelError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # whatever a file that nobody checked makes of transformers
         if "trust_remote_code" in str(error):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from ...search.core.files import expanded
 from ...search.core.reading import Given, read_json
 from .errors import ModelError
 from .gguf import check_gguf
@@ -110,6 +111,11 @@ class ModelFiles:
         Raises:
             ModelError: When they are not.
         """
+        if self.find("adapter_config.json") is not None:  # transformers puts it on whatever it loads there
+            raise ModelError(
+                f"expected a whole model, got {self.source} with an adapter; merge it into its base model "
+                "first (peft: merge_and_unload, then save_pretrained) and give the folder of that"
+            )
         if self.gguf is not None:
             check_gguf(self.gguf)
             return
@@ -175,12 +181,12 @@ def _look(source: str) -> tuple[Path, int | None]:
     Raises:
         ModelError: When it cannot be looked at.
     """
+    path = expanded(source, ModelError)
     try:
-        path = Path(source).expanduser()
         return path, path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
         return path, None
-    except (OSError, RuntimeError, ValueError) as problem:  # nobody of that name, or a character of no path
+    except (OSError, ValueError) as problem:  # a name that is too long, or a character of no path
         reason = getattr(problem, "strerror", None) or str(problem)
         raise ModelError(
             f"expected a model folder, a .gguf file or a hub name, got {source!r}: {reason}"

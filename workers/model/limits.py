@@ -15,8 +15,8 @@ _MOST_BLOCKS = 1000
 _LARGEST = 1 << 31  # of any size or count
 _MOST_PARAMETERS = 10**14
 _BLOCKS = re.compile(r"(layers?|depth|block_count|n(um)?_blocks)$")
-# Tokens of a text, not sizes of a tensor: "no limit" is written as a very large number.
-_UNBOUNDED = re.compile(r"position|length|seq|window|context|token|seed|max_len|truncat")
+# No sizes of a tensor. Of tokens of a text "no limit" is written as a very large number.
+_UNBOUNDED = re.compile(r"position|length|seq|window|context|token|seed|max_len|truncat|theta|param|flops")
 
 
 def check_numbers(given: Given) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
+from ...search.core.files import expanded
 from .config import is_quantised, read_config
 from .errors import ModelError as ModelError
 from .errors import told_by_transformers
@@ -244,7 +245,7 @@ def save_dense_copy(model: Any, tokenizer: Any, folder: Path) -> None:
 
 def model_reference(source: str) -> str:
     """Return a source that means the same from every folder: local paths made absolute."""
-    path = Path(source).expanduser()
+    path = expanded(source, ModelError)
     return os.fspath(path.resolve()) if path.exists() else source
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ...metrics_dsl.errors import SecateurError
 from ...search.core.candidate import parse_pattern
-from ...search.core.files import Output, check_place, expanded, whole
+from ...search.core.files import Output, check_place, whole
 from ..model.decoder import Decoder, oriented, weight_matrix, weight_of
 from ..model.load import ModelError
 from ..model.weights import WeightFiles
@@ -45,7 +45,7 @@ def check_new(out: str | Path) -> Path:
     Raises:
         CheckpointError: When it exists and is not empty, or there is no right to make it.
     """
-    target = check_place(expanded(out, CheckpointError), _FOLDER)
+    target = check_place(out, _FOLDER)
     place = next(p for p in target.parents if p.exists())
     if not (place.is_dir() and os.access(place, os.W_OK)):
         raise CheckpointError(f"expected a folder that can be written for --out, got {target}")
