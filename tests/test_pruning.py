@@ -766,7 +766,7 @@ class TestEvaluation:
             (("--window", "1"), "expected windows of at least 2 tokens"),
             (("--windows", "-1"), "expected a number of windows"),
             (("--windows", "100000"), "expected at least"),
-            (("--window", "4096"), "expected windows of at most 2048 tokens"),
+            (("--window", "4096"), "expected sequences of at most 2048 tokens"),
             (("--against", "/nowhere"), "got /nowhere: not found"),
         ],
     )

@@ -10,7 +10,7 @@ from ...search.core.files import OF_A_RUN, expanded
 from ...search.core.reading import read_toml
 from .database import ArchiveError, BeginningError, is_locked
 
-SETTINGS, ARCHIVE, *_, LOCK = OF_A_RUN
+SETTINGS, ARCHIVE, LOCK = OF_A_RUN[0], OF_A_RUN[1], OF_A_RUN[-1]
 _SEEDS = "seed-*"
 
 

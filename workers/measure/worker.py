@@ -58,7 +58,6 @@ class WorkerOptions(TypedDict, total=False):
         reuse: Whether hidden states are kept for candidates that agree on the first blocks.
         trust_remote_code: Whether code that comes with the model may run; that is said in each call anew.
         blocks: The blocks it holds, next to each other; all if left out.
-        trust_remote_code: Allow code that comes with the model.
     """
 
     pattern: str

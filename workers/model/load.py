@@ -11,9 +11,9 @@ from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from ...search.core.files import expanded
+from ...search.core.requests import check_device, check_dtype
 from .config import is_quantised, read_config
-from .errors import ModelError as ModelError
-from .errors import told_by_transformers
+from .errors import ModelError, told_by_transformers
 from .files import ModelFiles, find_model
 from .limits import check_memory, check_size
 from .report import check_report, open_without_weights
@@ -25,12 +25,10 @@ def choose_device(name: str) -> torch.device:
     Raises:
         ModelError: When the device does not exist here.
     """
+    check_device(name, ModelError)
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ModelError(f"expected a device such as auto, cpu or cuda:0, got {name!r}") from None
+    device = torch.device(name)
     there = torch.accelerator.current_accelerator()
     count = torch.accelerator.device_count() if there and there.type == device.type else device.type == "cpu"
     if (device.index or 0) >= count:
@@ -39,9 +37,12 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_dtype(name: str) -> torch.dtype:
-    """Return the floating type of a name, ``float32`` or ``bfloat16``."""
-    if name not in ("float32", "bfloat16"):
-        raise ModelError(f"expected the type float32 or bfloat16, got {name!r}")
+    """Return the floating type of a name, ``float32`` or ``bfloat16``.
+
+    Raises:
+        ModelError: For another name.
+    """
+    check_dtype(name, ModelError)
     return torch.float32 if name == "float32" else torch.bfloat16
 
 

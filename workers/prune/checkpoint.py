@@ -23,7 +23,7 @@ from ...metrics_dsl.errors import SecateurError
 from ...search.core.candidate import parse_pattern
 from ...search.core.files import Output, check_place, whole
 from ..model.decoder import Decoder, oriented, weight_matrix, weight_of
-from ..model.load import ModelError
+from ..model.errors import ModelError
 from ..model.weights import WeightFiles
 from .pruning import PrunedLayer
 from .read_back import Sample

@@ -17,8 +17,7 @@ from ...search.core.versions import library_versions
 from ..calibrate.documents import TextError
 from ..calibrate.folder import token_hash
 from ..calibrate.text import check_source, read_text
-from ..model.errors import ModelError
-from ..model.load import choose_device, choose_dtype, load_model, model_reference
+from ..model.load import check_length, choose_device, choose_dtype, load_model, model_reference
 
 WIKITEXT2 = "hub:Salesforce/wikitext:wikitext-2-raw-v1:test"
 _TOKENS_OF_LOGITS = 256  # whose log-probabilities exist at a time
@@ -88,7 +87,7 @@ def evaluate(request: EvaluationRequest, report: Callable[[str], None] = lambda 
     result: dict[str, Any] = {"model": model_reference(request.model)}
     if request.text:
         windows, about = read_windows(request, tokenizer)
-        _check_length(model, request.window)
+        check_length(model, request.window)
         dense = None
         if request.against is not None:
             dense, other = _load(request, request.against)
@@ -202,14 +201,6 @@ def _load(request: EvaluationRequest, source: str) -> tuple[Any, Any]:
         device=choose_device(request.device),
         trust_remote_code=request.trust_remote_code,
     )
-
-
-def _check_length(model: Any, window: int) -> None:
-    longest = getattr(model.config, "max_position_embeddings", None)
-    if isinstance(longest, int) and window > longest:
-        raise ModelError(
-            f"expected windows of at most {longest} tokens, which the model can read, got {window}"
-        )
 
 
 def _lm_eval() -> Any:

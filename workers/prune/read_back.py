@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ..model.decoder import Decoder
-from ..model.load import ModelError, load_model
+from ..model.errors import ModelError
+from ..model.load import load_model
 from ..model.load_blocks import decoder_in_files
 
 _TOKENS = 16  # spread over the vocabulary

@@ -8,16 +8,11 @@ from typing import Any
 
 from torch import Tensor
 
-from ...metrics_dsl.errors import SecateurError
 from ..calibrate.documents import TextError
 from ..calibrate.folder import Calibration, token_hash
 from ..calibrate.manifest import PARTS
 from ..calibrate.text import check_source, draw_sequences
 from ..model.decoder import Decoder
-
-
-class TokensError(SecateurError):
-    """Tokens of a calibration that a model cannot be pruned on any more."""
 
 
 @dataclass(frozen=True)
@@ -79,15 +74,16 @@ class Tokens:
 
         Raises:
             TextError: When the text cannot be read or is too short.
-            TokensError: When the calibration does not hold what its manifest says, or the model cannot read
-                it.
+            CalibrationError: When the calibration does not hold what its manifest says, or the model cannot
+                read it.
         """
         size = f"{self.sequences} sequences of {self.length} tokens"
         of = f", as the run's calibration {self.calibration.folder} was" if self.calibration else ""
         if self._is_kept:
             assert self.calibration is not None
             report(f"taking {size} from the run's calibration {self.calibration.folder}: {self._in_words}")
-            return self._kept(self.calibration, decoder)
+            model: Any = decoder.model
+            return self.calibration.tokens("statistics", model.get_input_embeddings().num_embeddings)
         words = f"writing {size}" if self.is_written else f"reading {size} from {self.source}"
         report(words + of)
         if self.calibration is None or self.is_written or not self._is_whole:
@@ -105,18 +101,6 @@ class Tokens:
     @property
     def _in_words(self) -> str:
         return "written by the model" if self.source == "self" else f"of {self.source}"
-
-    def _kept(self, calibration: Calibration, decoder: Decoder) -> Tensor:
-        ids = calibration.tokens("statistics")
-        model: Any = decoder.model
-        vocabulary = model.get_input_embeddings().num_embeddings
-        is_read = 0 <= int(ids.min()) <= int(ids.max()) < vocabulary
-        if token_hash(ids) != calibration.manifest["parts"]["statistics"]["sha256"] or not is_read:
-            raise TokensError(
-                f"expected tokens of this model in {calibration.folder}, those that its manifest names, got "
-                "others; give --text FILE"
-            )
-        return ids
 
     def _drawn(self, decoder: Decoder, tokenizer: Any, count: int) -> Tensor:
         return draw_sequences(self.source, decoder.model, tokenizer, count, self.length, self.seed)
