@@ -264,7 +264,8 @@ class TestRatios:
             assert {p.name for p in (tmp_path / searcher).iterdir()} == {"seed-0", "seed-1"}
         done = in_process("compare", tmp_path / "random", tmp_path / "tpe")
         assert done.returncode == 0, done.stderr
-        assert re.search(r"has the lowest holdout KL", done.stdout)
+        assert re.search(r"has the lowest holdout KL of what each chose on selection tokens", done.stdout)
+        assert re.search(r"\nSparsity is counted over 100% of the [\d,]+ block weights\.\n", done.stdout)
         assert re.search(r"is a tie with it|is worse by", done.stdout), done.stdout
         table = json.loads(in_process("compare", tmp_path / "random", tmp_path / "tpe", "--json").stdout)
         assert {row["search"] for row in table["searches"]} == {"random", "tpe"}

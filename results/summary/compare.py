@@ -79,7 +79,9 @@ def compare(runs: Sequence[Archive]) -> pd.DataFrame:
     box = _box(list(frames.values()))
     rows = [_row(names[text], [frames[run.folder] for run in found], box) for text, found in groups.items()]
     result = pd.DataFrame.from_records(rows, columns=list(COLUMNS))
-    result.attrs = {"objectives": runs[0].fact("objectives"), "copies": copies}
+    covered = runs[0].coverage  # of all, for all were measured on one calibration
+    counted = covered.warning or f"sparsity is counted over {covered.in_words}" if covered else ""
+    result.attrs = {"objectives": runs[0].fact("objectives"), "copies": copies, "counted": counted}
     if "density" in result.attrs["objectives"]:  # the least KL is that of the least sparsity
         return result.sort_values("hypervolume", ascending=False, kind="stable", ignore_index=True)
     return result.sort_values("kl_holdout", kind="stable", ignore_index=True)
@@ -128,6 +130,8 @@ def verdicts(table: pd.DataFrame) -> list[str]:
     idle = known.loc[known["kl_holdout"] == known["published"], "search"]
     if len(idle):
         sentences.append(f"Nothing better than the published rules was found by {', '.join(idle)}.")
+    if counted := table.attrs["counted"]:
+        sentences.append(f"{counted[0].upper()}{counted[1:]}.")
     return sentences
 
 
