@@ -88,6 +88,22 @@ class TestReport:
         edit(folder, architectures=None)
         refused(folder, "BertLMHeadModel", "without")
 
+    @pytest.mark.parametrize("is_same", [True, False])
+    def test_a_tensor_that_two_files_have_differently_is_refused(self, is_same, folder):
+        tensors = load_file(folder / "model.safetensors")
+        (folder / "model.safetensors").unlink()
+        name = "model.layers.1.mlp.up_proj.weight"
+        more = {name: tensors[name] + (0 if is_same else 1), "lm_head.weight": tensors.pop("lm_head.weight")}
+        for shard, own in (("1.safetensors", tensors), ("2.safetensors", more)):
+            save_file(own, folder / shard, metadata={"format": "pt"})
+        shards = dict.fromkeys(tensors, "1.safetensors") | {"lm_head.weight": "2.safetensors"}
+        index = {"metadata": {}, "weight_map": shards}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+        if is_same:
+            assert blocks(folder)[0].layers
+        else:
+            refused(folder, name, "in 1.safetensors and another in 2.safetensors")
+
     def test_weights_that_are_tied_or_derived_pass(self, tmp_path):
         tied = save_model(tiny_config(), tmp_path / "tied")
         assert blocks(tied) is not None
@@ -519,7 +535,8 @@ class TestConfigurations:
 
     @pytest.mark.parametrize(
         "changes", [{"num_hidden_layers": 10**9}, {"n_layer": 5000}, {"hidden_size": 10**12},
-                    {"vocab_size": 10**13}, {"text_config": {"num_hidden_layers": 10**9}}],
+                    {"vocab_size": 10**13}, {"text_config": {"num_hidden_layers": 10**9}},
+                    {"num_labels": 10**9}, {"num_local_experts": 10**6}],
     )  # fmt: skip
     def test_sizes_beyond_all_models_are_refused_at_once(self, changes, folder):
         edit(folder, **changes)
@@ -528,6 +545,14 @@ class TestConfigurations:
         with pytest.raises(ModelError, match=r"config\.json"):
             model_of_config(str(folder), torch.float32)
         assert time.monotonic() - start < 5
+
+    @pytest.mark.parametrize("name", ["return_dict", "output_attentions", "output_hidden_states"])
+    def test_what_a_model_returns_is_not_for_it_to_say(self, name, folder, text_file, tmp_path):
+        edit(folder, **{name: name != "return_dict"})
+        for load in (blocks, lambda place: load_model(str(place))):
+            load(folder)
+        record = prune(str(folder), tmp_path / "out", text=str(text_file), **SMALL)
+        assert record["loaded_back"]["difference"] < 1e-6
 
     def test_a_pickle_runs_nothing(self, folder, tmp_path):
         import pickle

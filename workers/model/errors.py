@@ -25,7 +25,7 @@ def told_by_transformers(source: str) -> Iterator[None]:
     from transformers import dynamic_module_utils
     from transformers.utils import logging
 
-    logging.set_verbosity_error()
+    logging.set_verbosity(logging.CRITICAL)  # what is told as an error is raised as well
     logging.disable_progress_bar()
     hub_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     # Each call says whether code may run; a question that is asked all the same has its answer.

@@ -13,6 +13,7 @@ from ..calibrate.documents import TextError
 from ..calibrate.folder import Calibration, token_hash
 from ..calibrate.manifest import PARTS
 from ..calibrate.text import check_source, draw_sequences
+from ..model.checksums import Checksums
 from ..model.decoder import Decoder
 
 
@@ -57,6 +58,12 @@ class Tokens:
             return False
         there = (*self.calibration.shape("statistics"), self.calibration.manifest["seed"])
         return there == (self.sequences, self.length, self.seed)
+
+    def other_in(self, decoder: Decoder) -> str:
+        """Return what has changed in the model since it was calibrated, in words; empty for nothing known."""
+        if self.calibration is None or not self.is_same_model or self.calibration.checksums is None:
+            return ""
+        return self.calibration.checksums.other_in(Checksums.of(decoder))
 
     def check(self) -> None:
         """Check the text before a model is loaded for it.
