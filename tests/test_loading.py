@@ -289,6 +289,15 @@ class TestReadBack:
             prune(str(folder), tmp_path / "out", text=str(text_file), **SMALL)
         assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
+    def test_what_transformers_cannot_write_is_a_sentence(self, folder, text_file, tmp_path, monkeypatch):
+        def cannot(*_arguments, **_options):
+            raise RuntimeError("tensors that are one\nare not declared")
+
+        monkeypatch.setattr("transformers.LlamaForCausalLM.save_pretrained", cannot)
+        with pytest.raises(ModelError, match="cannot write the model: tensors that are one are not declared"):
+            prune(str(folder), tmp_path / "out", text=str(text_file), **SMALL)
+        assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
 
 CODE = """
 import os

@@ -45,6 +45,24 @@ def told_by_transformers(source: str) -> Iterator[None]:
         raise ModelError(f"transformers cannot load the model {source!r}: {_reason(error)}") from error
 
 
+@contextmanager
+def written_by_transformers() -> Iterator[None]:
+    """Let transformers write something of a model.
+
+    Raises:
+        ModelError: When it cannot.
+        OSError: When the disk is full or fails; safetensors has an error of its own for that.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError):
+        raise
+    except Exception as error:  # whatever it does not know how to write
+        raise ModelError(f"transformers cannot write the model: {_reason(error)}") from error
+
+
 def _reason(error: Exception) -> str:
     """Return what an error says, in one line."""
     words = " ".join(str(error).split()).partition(" Model type should be one of ")[0]

@@ -12,7 +12,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from .config import is_quantised, read_config
 from .errors import ModelError as ModelError
-from .errors import told_by_transformers
+from .errors import told_by_transformers, written_by_transformers
 from .files import ModelFiles, find_model
 from .limits import check_memory, check_size
 from .report import check_report, open_without_weights
@@ -238,8 +238,9 @@ def processor_files(source: str) -> list[Path]:
 
 def save_dense_copy(model: Any, tokenizer: Any, folder: Path) -> None:
     """Write a model that was read from a quantised file as an ordinary folder, so it loads fast."""
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    with written_by_transformers():
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
 
 
 def model_reference(source: str) -> str:

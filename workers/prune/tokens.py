@@ -12,7 +12,7 @@ from ...metrics_dsl.errors import SecateurError
 from ..calibrate.documents import TextError
 from ..calibrate.folder import Calibration, token_hash
 from ..calibrate.manifest import PARTS
-from ..calibrate.text import check_source, draw_sequences
+from ..calibrate.text import check_source, draw_sequences, vocabulary_of
 from ..model.checksums import Checksums
 from ..model.decoder import Decoder
 
@@ -115,8 +115,7 @@ class Tokens:
 
     def _kept(self, calibration: Calibration, decoder: Decoder) -> Tensor:
         ids = calibration.tokens("statistics")
-        model: Any = decoder.model
-        vocabulary = model.get_input_embeddings().num_embeddings
+        vocabulary = vocabulary_of(decoder.model)
         is_read = 0 <= int(ids.min()) <= int(ids.max()) < vocabulary
         if token_hash(ids) != calibration.manifest["parts"]["statistics"]["sha256"] or not is_read:
             raise TokensError(
