@@ -13,7 +13,7 @@ from .documents import TextError, documents
 
 _CHARACTERS_PER_TOKEN = 100  # reading stops once there is this much text for each token wanted
 _RUN = 16  # tokens; windows of different text have few runs of so many in common
-_NEARLY_ALL = 0.9
+_MOST = 2 / 3
 
 
 def draw_sequences(source: str, model: Any, tokenizer: Any, count: int, length: int, seed: int) -> Tensor:
@@ -58,7 +58,7 @@ def draw_sequences(source: str, model: Any, tokenizer: Any, count: int, length: 
 def different(windows: Tensor, count: int) -> Tensor:
     """Return the first windows, (count, length) or fewer, that do not repeat those before them.
 
-    A window repeats others if nearly all of its runs of 16 tokens stand in them, wherever they do: a phrase
+    A window repeats others if most of its runs of 16 tokens stand in them, wherever they do: a phrase
     said again and again is the same text at every offset. Windows of 16 tokens or less repeat others that are
     equal.
     """
@@ -72,7 +72,7 @@ def different(windows: Tensor, count: int) -> Tensor:
             break
         raw = window.tobytes()
         runs = [hash(raw[start : start + size]) for start in range(0, len(raw) - size + 1, 4)]
-        if sum(one in seen for one in runs) <= _NEARLY_ALL * len(runs):
+        if sum(one in seen for one in runs) <= _MOST * len(runs):
             chosen.append(index)
             seen.update(runs)
     return windows[chosen]
