@@ -289,6 +289,14 @@ class TestReadBack:
             prune(str(folder), tmp_path / "out", text=str(text_file), **SMALL)
         assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
+    def test_a_file_that_somebody_writes_meanwhile_is_noticed(self, folder):
+        decoder, _ = blocks(folder)
+        with decoder.weights.of(0):
+            pass
+        edit_tensors(folder, lambda t: {name: weight + 1 for name, weight in t.items()})
+        with pytest.raises(ModelError, match="has changed; start again"), decoder.weights.of(1):
+            pass
+
     def test_what_transformers_cannot_write_is_a_sentence(self, folder, text_file, tmp_path, monkeypatch):
         def cannot(*_arguments, **_options):
             raise RuntimeError("tensors that are one\nare not declared")
