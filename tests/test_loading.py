@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from secateur.metrics_dsl.errors import SecateurError
 from secateur.service.prune_model import prune
 from secateur.workers.model.files import find_model
+from secateur.workers.model.gguf import check_all_read
 from secateur.workers.model.load import ModelError, choose_device, load_model, model_of_config
 from secateur.workers.model.load_blocks import decoder_in_files
 from secateur.workers.prune.checkpoint import Checkpoint, CheckpointError
@@ -625,6 +626,7 @@ class TestGguf:
             (gguf(ALL, [("t", (32, 10**9), 0, 0)], data=b"\0" * 64), "its tensors end at"),
             (gguf(ALL, [("t", (32,), 77, 0)], data=b"\0" * 64), "unknown type"),
             (gguf(ALL, [("t", (1,) * 9, 0, 0)]), "9 dimensions"),
+            (gguf([*ALL, ("llama.rope.scaling.type", 8, struct.pack("<Q", 4) + b"yarn")]), r"\(yarn\)"),
         ],
     )  # fmt: skip
     def test_a_header_that_does_not_fit_its_file_is_refused(self, content, word, tmp_path):
@@ -633,6 +635,14 @@ class TestGguf:
         with pytest.raises(ModelError, match=word) as error:
             find_model(str(path))
         assert str(path) in str(error.value)
+
+    def test_a_file_of_which_transformers_leaves_something_out_is_refused(self, tmp_path):
+        path = tmp_path / "x.gguf"
+        tensors = [("output.weight", (4, 8), 0, 0), ("rope_freqs.weight", (4,), 0, 128)]
+        path.write_bytes(gguf(ALL, tensors, data=b"\0" * 160))
+        check_all_read(torch.nn.Linear(6, 6, bias=False), path)
+        with pytest.raises(ModelError, match=f"got {path}, where it leaves out 4 of 36 weights"):
+            check_all_read(torch.nn.Linear(4, 8, bias=False), path)
 
     def test_a_file_cut_anywhere_is_refused(self, tmp_path):
         whole = gguf(ALL, [("t", (32,), 0, 0)], data=b"\0" * 128)

@@ -14,6 +14,7 @@ from .config import is_quantised, read_config
 from .errors import ModelError as ModelError
 from .errors import told_by_transformers, written_by_transformers
 from .files import ModelFiles, find_model
+from .gguf import check_all_read
 from .limits import check_memory, check_size
 from .report import check_report, open_without_weights
 
@@ -74,10 +75,12 @@ def load_model(
         del empty
     with told_by_transformers(source):
         model, found = AutoModelForCausalLM.from_pretrained(
-            files.place, config=config, dtype=dtype, output_loading_info=True,
+            files.place, config=config, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True,
             trust_remote_code=trust_remote_code, **files.options,
         )  # fmt: skip
     check_report(model, found, source)
+    if files.gguf:
+        check_all_read(model, files.gguf)
     if config is None or is_quantised(config):
         _make_ordinary(model, dtype, source)
     for name, parameter in model.named_parameters():
