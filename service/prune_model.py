@@ -154,6 +154,8 @@ def prune(
     if not named.keys() <= {layer.name for layer in decoder.layers}:
         ratios_of(given, decoder.layers, source)  # says which layer this model lacks
     _check_run(rule, decoder)
+    if other := tokens.other_in(decoder):
+        report(f"warning: {request.model} has other {other} than when {rule.run} measured it")
     ids = tokens.draw(decoder, tokenizer, report)
     pruner = Pruner(decoder, ids)
     if own is not None or rule.ratios is not None:

@@ -21,6 +21,7 @@ from secateur.workers.calibrate.file_records import FileRecord
 from secateur.workers.calibrate.manifest import own_hash
 from secateur.workers.model.errors import ModelError
 from secateur.workers.model.files import find_model
+from secateur.workers.model.gguf import check_all_read
 from secateur.workers.model.load import choose_device, load_model, model_of_config
 from secateur.workers.model.load_blocks import decoder_in_files
 from secateur.workers.prune.checkpoint import Checkpoint, CheckpointError
@@ -91,6 +92,22 @@ class TestReport:
         refused(folder, "one family", "bert", "llama")
         edit(folder, architectures=None)
         refused(folder, "BertLMHeadModel", "without")
+
+    @pytest.mark.parametrize("is_same", [True, False])
+    def test_a_tensor_that_two_files_have_differently_is_refused(self, is_same, folder):
+        tensors = load_file(folder / "model.safetensors")
+        (folder / "model.safetensors").unlink()
+        name = "model.layers.1.mlp.up_proj.weight"
+        more = {name: tensors[name] + (0 if is_same else 1), "lm_head.weight": tensors.pop("lm_head.weight")}
+        for shard, own in (("1.safetensors", tensors), ("2.safetensors", more)):
+            save_file(own, folder / shard, metadata={"format": "pt"})
+        shards = dict.fromkeys(tensors, "1.safetensors") | {"lm_head.weight": "2.safetensors"}
+        index = {"metadata": {}, "weight_map": shards}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+        if is_same:
+            assert blocks(folder)[0].layers
+        else:
+            refused(folder, name, "in 1.safetensors and another in 2.safetensors")
 
     def test_weights_that_are_tied_or_derived_pass(self, tmp_path):
         tied = save_model(tiny_config(), tmp_path / "tied")
@@ -281,6 +298,23 @@ class TestReadBack:
 
         monkeypatch.setitem(Checkpoint.__init__.__globals__, "_sizes", damaged)
         with pytest.raises(CheckpointError, match=r"lm_head" if damage == "name" else "log-probabilities"):
+            prune(str(folder), tmp_path / "out", text=str(text_file), **SMALL)
+        assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+    def test_a_file_that_somebody_writes_meanwhile_is_noticed(self, folder):
+        decoder, _ = blocks(folder)
+        with decoder.weights.of(0):
+            pass
+        edit_tensors(folder, lambda t: {name: weight + 1 for name, weight in t.items()})
+        with pytest.raises(ModelError, match="has changed; start again"), decoder.weights.of(1):
+            pass
+
+    def test_what_transformers_cannot_write_is_a_sentence(self, folder, text_file, tmp_path, monkeypatch):
+        def cannot(*_arguments, **_options):
+            raise RuntimeError("tensors that are one\nare not declared")
+
+        monkeypatch.setattr("transformers.LlamaForCausalLM.save_pretrained", cannot)
+        with pytest.raises(ModelError, match="cannot write the model: tensors that are one are not declared"):
             prune(str(folder), tmp_path / "out", text=str(text_file), **SMALL)
         assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
@@ -540,7 +574,8 @@ class TestConfigurations:
 
     @pytest.mark.parametrize(
         "changes", [{"num_hidden_layers": 10**9}, {"n_layer": 5000}, {"hidden_size": 10**12},
-                    {"vocab_size": 10**13}, {"text_config": {"num_hidden_layers": 10**9}}],
+                    {"vocab_size": 10**13}, {"text_config": {"num_hidden_layers": 10**9}},
+                    {"num_labels": 10**9}, {"num_local_experts": 10**6}],
     )  # fmt: skip
     def test_sizes_beyond_all_models_are_refused_at_once(self, changes, folder):
         edit(folder, **changes)
@@ -549,6 +584,14 @@ class TestConfigurations:
         with pytest.raises(ModelError, match=r"config\.json"):
             model_of_config(str(folder), torch.float32)
         assert time.monotonic() - start < 5
+
+    @pytest.mark.parametrize("name", ["return_dict", "output_attentions", "output_hidden_states"])
+    def test_what_a_model_returns_is_not_for_it_to_say(self, name, folder, text_file, tmp_path):
+        edit(folder, **{name: name != "return_dict"})
+        for load in (blocks, lambda place: load_model(str(place))):
+            load(folder)
+        record = prune(str(folder), tmp_path / "out", text=str(text_file), **SMALL)
+        assert record["loaded_back"]["difference"] < 1e-6
 
     def test_a_pickle_runs_nothing(self, folder, tmp_path):
         import pickle
@@ -604,6 +647,7 @@ class TestGguf:
             (gguf(ALL, [("t", (32, 10**9), 0, 0)], data=b"\0" * 64), "its tensors end at"),
             (gguf(ALL, [("t", (32,), 77, 0)], data=b"\0" * 64), "unknown type"),
             (gguf(ALL, [("t", (1,) * 9, 0, 0)]), "9 dimensions"),
+            (gguf([*ALL, ("llama.rope.scaling.type", 8, struct.pack("<Q", 4) + b"yarn")]), r"\(yarn\)"),
         ],
     )  # fmt: skip
     def test_a_header_that_does_not_fit_its_file_is_refused(self, content, word, tmp_path):
@@ -612,6 +656,14 @@ class TestGguf:
         with pytest.raises(ModelError, match=word) as error:
             find_model(str(path))
         assert str(path) in str(error.value)
+
+    def test_a_file_of_which_transformers_leaves_something_out_is_refused(self, tmp_path):
+        path = tmp_path / "x.gguf"
+        tensors = [("output.weight", (4, 8), 0, 0), ("rope_freqs.weight", (4,), 0, 128)]
+        path.write_bytes(gguf(ALL, tensors, data=b"\0" * 160))
+        check_all_read(torch.nn.Linear(6, 6, bias=False), path)
+        with pytest.raises(ModelError, match=f"got {path}, where it leaves out 4 of 36 weights"):
+            check_all_read(torch.nn.Linear(4, 8, bias=False), path)
 
     def test_a_file_cut_anywhere_is_refused(self, tmp_path):
         whole = gguf(ALL, [("t", (32,), 0, 0)], data=b"\0" * 128)

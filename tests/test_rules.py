@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 import pytest
 import secateur
 from exported import LAYERS, record
+from safetensors.torch import load_file, save_file
 from secateur.metrics_dsl.errors import SecateurError
 from secateur.metrics_dsl.parser import parse
 from secateur.results.archive.archive import Archive
@@ -156,6 +157,22 @@ class TestTheTextOfARun:
         assert found["text"]["sha256"] == calibration.manifest["parts"]["statistics"]["sha256"]
         assert (found["text"]["source"], found["text"]["seed"]) == ("self", 3)
         assert "read block by block" in lines  # which a model that writes is not
+
+    def test_is_told_to_be_of_a_model_that_has_changed_since(self, text_file, tmp_path):
+        model = save_model(tiny_config(), tmp_path / "model")
+        calibration = calibrate(small_request(model, text_file), tmp_path / "cal")
+        run = secateur.run_search(calibration.folder, tmp_path / "run", budget=10, device="cpu")
+        said = []
+        for number, change in enumerate((0, 1)):
+            weights = load_file(model / "model.safetensors")
+            weights["model.norm.weight"] += change
+            save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+            candidate = f"{run.folder}:best"
+            secateur.prune(model, tmp_path / f"{number}", said.append, candidate=candidate, device="cpu")
+        (warning,) = [line for line in said if line.startswith("warning")]
+        assert warning == (
+            f"warning: {model} has other weights outside its blocks than when {run.folder} measured it"
+        )
 
     def test_gives_way_to_what_is_said(self, run, tiny_model, text_file, tmp_path):
         other = tmp_path / "other.txt"

@@ -1,6 +1,7 @@
 """Inputs kept as tokens, where these are fewer than columns: the same figures as from Gram matrices."""
 
 import hashlib
+import json
 import re
 import shutil
 from dataclasses import replace
@@ -187,6 +188,48 @@ class TestFormats:
         save_file(weights, file, metadata={"format": "pt"})
         with pytest.raises(CalibrationError, match=r"other weights in model\.layers\.1\.mlp\.up_proj;"):
             LocalEvaluator(tiny_calibration, model=str(tmp_path / "other"))
+
+    @pytest.mark.parametrize(
+        ("name", "says"),
+        [
+            ("model.norm.weight", "weights outside its blocks"),
+            ("model.embed_tokens.weight", "weights outside its blocks"),
+            ("model.layers.1.input_layernorm.weight", "weights in block 1"),
+            ("model.layers.2.mlp.up_proj.weight", "weights in block 2"),
+            ("rms_norm_eps", "rms_norm_eps in its configuration"),
+            ("rope_theta", "rope_parameters.rope_theta in its configuration"),
+        ],
+    )
+    def test_whatever_else_a_model_computes_with_has_to_be_as_it_was(
+        self, name, says, tiny_calibration, tiny_model, tmp_path
+    ):
+        other = shutil.copytree(tiny_model, tmp_path / "other")
+        weights, config = (
+            load_file(other / "model.safetensors"),
+            json.loads((other / "config.json").read_text()),
+        )
+        if name in weights:
+            weights[name].view(-1)[-1] += 1  # one number of all
+        elif name in config:
+            config[name] *= 2
+        else:
+            config["rope_parameters"][name] *= 2
+        save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
+        (other / "config.json").write_text(json.dumps(config))
+        with pytest.raises(CalibrationError, match=rf"got one with other {says}; calibrate this model"):
+            LocalEvaluator(tiny_calibration, model=str(other))
+
+    def test_what_a_model_does_not_compute_with_may_be_another(self, tiny_calibration, tiny_model, tmp_path):
+        other = shutil.copytree(tiny_model, tmp_path / "other")
+        weights, config = (
+            load_file(other / "model.safetensors"),
+            json.loads((other / "config.json").read_text()),
+        )
+        config |= {"dtype": "bfloat16", "use_cache": False, "pad_token_id": 3, "transformers_version": "4.0"}
+        (other / "config.json").write_text(json.dumps(config))
+        rounded = {name: weight.bfloat16() for name, weight in weights.items()}
+        save_file(rounded, other / "model.safetensors", metadata={"format": "pt"})
+        LocalEvaluator(tiny_calibration, model=str(other)).close()
 
     def test_a_layers_hash_does_not_depend_on_the_others(self, tiny_calibration, tiny_evaluator):
         hashes = tiny_evaluator.worker.decoder.fingerprints()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from ...search.core.requests import (
 )
 from ...search.core.versions import library_versions
 from ..model.block_calls import Batch, check_arguments
+from ..model.checksums import Checksums
 from ..model.decoder import Decoder
 from ..model.errors import ModelError
 from ..model.load import (
@@ -209,6 +210,7 @@ def _describe(
             "blocks": len(decoder.blocks),
             **decoder.coverage.record(),
         },
+        "checksums": asdict(Checksums.of(decoder)),
         "text": text,
         "seed": request.seed,
         "gradients": request.gradients,

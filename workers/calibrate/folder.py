@@ -31,6 +31,7 @@ from ...search.core.candidate import MOST_BLOCKS, Layer
 from ...search.core.coverage import Coverage
 from ...search.core.files import expanded
 from ...search.core.reading import check_file, read_json
+from ..model.checksums import Checksums
 from .file_records import FileRecord
 from .manifest import MANIFEST, PARTS, READABLE, Entry, check, check_layers, own_hash
 
@@ -91,6 +92,7 @@ class Calibration:
         entries: What else the manifest says of each.
         coverage: Which part of the block weights they have; None where an older release calibrated.
         blocks: How many blocks the model has, with and without layers.
+        checksums: What else tells the model from others; None where an older release calibrated.
 
     Raises:
         CalibrationError: When the folder is missing, incomplete or damaged.
@@ -123,6 +125,8 @@ class Calibration:
                     "was moved is given with --model)"
                 )
             self.coverage = Coverage.read(given.field("model"))
+            sums = given.field("checksums", None)
+            self.checksums = None if sums.value is None else Checksums.read(sums)
             least = max((layer.block + 1 for layer in self.layers), default=1)
             self.blocks = given.field("model").field("blocks", least).count(least, MOST_BLOCKS)
         except CalibrationError as error:

@@ -13,7 +13,7 @@ from .documents import TextError, documents
 
 _CHARACTERS_PER_TOKEN = 100  # reading stops once there is this much text for each token wanted
 _RUN = 16  # tokens; windows of different text have few runs of so many in common
-_NEARLY_ALL = 0.9
+_MOST = 2 / 3
 
 
 def draw_sequences(source: str, model: Any, tokenizer: Any, count: int, length: int, seed: int) -> Tensor:
@@ -35,9 +35,9 @@ def draw_sequences(source: str, model: Any, tokenizer: Any, count: int, length: 
     """
     if source == "self":
         return write_own(model, tokenizer, count, length, seed)
-    text = read_text(source, count * length * _CHARACTERS_PER_TOKEN)
     # Tokenised whole and without special tokens: windows start anywhere in it.
-    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    characters = count * length * _CHARACTERS_PER_TOKEN
+    ids = read_ids(source, model, tokenizer, characters=characters, add_special_tokens=False)
     available = len(ids) // length
     if available < count:
         raise TextError(
@@ -58,7 +58,7 @@ def draw_sequences(source: str, model: Any, tokenizer: Any, count: int, length: 
 def different(windows: Tensor, count: int) -> Tensor:
     """Return the first windows, (count, length) or fewer, that do not repeat those before them.
 
-    A window repeats others if nearly all of its runs of 16 tokens stand in them, wherever they do: a phrase
+    A window repeats others if most of its runs of 16 tokens stand in them, wherever they do: a phrase
     said again and again is the same text at every offset. Windows of 16 tokens or less repeat others that are
     equal.
     """
@@ -72,7 +72,7 @@ def different(windows: Tensor, count: int) -> Tensor:
             break
         raw = window.tobytes()
         runs = [hash(raw[start : start + size]) for start in range(0, len(raw) - size + 1, 4)]
-        if sum(one in seen for one in runs) <= _NEARLY_ALL * len(runs):
+        if sum(one in seen for one in runs) <= _MOST * len(runs):
             chosen.append(index)
             seen.update(runs)
     return windows[chosen]
@@ -87,12 +87,17 @@ def write_own(model: Any, tokenizer: Any, count: int, length: int, seed: int, ba
     generates text has no say in it.
 
     Raises:
-        TextError: When one repeats another.
+        TextError: When one repeats another, or the tokenizer has no tokens to begin with.
     """
     device = next(model.parameters()).device
     special = set(getattr(tokenizer, "all_special_ids", ()))
-    size = min(len(tokenizer), model.get_input_embeddings().num_embeddings)
+    size = min(len(tokenizer), vocabulary_of(model))
     ordinary = torch.tensor([i for i in range(size) if i not in special])
+    if len(ordinary) < 2:
+        raise TextError(
+            f"expected a tokenizer with ordinary tokens that the model knows, got {len(ordinary)}; copy that "
+            "of the model that it was made from"
+        )
     never = sorted(special | _ends(model.config))
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices), _own_generation(model):  # generate() draws from the global generator
@@ -139,6 +144,41 @@ def _own_generation(model: Any) -> Iterator[None]:
 def read_text(source: str, characters: int | None = None) -> str:
     """Return the text of a source, documents joined by an empty line: at least so long, or all of it."""
     return "\n\n".join(documents(source, characters))
+
+
+def read_ids(
+    source: str, model: Any, tokenizer: Any, *, characters: int | None = None, add_special_tokens: bool = True
+) -> list[int]:
+    """Return the token ids of a source's text, all of which the model knows.
+
+    Args:
+        source: As for ``documents``.
+        model: The model that is to read them.
+        tokenizer: Its tokenizer.
+        characters: How much text is wanted; None for all.
+        add_special_tokens: Whether the tokenizer puts at the beginning what it does.
+
+    Raises:
+        TextError: When the source cannot be read, or the tokenizer is none of that model.
+    """
+    text = read_text(source, characters)
+    try:
+        ids: list[int] = tokenizer(text, add_special_tokens=add_special_tokens, verbose=False)["input_ids"]
+    except Exception as error:  # whatever its files make of transformers
+        reason = " ".join(str(error).split())[:200]
+        raise TextError(f"the model's tokenizer cannot read {source}: {reason}") from error
+    known = vocabulary_of(model)
+    if ids and not 0 <= min(ids) <= max(ids) < known:
+        raise TextError(
+            f"expected token ids below {known}, which the model knows, got {max(ids)} from its tokenizer; "
+            "copy the tokenizer of the model that it was made from"
+        )
+    return ids
+
+
+def vocabulary_of(model: Any) -> int:
+    """Return how many token ids a model knows."""
+    return int(model.get_input_embeddings().weight.shape[0])
 
 
 def check_source(source: str) -> None:

@@ -23,6 +23,7 @@ from ...search.core import defaults
 from ...search.core.candidate import Candidate, Failure, Layer, Measurement, Reduction, Stage, parse_pattern
 from ..calibrate.folder import Calibration, CalibrationError
 from ..model.block_calls import Batch
+from ..model.checksums import Checksums
 from ..model.decoder import Decoder, weight_of
 from ..model.load import choose_device, choose_dtype
 from ..model.load_blocks import load_blocks
@@ -356,7 +357,9 @@ def _check_same_model(decoder: Decoder, calibration: Calibration) -> None:
 
 
 def _other_weights(decoder: Decoder, calibration: Calibration) -> str:
-    """Return which weights are not those that were calibrated, empty for none."""
+    """Return what of a model with the same layers is not as it was calibrated, empty for nothing."""
     pairs = zip(calibration.entries, decoder.fingerprints(), strict=True)
     other = [i for i, (entry, found) in enumerate(pairs) if found and entry.weights != found]
-    return f"weights in {decoder.layers[other[0]].name}" if other else ""
+    if other:
+        return f"weights in {decoder.layers[other[0]].name}"
+    return calibration.checksums.other_in(Checksums.of(decoder)) if calibration.checksums else ""

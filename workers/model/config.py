@@ -34,6 +34,8 @@ def read_config(files: ModelFiles, *, trust_remote_code: bool) -> Any:
         if not (trust_remote_code and isinstance(brought, dict) and "AutoModelForCausalLM" in brought):
             _check_kind(config, files.source)
         for each in (config, config.get_text_config(decoder=True)):
+            # What it returns is for who calls it to say.
+            each.return_dict, each.output_attentions, each.output_hidden_states = True, False, False
             if isinstance(quantised := getattr(each, "quantization_config", None), dict):
                 quantised["dequantize"] = True  # on a GPU too
     return config

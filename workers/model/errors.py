@@ -25,7 +25,7 @@ def told_by_transformers(source: str) -> Iterator[None]:
     from transformers import dynamic_module_utils
     from transformers.utils import logging
 
-    logging.set_verbosity_error()
+    logging.set_verbosity(logging.CRITICAL)  # what is told as an error is raised as well
     logging.disable_progress_bar()
     hub_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     # Each call says whether code may run; a question that is asked all the same has its answer.
@@ -41,6 +41,24 @@ def told_by_transformers(source: str) -> Iterator[None]:
                 "--trust-remote-code to run it"
             ) from None
         raise ModelError(f"transformers cannot load the model {source!r}: {_reason(error)}") from error
+
+
+@contextmanager
+def written_by_transformers() -> Iterator[None]:
+    """Let transformers write something of a model.
+
+    Raises:
+        ModelError: When it cannot.
+        OSError: When the disk is full or fails; safetensors has an error of its own for that.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError):
+        raise
+    except Exception as error:  # whatever it does not know how to write
+        raise ModelError(f"transformers cannot write the model: {_reason(error)}") from error
 
 
 def _reason(error: Exception) -> str:

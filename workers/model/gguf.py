@@ -7,6 +7,8 @@ import mmap
 import struct
 from pathlib import Path
 
+from torch import nn
+
 from ...search.core.reading import Given, check_file
 from .errors import ModelError
 from .limits import check_numbers
@@ -27,11 +29,12 @@ _SCALARS = {
 _TEXT, _ARRAY = 8, 9
 _MOST_DIMENSIONS = 4
 _ALIGNMENT = 32
+_STRETCHED = ("gpt-oss",)  # families whose rope.scaling transformers reads
 _NEEDED = ("block_count", "embedding_length")
 
 
-def check_gguf(path: Path) -> None:
-    """Check that a file's header fits the file, and describes a model.
+def check_gguf(path: Path) -> int:
+    """Check that a file's header fits the file, and describes a model; return how many weights it holds.
 
     Raises:
         ModelError: When it does not.
@@ -39,9 +42,26 @@ def check_gguf(path: Path) -> None:
     check_file(path, "a .gguf file", ModelError)
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            _Header(content, path).check()
+            return _Header(content, path).check()
     except (OSError, ValueError) as problem:  # mmap has no empty files
         raise ModelError(f"expected a .gguf file, got {path}: {problem}") from None
+
+
+def check_all_read(model: nn.Module, path: Path) -> None:
+    """Check that a model holds all weights of its file: transformers leaves out what it does not know.
+
+    Such are biases that a family seldom has, and how Llama 3.1 stretches its positions (``rope_freqs``).
+
+    Raises:
+        ModelError: When it does not.
+    """
+    there = check_gguf(path)
+    own = sum({id(tensor): tensor.numel() for tensor in model.state_dict(keep_vars=True).values()}.values())
+    if there > own:
+        raise ModelError(
+            f"expected a .gguf file of which transformers reads all, got {path}, where it leaves out "
+            f"{there - own:,} of {there:,} weights; give the model that it was made from"
+        )
 
 
 class _Header:
@@ -51,8 +71,9 @@ class _Header:
         self._content = content
         self._path = path
         self._at = 0
+        self._weights = 0
 
-    def check(self) -> None:
+    def check(self) -> int:
         if self._content[:4] != b"GGUF":
             raise self._refused("which does not begin with GGUF")
         self._at = 4
@@ -69,6 +90,12 @@ class _Header:
         for name in _NEEDED:
             if f"{family}.{name}" not in values:
                 raise self._refused(f"which lacks {family}.{name}")
+        scaling = values.get(f"{family}.rope.scaling.type", "none")
+        if scaling != "none" and family not in _STRETCHED:
+            raise self._refused(
+                f"whose positions are stretched ({scaling}), which transformers does not read from one; give "
+                "the model that it was made from"
+            )
         ends = [self._tensor() for _ in range(self._count(tensors, 24))]
         alignment = values.get("general.alignment", _ALIGNMENT)
         if not isinstance(alignment, int) or not 0 < alignment <= 1 << 20:
@@ -79,6 +106,7 @@ class _Header:
                 f"which has {len(self._content)} bytes where its tensors end at {start + max(ends)}; bring "
                 "it here again"
             )
+        return self._weights
 
     def _tensor(self) -> int:
         """Return where a tensor ends, counted from where the first begins."""
@@ -89,6 +117,7 @@ class _Header:
         if count > _MOST_DIMENSIONS:
             raise self._refused(f"with {count} dimensions of {name!r}")
         size = math.prod(int(self._number("<Q")) for _ in range(count))
+        self._weights += size
         kind, offset = int(self._number("<I")), int(self._number("<Q"))
         if kind not in {*GGMLQuantizationType}:
             raise self._refused(f"with {name!r} of the unknown type {kind}")

@@ -12,9 +12,11 @@ from ...search.core.reading import Given
 from .errors import ModelError
 
 _MOST_BLOCKS = 1000
+_MOST_PARTS = 10_000
 _LARGEST = 1 << 31  # of any size or count
 _MOST_PARAMETERS = 10**14
 _BLOCKS = re.compile(r"(layers?|depth|block_count|n(um)?_blocks)$")
+_PARTS = re.compile(r"labels|experts|codebooks|modules")  # transformers makes an object of each
 # No sizes of a tensor. Of tokens of a text "no limit" is written as a very large number.
 _UNBOUNDED = re.compile(r"position|length|seq|window|context|token|seed|max_len|truncat|theta|param|flops")
 
@@ -32,6 +34,8 @@ def check_numbers(given: Given) -> None:
         elif isinstance(value, int) and not isinstance(value, bool):
             if _BLOCKS.search(name) and value > _MOST_BLOCKS:
                 raise member.refused(f"at most {_MOST_BLOCKS:,} blocks")
+            if _PARTS.search(name) and value > _MOST_PARTS:
+                raise member.refused(f"at most {_MOST_PARTS:,}")
             if abs(value) >= _LARGEST and not _UNBOUNDED.search(name):
                 raise member.refused(f"a size below {_LARGEST:,}")
 

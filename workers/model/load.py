@@ -13,8 +13,9 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from ...search.core.files import expanded
 from ...search.core.requests import check_device, check_dtype
 from .config import is_quantised, read_config
-from .errors import ModelError, told_by_transformers
+from .errors import ModelError, told_by_transformers, written_by_transformers
 from .files import ModelFiles, find_model
+from .gguf import check_all_read
 from .limits import check_memory, check_size
 from .report import check_report, open_without_weights
 
@@ -76,10 +77,12 @@ def load_model(
         del empty
     with told_by_transformers(source):
         model, found = AutoModelForCausalLM.from_pretrained(
-            files.place, config=config, dtype=dtype, output_loading_info=True,
+            files.place, config=config, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True,
             trust_remote_code=trust_remote_code, **files.options,
         )  # fmt: skip
     check_report(model, found, source)
+    if files.gguf:
+        check_all_read(model, files.gguf)
     if config is None or is_quantised(config):
         _make_ordinary(model, dtype, source)
     for name, parameter in model.named_parameters():
@@ -240,8 +243,9 @@ def processor_files(source: str) -> list[Path]:
 
 def save_dense_copy(model: Any, tokenizer: Any, folder: Path) -> None:
     """Write a model that was read from a quantised file as an ordinary folder, so it loads fast."""
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    with written_by_transformers():
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
 
 
 def model_reference(source: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -80,6 +81,7 @@ def _check_tensors(model: nn.Module, files: ModelFiles, *, is_quantised: bool) -
     state = model.state_dict()
     prefix = str(getattr(model, "base_model_prefix", ""))
     has_senses = any(map(_SENSES.search, state))
+    places: dict[str, Path] = {}
     for path in files.weights():
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 (it is no dictionary)
@@ -90,11 +92,24 @@ def _check_tensors(model: nn.Module, files: ModelFiles, *, is_quantised: bool) -
                     )
                 own = state.get(name, state.get(f"{prefix}.{name}"))
                 kind = file.get_slice(name).get_dtype()
+                if _differ(name, places.setdefault(name, path), path):
+                    raise ModelError(
+                        f"expected each weight once, got files of {files.source} with one {_shown(name)} in "
+                        f"{places[name].name} and another in {path.name}; bring the model here again"
+                    )
                 if own is not None and own.is_floating_point() and kind not in _FLOATING and not is_quantised:
                     raise ModelError(
                         f"expected ordinary weights, got files of {files.source} with {_shown(name)} in "
                         f"{kind}; give the model that it was made from"
                     )
+
+
+def _differ(name: str, first: Path, second: Path) -> bool:
+    """Return whether two files have different tensors of one name: which is read is up to who reads."""
+    if first == second:
+        return False
+    with safe_open(first, framework="pt") as one, safe_open(second, framework="pt") as other:
+        return not torch.equal(one.get_tensor(name), other.get_tensor(name))
 
 
 def _shown(name: str) -> str:

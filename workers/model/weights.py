@@ -63,6 +63,7 @@ class WeightFiles:
     def __init__(self, paths: Sequence[Path]) -> None:
         self._paths: dict[str, Path] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
+        self._states = {path: _state(path) for path in paths}
         for path in paths:
             with safe_open(path, framework="pt") as file:
                 for name in file.keys():  # noqa: SIM118 (it is no dictionary)
@@ -75,9 +76,18 @@ class WeightFiles:
         return next((there for there in names if self.shapes.get(there) == tuple(shape)), None)
 
     def stored(self, name: str) -> Tensor:
-        """Return a tensor as a view of its file."""
+        """Return a tensor as a view of its file.
+
+        Raises:
+            ModelError: When somebody has written the file since the others were read.
+        """
+        path = self._paths[name]
+        if _state(path) != self._states[path]:
+            raise ModelError(
+                f"expected a model that nobody writes meanwhile, got {path}, which has changed; start again"
+            )
         # Opened for each tensor: an open file keeps all pages in memory that were ever read through it.
-        with safe_open(self._paths[name], framework="pt") as file:
+        with safe_open(path, framework="pt") as file:
             tensor: Tensor = file.get_tensor(name)
         return tensor
 
@@ -104,6 +114,15 @@ class WeightFiles:
             raise ModelError(
                 f"expected finite weights, got some that are not in {name} of {self._paths[name].parent}"
             )
+
+
+def _state(path: Path) -> tuple[int, ...] | None:
+    """Return what changes with a file's content; None where there is none any more."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 class WeightsInFiles:

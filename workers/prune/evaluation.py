@@ -16,7 +16,7 @@ from ...search.core.requests import LONGEST_SEQUENCE, MOST_TOKENS, check_count, 
 from ...search.core.versions import library_versions
 from ..calibrate.documents import TextError
 from ..calibrate.folder import token_hash
-from ..calibrate.text import check_source, read_text
+from ..calibrate.text import check_source, read_ids, vocabulary_of
 from ..model.load import check_length, choose_device, choose_dtype, load_model, model_reference
 
 WIKITEXT2 = "hub:Salesforce/wikitext:wikitext-2-raw-v1:test"
@@ -86,12 +86,12 @@ def evaluate(request: EvaluationRequest, report: Callable[[str], None] = lambda 
     model, tokenizer = _load(request, request.model)
     result: dict[str, Any] = {"model": model_reference(request.model)}
     if request.text:
-        windows, about = read_windows(request, tokenizer)
+        windows, about = read_windows(request, model, tokenizer)
         check_length(model, request.window)
         dense = None
         if request.against is not None:
             dense, other = _load(request, request.against)
-            if other.get_vocab() != tokenizer.get_vocab():
+            if other.get_vocab() != tokenizer.get_vocab() or vocabulary_of(dense) != vocabulary_of(model):
                 raise EvaluationError(
                     f"expected a dense model with the vocabulary of {request.model}, got another one in "
                     f"{request.against}"
@@ -112,7 +112,7 @@ def evaluate(request: EvaluationRequest, report: Callable[[str], None] = lambda 
     return result
 
 
-def read_windows(request: EvaluationRequest, tokenizer: Any) -> tuple[Tensor, dict[str, Any]]:
+def read_windows(request: EvaluationRequest, model: Any, tokenizer: Any) -> tuple[Tensor, dict[str, Any]]:
     """Return a text's windows (windows, tokens), one after the other, and the fingerprint of their making.
 
     The whole text is tokenised at once, with what the tokenizer itself puts at its beginning; tokens that do
@@ -122,7 +122,7 @@ def read_windows(request: EvaluationRequest, tokenizer: Any) -> tuple[Tensor, di
         TextError: When the text cannot be read or is too short.
     """
     source = _source(request)
-    ids = tokenizer(read_text(source), verbose=False)["input_ids"]
+    ids = read_ids(source, model, tokenizer)
     available = len(ids) // request.window
     count = request.windows or available
     if not 0 < count <= available:

@@ -11,7 +11,8 @@ from torch import Tensor
 from ..calibrate.documents import TextError
 from ..calibrate.folder import Calibration, token_hash
 from ..calibrate.manifest import PARTS
-from ..calibrate.text import check_source, draw_sequences
+from ..calibrate.text import check_source, draw_sequences, vocabulary_of
+from ..model.checksums import Checksums
 from ..model.decoder import Decoder
 
 
@@ -53,6 +54,12 @@ class Tokens:
         there = (*self.calibration.shape("statistics"), self.calibration.manifest["seed"])
         return there == (self.sequences, self.length, self.seed)
 
+    def other_in(self, decoder: Decoder) -> str:
+        """Return what has changed in the model since it was calibrated, in words; empty for nothing known."""
+        if self.calibration is None or not self.is_same_model or self.calibration.checksums is None:
+            return ""
+        return self.calibration.checksums.other_in(Checksums.of(decoder))
+
     def check(self) -> None:
         """Check the text before a model is loaded for it.
 
@@ -82,8 +89,7 @@ class Tokens:
         if self._is_kept:
             assert self.calibration is not None
             report(f"taking {size} from the run's calibration {self.calibration.folder}: {self._in_words}")
-            model: Any = decoder.model
-            return self.calibration.tokens("statistics", model.get_input_embeddings().num_embeddings)
+            return self.calibration.tokens("statistics", vocabulary_of(decoder.model))
         words = f"writing {size}" if self.is_written else f"reading {size} from {self.source}"
         report(words + of)
         if self.calibration is None or self.is_written or not self._is_whole:
