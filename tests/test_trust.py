@@ -3,10 +3,12 @@
 import contextlib
 import fcntl
 import hashlib
+import math
 import os
 import random
 import shutil
 import sqlite3
+import struct
 import subprocess
 import sys
 
@@ -17,6 +19,7 @@ from secateur.metrics_dsl.errors import SecateurError
 from secateur.results.archive.archive import Archive
 from secateur.results.archive.database import ArchiveError
 from secateur.results.archive.snapshot import snapshot
+from secateur.results.archive.stored import blob, floats
 from secateur.results.export.exporters import EXPORTERS
 from secateur.results.report.plot import PICTURES, write_plot
 from secateur.results.report.report import write_report
@@ -460,6 +463,38 @@ def test_a_candidate_that_was_changed_is_not_exported(run, tmp_path):
     assert done.returncode == 2
     assert "as its key says" in done.stderr
     assert not (tmp_path / "a.json").exists()
+
+
+@pytest.mark.parametrize("to", [name for name, e in EXPORTERS.items() if e.subject != "masks"])
+def test_no_export_has_ratios_that_were_changed(to, run, tmp_path):
+    db = sqlite3.connect(run / "archive.sqlite")
+    with db:
+        db.execute("UPDATE by_layer SET ratios = zeroblob(8)")
+    db.close()
+    key = () if EXPORTERS[to].subject == "run" else ("best",)
+    done = in_process("export", run, *key, "--to", to, "-o", tmp_path / "out")
+    if to == "csv":  # has none
+        assert done.returncode == 0
+    else:
+        assert "as its key says" in done.stderr
+        assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+def test_numbers_that_are_not_finite_are_neither_kept_nor_read(number, run):
+    db = sqlite3.connect(run / "archive.sqlite")
+    with db:
+        for column in ("layer_errors", "parts", "sensitivities"):
+            for table in ("measurements", "by_layer"):
+                db.execute(f"UPDATE {table} SET {column} = ?", (struct.pack("<3d", 0.5, number, 1.0),))
+    db.close()
+    with Archive(run) as archive:
+        for read in (archive.check, archive.trials):
+            with pytest.raises(ArchiveError, match="expected finite numbers for "):
+                read()
+    with pytest.raises(ArchiveError, match="expected finite numbers from an evaluator"):
+        blob([0.5, number])
+    assert floats(blob([1e308, 1e308]), "large ones") == (1e308, 1e308)
 
 
 @pytest.mark.parametrize(

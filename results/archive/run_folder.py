@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from ...search.core.files import OF_A_RUN
+from ...search.core.files import OF_A_RUN, check_name
 from ...search.core.reading import read_toml
 from .database import ArchiveError, BeginningError, is_locked
 
@@ -20,9 +20,15 @@ class RunFolder:
 
     Args:
         path: The folder, which need not exist.
+
+    Raises:
+        ArchiveError: For a path that cannot be written down in the files that tell of the run.
     """
 
     path: Path
+
+    def __post_init__(self) -> None:
+        check_name(self.path, "a run folder", ArchiveError)
 
     @property
     def settings_file(self) -> Path:

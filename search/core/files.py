@@ -54,14 +54,30 @@ class Output:
     force: bool | None = None
 
 
+def check_name(path: str | Path, expected: str, error: type[SecateurError] = SecateurError) -> None:
+    """Check that a path can be written down: in a system call, and in files and pages, which are in UTF-8.
+
+    Raises:
+        SecateurError: As ``error``, when it has a character of the code 0 or bytes that are no text.
+    """
+    text = os.fspath(path)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise error(f"expected {expected}, got {text!r}, whose name is not in UTF-8; rename it") from None
+    if "\0" in text:
+        raise error(
+            f"expected {expected}, got {text!r}, which can be no name: it has a character of the code 0"
+        )
+
+
 def expanded(path: str | Path, error: type[SecateurError] = SecateurError) -> Path:
     """Return a path that somebody gave us, in which ``~`` and ``~user`` are home folders.
 
     Raises:
         SecateurError: As ``error``, when nobody knows that folder, or no path can be so.
     """
-    if "\0" in str(path):
-        raise error("expected a path, got one with a character of the code 0")
+    check_name(path, "a path", error)
     try:
         return Path(path).expanduser()
     except RuntimeError:
@@ -122,9 +138,12 @@ def check_place(path: str | Path, output: Output, run: Path | None = None) -> Pa
     Raises:
         SecateurError: When the place will not do, as ``output.error``.
     """
+    check_name(path, output.expected, output.error)
     no = f"expected {output.expected}, got"
-    if "\0" in str(path):
-        raise output.error(f"{no} {str(path)!r}, which can be no name")
+    if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
+        raise output.error(
+            f"{no} {path}, which is none; name another"
+        )  # a pipe has a name that leads nowhere
     target = Path(path).absolute()
     if run is not None and (link := _way_out(target, run)):
         raise output.error(f"{no} {path}, but {link} leads out of the run folder; remove that link")
@@ -142,7 +161,7 @@ def check_place(path: str | Path, output: Output, run: Path | None = None) -> Pa
         raise output.error(f"{no} {path}, which exists; choose another --out{or_force}")
     if target.is_dir():
         raise output.error(f"{no} the folder {path}; name a file in it")
-    if not target.is_file():
+    if not target.is_file():  # a link to itself
         raise output.error(f"{no} {path}, which is none; name another")
     if not _is_earlier(target, output):
         if not output.force:
