@@ -454,6 +454,40 @@ def test_tables_that_are_not_ours_are_not_read(change, run):
     assert state(run) == before
 
 
+@pytest.mark.parametrize("mode", ["delete", "wal", "killed"])
+@pytest.mark.parametrize("begins", [b"precious", b"", b"/nosuch\0"])
+def test_no_journal_has_another_file_removed(mode, begins, run, tmp_path):
+    """SQLite removes the file that a journal of several databases names, whatever it is."""
+    archive, mine = run / "archive.sqlite", tmp_path / "thesis.txt"
+    mine.write_bytes(begins)
+    db = sqlite3.connect(archive)
+    db.execute(f"PRAGMA journal_mode = {'delete' if mode == 'delete' else 'wal'}")
+    if mode == "killed":  # some of it stands in the file beside
+        with db:
+            db.execute("UPDATE trials SET attempts = 2")
+        copies = {place: place.read_bytes() for place in run.glob("archive.sqlite*")}
+    db.close()
+    if mode == "killed":
+        for place, content in copies.items():
+            place.write_bytes(content)
+    magic, name = bytes.fromhex("d9d505f920a163d7"), os.fsencode(mine)
+    head = magic + struct.pack(">5I", 0, 1, archive.stat().st_size // 4096, 512, 4096)
+    tail = struct.pack(">I", 2**30 // 4096 + 1) + name + struct.pack(">2I", len(name), sum(name)) + magic
+    (run / "archive.sqlite-journal").write_bytes(head.ljust(512, b"\0") + tail)
+    before = state(run)
+    refused = 0
+    for write in (False, True):
+        try:
+            with Archive(run, write=write) as opened:
+                opened.frame()
+        except ArchiveError as error:
+            assert "which names a file that would be removed" in str(error)  # noqa: PT017 (or it is read)
+            refused += 1
+    assert refused == (1 if mode == "wal" else 2)
+    assert mine.read_bytes() == begins
+    assert state(run) == before
+
+
 def test_a_candidate_that_was_changed_is_not_exported(run, tmp_path):
     db = sqlite3.connect(run / "archive.sqlite")
     with db:

@@ -30,10 +30,9 @@ from .database import (
     check_unlocked,
     connect,
     connect_to_read,
-    explained,
     lock,
 )
-from .run_folder import RunFolder
+from .run_folder import RunFolder, explained
 
 _MEASURED = '"values", seconds, failure, fingerprint, tokens, worker, attempts'
 _NUMBERS = "layer_errors, parts, sensitivities"

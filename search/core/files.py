@@ -15,6 +15,7 @@ from typing import BinaryIO
 
 from ...metrics_dsl.errors import SecateurError
 
+_BETWEEN_MACHINES = ("nfs", "nfs4", "cifs", "smb3", "lustre", "gpfs", "beegfs", "ceph", "afs")
 _PARTIAL = re.compile(r"\.([^/\\]+)\.[0-9a-f]{8}\.partial")
 
 
@@ -219,6 +220,19 @@ def to_disk(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def is_between_machines(path: Path, mounts: Path = Path("/proc/self/mounts")) -> bool:
+    """Whether a path is on a file system that several machines may see; False where it is not known."""
+    place = path.resolve()
+    try:
+        text = mounts.read_text(encoding="utf-8", errors="surrogateescape")
+        lines = [line.split() for line in text.splitlines()]
+    except OSError:
+        return False
+    kinds = {Path(point.replace("\\040", " ")): kind for _, point, kind, *_ in lines}
+    kind = next((kinds[folder] for folder in (place, *place.parents) if folder in kinds), "")
+    return kind in _BETWEEN_MACHINES or kind.startswith("fuse.")
 
 
 def _way_out(path: Path, folder: Path) -> Path | None:
