@@ -138,17 +138,25 @@ def begin() -> None:
 
 
 def check_words(words: list[str]) -> None:
-    """Check that the words of a command line are text.
+    """Check that the words of a command line are text, and that there is a folder to understand them in.
 
     Raises:
-        SecateurError: When one has bytes that are none: it could be written into no file.
+        SecateurError: When one has bytes that are none, or the folder: it could be written into no file. Or
+            when the folder is gone, which libraries take badly.
     """
-    for word in words:
+    try:
+        here = os.getcwd()
+    except OSError as error:
+        raise SecateurError(
+            f"expected a folder to work in, got one that is gone or cannot be entered "
+            f"({(error.strerror or 'unreadable').lower()}); change into another"
+        ) from None
+    for word in (here, *words):
         try:
             word.encode()
         except UnicodeEncodeError:
             raise SecateurError(
-                f"expected a command line in UTF-8, got '{one_line(word, 200)}'; rename the file, or set "
+                f"expected a command line and paths in UTF-8, got '{one_line(word, 200)}'; rename it, or set "
                 "PYTHONUTF8=1 where the locale is not UTF-8"
             ) from None
 

@@ -559,6 +559,12 @@ def test_an_address_where_nothing_listens_is_told_at_once(monkeypatch, tmp_path)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with pytest.raises(WorkerError, match=r"no Ray cluster at 127\.0\.0\.1:2"):
         _check_there("auto")
+    for odd in ("a..b:1", f"{'x' * 70}:1", "a\nb:1"):
+        with pytest.raises(WorkerError, match=r"^there is no Ray cluster at [^\n]+; start one with"):
+            _check_there(odd)
+    (tmp_path / "ray" / "ray_current_cluster").write_bytes(b"\xff:3")  # whoever can write there wrote
+    with pytest.raises(WorkerError, match=r"no Ray cluster at .*:3"):
+        _check_there("auto")
     assert time.monotonic() - began < 5
 
 

@@ -1,12 +1,14 @@
 """Paths that somebody gave us: wherever one is asked for, one that leads nowhere is a sentence."""
 
+import os
 from pathlib import Path
 
 import pytest
 from exported import make_run
 from secateur.metrics_dsl.errors import SecateurError
 from secateur.metrics_dsl.plugins import PluginError, read_plugin
-from secateur.search.core.files import expanded
+from secateur.results.archive.run_folder import RunFolder
+from secateur.search.core.files import Output, check_place, expanded, whole
 from secateur.search.settings import SearchSettings
 from support import in_process
 
@@ -68,6 +70,41 @@ def test_every_command_says_so(command, made, tiny_model, tiny_calibration, text
     assert done.stderr.startswith("secateur: ")
     assert len(done.stderr.splitlines()) == 1
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "command", [("front", "run"), ("metrics",), ("plan", "model"), ("search", "cal", "--out", "r")]
+)
+def test_a_folder_to_work_in_that_is_gone_or_no_text_is_a_sentence(command, tmp_path, monkeypatch):
+    for name in ("gone", os.fsdecode(b"other\xff")):
+        here = tmp_path / name
+        here.mkdir()
+        monkeypatch.chdir(here)
+        if name == "gone":
+            here.rmdir()
+        done = in_process(*command)
+        assert done.returncode == 2, done.stderr
+        assert done.stderr.startswith("secateur: expected ")
+        assert len(done.stderr.splitlines()) == 1
+
+
+def test_no_name_that_is_no_text_is_read_or_written(tmp_path):
+    odd = tmp_path / os.fsdecode(b"odd\xff")
+    odd.mkdir()
+    with pytest.raises(SecateurError, match="is not in UTF-8"):
+        RunFolder(odd)
+    with pytest.raises(SecateurError, match="is not in UTF-8"), whole(odd / "a.html", Output()):
+        pass
+    assert not any(odd.iterdir())
+
+
+def test_a_pipe_behind_a_link_is_no_place_for_a_file(tmp_path):
+    reading, writing = os.pipe()
+    for place in (f"/dev/fd/{writing}", "/dev/null"):
+        with pytest.raises(SecateurError, match=rf"got {place}, which is none; name another"):
+            check_place(place, Output("a file", replaces=lambda file: True))
+    os.close(reading)
+    os.close(writing)
 
 
 def test_settings_and_plugins_say_so():

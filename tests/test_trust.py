@@ -3,10 +3,12 @@
 import contextlib
 import fcntl
 import hashlib
+import math
 import os
 import random
 import shutil
 import sqlite3
+import struct
 import subprocess
 import sys
 
@@ -18,6 +20,7 @@ from secateur.results.archive.archive import Archive
 from secateur.results.archive.database import ArchiveError, lock
 from secateur.results.archive.run_folder import RunFolder
 from secateur.results.archive.snapshot import snapshot
+from secateur.results.archive.stored import blob, floats
 from secateur.results.export.exporters import EXPORTERS
 from secateur.results.report.plot import PICTURES, write_plot
 from secateur.results.report.report import write_report
@@ -462,6 +465,40 @@ def test_tables_that_are_not_ours_are_not_read(change, run):
     assert state(run) == before
 
 
+@pytest.mark.parametrize("mode", ["delete", "wal", "killed"])
+@pytest.mark.parametrize("begins", [b"precious", b"", b"/nosuch\0"])
+def test_no_journal_has_another_file_removed(mode, begins, run, tmp_path):
+    """SQLite removes the file that a journal of several databases names, whatever it is."""
+    archive, mine = run / "archive.sqlite", tmp_path / "thesis.txt"
+    mine.write_bytes(begins)
+    db = sqlite3.connect(archive)
+    db.execute(f"PRAGMA journal_mode = {'delete' if mode == 'delete' else 'wal'}")
+    if mode == "killed":  # some of it stands in the file beside
+        with db:
+            db.execute("UPDATE trials SET attempts = 2")
+        copies = {place: place.read_bytes() for place in run.glob("archive.sqlite*")}
+    db.close()
+    if mode == "killed":
+        for place, content in copies.items():
+            place.write_bytes(content)
+    magic, name = bytes.fromhex("d9d505f920a163d7"), os.fsencode(mine)
+    head = magic + struct.pack(">5I", 0, 1, archive.stat().st_size // 4096, 512, 4096)
+    tail = struct.pack(">I", 2**30 // 4096 + 1) + name + struct.pack(">2I", len(name), sum(name)) + magic
+    (run / "archive.sqlite-journal").write_bytes(head.ljust(512, b"\0") + tail)
+    before = state(run)
+    refused = 0
+    for write in (False, True):
+        try:
+            with Archive(run, write=write) as opened:
+                opened.frame()
+        except ArchiveError as error:
+            assert "which names a file that would be removed" in str(error)  # noqa: PT017 (or it is read)
+            refused += 1
+    assert refused == (1 if mode == "wal" else 2)
+    assert mine.read_bytes() == begins
+    assert state(run) == before
+
+
 def test_a_candidate_that_was_changed_is_not_exported(run, tmp_path):
     db = sqlite3.connect(run / "archive.sqlite")
     with db:
@@ -471,6 +508,38 @@ def test_a_candidate_that_was_changed_is_not_exported(run, tmp_path):
     assert done.returncode == 2
     assert "as its key says" in done.stderr
     assert not (tmp_path / "a.json").exists()
+
+
+@pytest.mark.parametrize("to", [name for name, e in EXPORTERS.items() if e.subject != "masks"])
+def test_no_export_has_ratios_that_were_changed(to, run, tmp_path):
+    db = sqlite3.connect(run / "archive.sqlite")
+    with db:
+        db.execute("UPDATE by_layer SET ratios = zeroblob(8)")
+    db.close()
+    key = () if EXPORTERS[to].subject == "run" else ("best",)
+    done = in_process("export", run, *key, "--to", to, "-o", tmp_path / "out")
+    if to == "csv":  # has none
+        assert done.returncode == 0
+    else:
+        assert "as its key says" in done.stderr
+        assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+def test_numbers_that_are_not_finite_are_neither_kept_nor_read(number, run):
+    db = sqlite3.connect(run / "archive.sqlite")
+    with db:
+        for column in ("layer_errors", "parts", "sensitivities"):
+            for table in ("measurements", "by_layer"):
+                db.execute(f"UPDATE {table} SET {column} = ?", (struct.pack("<3d", 0.5, number, 1.0),))
+    db.close()
+    with Archive(run) as archive:
+        for read in (archive.check, archive.trials):
+            with pytest.raises(ArchiveError, match="expected finite numbers for "):
+                read()
+    with pytest.raises(ArchiveError, match="expected finite numbers from an evaluator"):
+        blob([0.5, number])
+    assert floats(blob([1e308, 1e308]), "large ones") == (1e308, 1e308)
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from secateur.results.summary.table import verdict
 from secateur.results.terminal.progress import Progress
 from secateur.results.terminal.watch import HERE, Watch
 from secateur.results.terminal.watch_text import follow, plain, record
+from secateur.search.core import files
 from secateur.search.core.budget import Budget
 from secateur.search.core.candidate import Candidate, Measurement, Trial
 from support import in_process
@@ -257,8 +258,8 @@ class TestAFileSystem:
             "/dev/sda / ext4 rw 0 0\nserver:/a /shared nfs4 rw 0 0\n/dev/sdb /shared/local xfs rw 0 0\n"
             "lustre /my\\040disk lustre rw 0 0\ns3 /bucket fuse.s3fs rw 0 0\n"
         )
-        assert database.is_between_machines(Path(folder), mounts) == found
-        assert not database.is_between_machines(Path(folder), tmp_path / "none")
+        assert files.is_between_machines(Path(folder), mounts) == found
+        assert not files.is_between_machines(Path(folder), tmp_path / "none")
 
 
 class TestATerminal:

@@ -13,20 +13,19 @@ import socket
 import sqlite3
 import stat
 import time
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 from ...metrics_dsl.errors import SecateurError
-from ...metrics_dsl.plugins import lacking
+from ...search.core.files import is_between_machines
 from ...search.core.scratch import scratch
 
 _TRIES = 5
 _MOST_BYTES = 1 << 26  # of one value, numbers of millions of layers, or of a database that is read whole
+_JOURNAL = b"\xd9\xd5\x05\xf9\x20\xa1\x63\xd7"  # what SQLite's journals begin with, and end with after a name
 _LONGEST = 400  # characters of what a lock says
 _OWNER = re.compile(r"process (\d+) on (.+)")
-_BETWEEN_MACHINES = ("nfs", "nfs4", "cifs", "smb3", "lustre", "gpfs", "beegfs", "ceph", "afs")
 
 
 class ArchiveError(SecateurError):
@@ -166,8 +165,30 @@ def _copied(path: Path) -> sqlite3.Connection:
         for place in (path, wal, journal):
             if place.is_file():
                 shutil.copyfile(place, copy.with_name(place.name))
+        _check_journal(copy)
         # Takes over what stands beside it.
         return _reading(sqlite3.connect(copy, isolation_level=None), "PRAGMA journal_mode = DELETE")
+
+
+def _check_journal(path: Path) -> None:
+    """Check that a journal left beside a database names no other file.
+
+    One of several databases that were written at once ends with the name of a file that they share, which
+    SQLite removes once it has undone what it must: any file that somebody writes there. None of ours does.
+
+    Raises:
+        ArchiveError: When it does.
+    """
+    journal = beside(path)[2]
+    if not journal.is_file():
+        return
+    with journal.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - len(_JOURNAL)))
+        if file.read() == _JOURNAL:
+            raise ArchiveError(
+                f"expected a journal of the archive alone, got {journal.name}, which names a file that would "
+                "be removed; move it away"
+            )
 
 
 def _reading(db: sqlite3.Connection, first: str = "") -> sqlite3.Connection:
@@ -206,9 +227,10 @@ def check_own(path: Path) -> None:
     """Check that the files of a database that is written are its folder's own, as far as they are there.
 
     Raises:
-        ArchiveError: For a link, which may lead to someone else's, a file with a second name, or what is no
-            file.
+        ArchiveError: For a link, which may lead to someone else's, a file with a second name, what is no
+            file, or a journal that names another.
     """
+    _check_journal(path)
     for place in (path, *beside(path)):
         try:
             found = place.lstat()
@@ -272,19 +294,6 @@ def _tables(db: sqlite3.Connection) -> dict[str, tuple[str, str]]:
         for name, of, kind, sql in rows
         if not (kind in ("table", "index") and str(name).startswith("sqlite_"))
     }
-
-
-def is_between_machines(path: Path, mounts: Path = Path("/proc/self/mounts")) -> bool:
-    """Whether a path is on a file system that several machines may see; False where it is not known."""
-    place = path.resolve()
-    try:
-        text = mounts.read_text(encoding="utf-8", errors="surrogateescape")
-        lines = [line.split() for line in text.splitlines()]
-    except OSError:
-        return False
-    kinds = {Path(point.replace("\\040", " ")): kind for _, point, kind, *_ in lines}
-    kind = next((kinds[folder] for folder in (place, *place.parents) if folder in kinds), "")
-    return kind in _BETWEEN_MACHINES or kind.startswith("fuse.")
 
 
 def lock(path: Path) -> IO[str]:
@@ -386,9 +395,3 @@ def _opened(path: Path, flags: int) -> IO[str]:
         os.close(handle)
         raise ArchiveError(f"{no} no file; remove it")
     return open(handle, mode, encoding="utf-8", errors="replace")
-
-
-def explained(folder: Path, noted: Iterable[Mapping[str, str]], error: SecateurError) -> SecateurError:
-    """Return what is wrong with reading a run, worded by the plugins that it notes and this process lacks."""
-    found = lacking(noted)
-    return ArchiveError(f"{folder} was made with {found} ({error})") if found else error

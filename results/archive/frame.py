@@ -15,7 +15,8 @@ from ...metrics_dsl.errors import SecateurError
 from ...search.core.candidate import STAGES
 from ...search.core.objectives import OBJECTIVES, Objective, density, look_up
 from . import stored
-from .database import ArchiveError, explained
+from .database import ArchiveError
+from .run_folder import explained
 from .stored import FIGURES
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ import pandas as pd
 
 from ...metrics_dsl.errors import SecateurError
 from ...search.core.objectives import density, look_up_objectives
-from .database import explained
 from .frame import COLUMNS, frame
+from .run_folder import explained
 
 if TYPE_CHECKING:
     from .store import Store

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from ...search.core.files import OF_A_RUN, expanded
+from ...metrics_dsl.errors import SecateurError
+from ...metrics_dsl.plugins import lacking
+from ...search.core.files import OF_A_RUN, check_name, expanded
 from ...search.core.reading import read_toml
 from .database import ArchiveError, BeginningError, is_locked
 
@@ -20,12 +23,16 @@ class RunFolder:
 
     Args:
         path: The folder, which need not exist.
+
+    Raises:
+        ArchiveError: For a path that cannot be written down in the files that tell of the run.
     """
 
     path: Path
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "path", expanded(self.path))
+        check_name(self.path, "a run folder", ArchiveError)
+        object.__setattr__(self, "path", expanded(self.path, ArchiveError))
 
     @property
     def settings_file(self) -> Path:
@@ -141,3 +148,9 @@ def folder_of(run: str | Path | HasFolder) -> Path:
     if not hasattr(run, "folder"):
         raise ArchiveError(f"expected a run or the path of its folder, got {run!r}")
     return run.folder
+
+
+def explained(folder: Path, noted: Iterable[Mapping[str, str]], error: SecateurError) -> SecateurError:
+    """Return what is wrong with reading a run, worded by the plugins that it notes and this process lacks."""
+    found = lacking(noted)
+    return ArchiveError(f"{folder} was made with {found} ({error})") if found else error

@@ -30,10 +30,9 @@ from .database import (
     check_unlocked,
     connect,
     connect_to_read,
-    explained,
     lock,
 )
-from .run_folder import RunFolder
+from .run_folder import RunFolder, explained
 
 _MEASURED = '"values", seconds, failure, fingerprint, tokens, worker, attempts'
 _NUMBERS = "layer_errors, parts, sensitivities"
@@ -256,26 +255,20 @@ class Store:
         """
         query = 'SELECT metric, ratios, "group" FROM trials LEFT JOIN by_layer USING (key) WHERE key = ?'
         for metric, ratios, group in self.rows(query, (key,)):
-            found = self._candidate(key, metric, ratios, group)
-            self._check_key(found, key)
-            return found
+            return self._candidate(key, metric, ratios, group)
         raise KeyError(key)
 
     def _candidate(self, key: str, metric: str, ratios: Any, group: str) -> Candidate:
+        """Return a candidate as it was told: its key is a hash of all that it is."""
         what = self._what(key)
         expression, numbers = self.metric(metric), stored.floats(ratios, what)
         try:
             found = Candidate(expression, numbers, group)
         except SecateurError as error:
             raise ArchiveError(f"{what} cannot be read: {error}") from None
+        if found.key != key:
+            raise ArchiveError(f"expected {what} as its key says, got another; the file is damaged")
         return found
-
-    def _check_key(self, candidate: Candidate, key: str) -> None:
-        """Check that a candidate is as it was told: its key is a hash of all that it is."""
-        if candidate.key != key:
-            raise ArchiveError(
-                f"expected {self._what(key)} as its key says, got another; the file is damaged"
-            )
 
     def _what(self, key: str) -> str:
         return f"candidate {str(key)[:20]!r} in {self._path}"
@@ -303,9 +296,7 @@ class Store:
         with self.reading():
             for (name,) in self.rows("SELECT name FROM facts"):
                 self.fact(name)
-            keys = [key for (key,) in self.rows("SELECT key FROM trials ORDER BY number")]
-            for key, trial in zip(keys, self.trials(), strict=True):
-                self._check_key(trial.candidate, key)
+            self.trials()
             query = f"SELECT key, stage, part, {_MEASURED}, {_NUMBERS} FROM measurements"
             try:
                 for key, stage, part, *row in self._db.execute(query):

@@ -49,11 +49,19 @@ def floats(blob: Any, what: str) -> tuple[float, ...]:
     """Return the numbers of a cell.
 
     Raises:
-        ArchiveError: When it holds no numbers of 8 bytes.
+        ArchiveError: When it holds no numbers of 8 bytes, or one that is not finite.
     """
     if not isinstance(blob, bytes) or len(blob) % 8:
         raise ArchiveError(f"expected numbers of 8 bytes for {what}, got {_shown(blob)}")
-    return tuple(array("d", blob))
+    found = tuple(array("d", blob))
+    if not _are_finite(found):
+        raise ArchiveError(f"expected finite numbers for {what}, got others")
+    return found
+
+
+def _are_finite(numbers: Sequence[float]) -> bool:
+    """Whether all are: a sum tells, and is quick, but for numbers whose sum is too large for one."""
+    return math.isfinite(sum(numbers)) or all(map(math.isfinite, numbers))
 
 
 def values(text: Any, what: str) -> dict[str, float]:
@@ -93,7 +101,14 @@ def _shown(value: Any) -> str:
 
 
 def blob(values: Sequence[float]) -> bytes:
-    """Return numbers as a cell."""
+    """Return numbers as a cell.
+
+    Raises:
+        ArchiveError: When one is not finite, as an evaluator of somebody else's may have it: such a cell
+            could not be read again.
+    """
+    if not _are_finite(values):
+        raise ArchiveError("expected finite numbers from an evaluator, got others")
     return array("d", values).tobytes()
 
 

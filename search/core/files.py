@@ -15,6 +15,7 @@ from typing import BinaryIO
 
 from ...metrics_dsl.errors import SecateurError
 
+_BETWEEN_MACHINES = ("nfs", "nfs4", "cifs", "smb3", "lustre", "gpfs", "beegfs", "ceph", "afs")
 _PARTIAL = re.compile(r"\.([^/\\]+)\.[0-9a-f]{8}\.partial")
 
 
@@ -54,14 +55,26 @@ class Output:
     force: bool | None = None
 
 
+def check_name(path: str | Path, expected: str, error: type[SecateurError] = SecateurError) -> None:
+    """Check that a path can be written down in files and pages, which are in UTF-8.
+
+    Raises:
+        SecateurError: As ``error``, when it has bytes that are no text.
+    """
+    text = os.fspath(path)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise error(f"expected {expected}, got {text!r}, whose name is not in UTF-8; rename it") from None
+
+
 def expanded(path: str | Path, error: type[SecateurError] = SecateurError) -> Path:
     """Return a path that somebody gave us, in which ``~`` and ``~user`` are home folders.
 
     Raises:
         SecateurError: As ``error``, when nobody knows that folder, or no path can be so.
     """
-    if "\0" in str(path):
-        raise error("expected a path, got one with a character of the code 0")
+    check_name(path, "a path", error)
     try:
         return Path(path).expanduser()
     except RuntimeError:
@@ -122,8 +135,11 @@ def check_place(path: str | Path, output: Output, run: Path | None = None) -> Pa
     Raises:
         SecateurError: When the place will not do, as ``output.error``.
     """
+    check_name(path, output.expected, output.error)
     no = f"expected {output.expected}, got"
     target = expanded(path, output.error).absolute()
+    if target.exists() and not (target.is_file() or target.is_dir()):  # a pipe has a name that leads nowhere
+        raise output.error(f"{no} {path}, which is none; name another")
     if run is not None and (link := _way_out(target, run)):
         raise output.error(f"{no} {path}, but {link} leads out of the run folder; remove that link")
     if output.of_a_run and target.is_symlink():
@@ -140,7 +156,7 @@ def check_place(path: str | Path, output: Output, run: Path | None = None) -> Pa
         raise output.error(f"{no} {path}, which exists; choose another --out{or_force}")
     if target.is_dir():
         raise output.error(f"{no} the folder {path}; name a file in it")
-    if not target.is_file():
+    if not target.is_file():  # a link to itself
         raise output.error(f"{no} {path}, which is none; name another")
     if not _is_earlier(target, output):
         if not output.force:
@@ -204,6 +220,19 @@ def to_disk(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def is_between_machines(path: Path, mounts: Path = Path("/proc/self/mounts")) -> bool:
+    """Whether a path is on a file system that several machines may see; False where it is not known."""
+    place = path.resolve()
+    try:
+        text = mounts.read_text(encoding="utf-8", errors="surrogateescape")
+        lines = [line.split() for line in text.splitlines()]
+    except OSError:
+        return False
+    kinds = {Path(point.replace("\\040", " ")): kind for _, point, kind, *_ in lines}
+    kind = next((kinds[folder] for folder in (place, *place.parents) if folder in kinds), "")
+    return kind in _BETWEEN_MACHINES or kind.startswith("fuse.")
 
 
 def _way_out(path: Path, folder: Path) -> Path | None:

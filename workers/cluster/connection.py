@@ -16,6 +16,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from ...metrics_dsl.printable import one_line
 from ...search.core.scratch import scratch
 from ..calibrate.folder import Calibration, CalibrationError
 from ..measure.worker import WorkerError
@@ -130,17 +131,18 @@ def _check_there(address: str) -> None:
     if address == "auto":  # as Ray finds it
         file = Path(os.environ.get("RAY_TMPDIR", "/tmp"), "ray", "ray_current_cluster")
         address = os.environ.get("RAY_ADDRESS") or (
-            file.read_text(encoding="utf-8").strip() if file.is_file() else ""
+            file.read_text(encoding="utf-8", errors="replace").strip() if file.is_file() else ""
         )
     host, _, port = address.rpartition(":")
     if not (host and port.isdecimal()) or "://" in address:
         return
     try:
         socket.create_connection((host, int(port)), timeout=_REACH_SECONDS).close()
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, UnicodeError) as error:  # the last for what can be no name of a machine
+        reason = "no machine has such a name" if isinstance(error, UnicodeError) else error.args[-1]
         raise WorkerError(
-            f"there is no Ray cluster at {address}: {getattr(error, 'strerror', None) or error}; start one "
-            "with `ray start --head`, or use --ray local"
+            f"there is no Ray cluster at {one_line(address, 200)}: {reason}; start one with "
+            "`ray start --head`, or use --ray local"
         ) from None
 
 
