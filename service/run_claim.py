@@ -18,9 +18,10 @@ from ..metrics_dsl.errors import SecateurError
 from ..metrics_dsl.plugins import lacking, notes
 from ..results.archive.archive import Archive
 from ..results.archive.database import ArchiveError, BeginningError, beside, lock
-from ..results.archive.run_folder import RunFolder
+from ..results.archive.run_folder import SETTINGS, RunFolder
 from ..search.core.budget import Budget
 from ..search.core.files import OF_A_RUN, Output, is_partial, whole
+from ..search.core.requests import shown
 from ..search.core.versions import library_versions
 from ..search.settings import SearchSettings
 from ..search.toml import SettingsError
@@ -31,6 +32,7 @@ _SETTINGS = Output(
 )
 # What may change when a run is continued: how long it goes on, and where things are.
 CONTINUED = ("budget", "calibration", "model", "plugins")
+_WHERE = ("device", "threads", "reuse")  # what a run is measured with, which is no part of what it is
 
 
 def same_run(settings: SearchSettings, other: SearchSettings) -> dict[str, str]:
@@ -164,9 +166,18 @@ def claim(
     """Bind the archive to settings and calibration.
 
     Raises:
-        ArchiveError: When it was measured on another calibration, known by its hashes.
+        ArchiveError: When it was measured on another calibration, known by its hashes, or under other
+            settings.
     """
     identity = check_calibration(archive, calibration)
+    dumped = settings.model_dump(mode="json")
+    own = {name: value for name, value in dumped.items() if name not in (*CONTINUED, *_WHERE)}
+    for name, value in archive.fact("settings", own).items():
+        if own.get(name) != value:
+            raise ArchiveError(
+                f"expected {name} = {shown(value)} in {archive.folder / SETTINGS}, as the run was begun, got "
+                f"{shown(own.get(name))}; put it back, or search into another --out"
+            )
     check_plugins(archive)
     versions = library_versions(
         "secateur", "torch", "transformers", "numpy", "deap", "pymoo", "optuna", "moocore"
@@ -186,6 +197,7 @@ def claim(
         calibration=identity,
         objectives=list(settings.objectives),
         pattern=settings.pattern,
+        settings=own,
         plugins=archive.fact("plugins", notes()),
         versions=began,
         has_ended=False,

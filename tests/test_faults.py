@@ -133,3 +133,17 @@ def test_a_changed_calibration_cannot_continue_a_run(
     done = in_process("resume", tmp_path / "run")
     assert done.returncode == 2
     assert "was measured on another calibration" in done.stderr
+
+
+def test_changed_settings_cannot_continue_a_run(tmp_path, undisturbed):
+    import shutil
+
+    shutil.copytree(undisturbed, tmp_path / "run")
+    file = tmp_path / "run" / "run.toml"
+    before = file.read_text()
+    for old, new in (("seed = 7", "seed = 1"), ("sparsity = 0.5", "sparsity = 0.6")):
+        assert old in before
+        file.write_text(before.replace(old, new))
+        done = in_process("resume", tmp_path / "run", "--budget", 1000)
+        assert done.returncode == 2
+        assert f"expected {old} in " in done.stderr

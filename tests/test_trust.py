@@ -499,6 +499,17 @@ def test_no_journal_has_another_file_removed(mode, begins, run, tmp_path):
     assert state(run) == before
 
 
+def test_what_has_no_room_is_not_begun_to_be_copied(run, tmp_path):
+    db = sqlite3.connect(run / "archive.sqlite")
+    assert db.execute("PRAGMA journal_mode = wal").fetchall() == [("wal",)]
+    db.close()
+    (run / "archive.sqlite-wal").touch()
+    os.truncate(run / "archive.sqlite-wal", 1 << 43)
+    done = in_process("front", run)
+    assert done.returncode == 2
+    assert "no space left on device; choose another place or make room" in done.stderr
+
+
 def test_a_candidate_that_was_changed_is_not_exported(run, tmp_path):
     db = sqlite3.connect(run / "archive.sqlite")
     with db:

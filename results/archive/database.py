@@ -161,10 +161,12 @@ def _copied(path: Path) -> sqlite3.Connection:
     """Open a copy, of which nothing is left either: once it is open it needs no name."""
     with scratch() as folder:
         copy = folder / path.name
-        wal, _, journal = beside(path)
-        for place in (path, wal, journal):
-            if place.is_file():
-                shutil.copyfile(place, copy.with_name(place.name))
+        places = [place for place in (path, *beside(path)[::2]) if place.is_file()]
+        needed = sum(place.stat().st_size for place in places)
+        if needed > shutil.disk_usage(folder).free:  # before it is full
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.fspath(folder))
+        for place in places:
+            shutil.copyfile(place, copy.with_name(place.name))
         _check_journal(copy)
         # Takes over what stands beside it.
         return _reading(sqlite3.connect(copy, isolation_level=None), "PRAGMA journal_mode = DELETE")

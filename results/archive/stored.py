@@ -203,6 +203,7 @@ FACTS: Mapping[str, Callable[[Given], object]] = {
     "pattern": _pattern,
     "plugins": _plugins,
     "race": _race,
+    "settings": Given.members,
     "starts": _texts,
     "versions": _named_texts,
 }
