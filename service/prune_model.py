@@ -228,8 +228,14 @@ def _read(request: PruneRequest) -> Rule:
             )
     group, pattern = rule.group or request.group or "row", rule.pattern or request.pattern
     replace(request, pattern=pattern)  # which checks sparsity and ratios against it
-    has_sparsity = request.sparsity is not None or bool(parse_pattern(pattern or "unstructured"))
+    counts = parse_pattern(pattern or "unstructured")
+    has_sparsity = request.sparsity is not None or bool(counts)
     is_taken = request.sparsity is not None or request.ratios is not None
+    if counts and not is_taken and (other := {*(rule.ratios or ())} - {counts[0] / counts[1]}):
+        raise RuleError(
+            f"expected the ratio {counts[0] / counts[1]:g} alone, which the pattern {pattern} of the "
+            f"candidate {rule.source} has, got {min(other):g} too; --sparsity takes its metric alone"
+        )
     if rule.ratios is None or not is_taken:
         return replace(rule, group=group, pattern=pattern)
     if not has_sparsity and rule.uniform is None and not request.has_ratio_file:

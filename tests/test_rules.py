@@ -85,6 +85,18 @@ class TestOneRatioForAllLayers:
         with pytest.raises(RuleError, match="belongs to another model; --sparsity S takes its metric alone"):
             pruned(deeper, tmp_path / "out", path, text=str(text_file))
 
+    def test_ratios_of_layers_of_other_shapes_go_to_no_model_with_these_names(self, tmp_path):
+        wider = [replace(layer, rows=2 * layer.rows) for layer in LAYERS]
+        path = written(tmp_path / "c.json", ratio=UNEVEN, layers=wider)
+        with pytest.raises(RuleError, match=r"to have \(\d+, \d+\) weights, got .* belongs to another model"):
+            ratios_of(read_rule(str(path)), LAYERS, str(path))
+        assert ratios_of(read_rule(str(path)), wider, str(path)) == UNEVEN
+
+    def test_a_pattern_beside_other_ratios_is_refused(self, tiny_model, text_file, tmp_path):
+        path = written(tmp_path / "c.json", ratio=UNEVEN, pattern="2:4")
+        with pytest.raises(RuleError, match=r"the ratio 0\.5 alone, which the pattern 2:4 .* got 0\.25 too"):
+            pruned(tiny_model, tmp_path / "out", path, text=str(text_file))
+
     def test_is_of_whole_weights_in_every_row_of_any_layer(self):
         rule = replace(read_rule("wanda"), ratios=(0.6,), uniform=0.6)
         assert ratios_of(rule, LAYERS, "c.json") == (0.6,) * len(LAYERS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ...metrics_dsl.errors import SecateurError
@@ -32,6 +32,7 @@ class Rule:
         pattern: ``unstructured`` or ``N:M``; None where nothing is said.
         ratios: One ratio a layer in model order; None for a metric alone.
         names: The layers' names in the same order; None where they are not known, or do not matter.
+        shapes: Their (rows, columns) by name, where these are known.
         uniform: The ratio that all layers of any model get; None where it is one model's, or nothing is said.
         run: The run that the rule was found in; None for others.
         stays_dense: Parameters that this run left dense.
@@ -46,6 +47,7 @@ class Rule:
     run: Path | None = None
     stays_dense: frozenset[str] = frozenset()
     uniform: float | None = None
+    shapes: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
 
 def read_rule(text: str) -> Rule:
@@ -138,6 +140,9 @@ def ratios_of(names: Mapping[str, float] | Rule, layers: Sequence[Layer], source
             if len(ratios) != len(layers):
                 raise of_another(f"ratios for the model's {len(layers)} linear layers, got {len(ratios)}")
             return ratios
+        for layer in layers:
+            if (own := (layer.rows, layer.columns)) != (known := names.shapes.get(layer.name, own)):
+                raise of_another(f"{layer.name} to have {known} weights, got {own}, by the ratios")
         names = dict(zip(names.names, ratios, strict=True))
     if len(names) != len(layers):
         raise of_another(f"ratios for the model's {len(layers)} linear layers, got {len(names)}")
@@ -168,6 +173,7 @@ def _from_file(path: Path) -> Rule:
     return Rule(
         str(path), candidate.metric, candidate.group, found.pattern, candidate.ratios,
         None if is_uniform else names, uniform=candidate.shared_ratio if is_uniform else None,
+        shapes={layer.name: (layer.rows, layer.columns) for layer in found.layers},
     )  # fmt: skip
 
 

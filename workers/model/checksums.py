@@ -77,10 +77,12 @@ class Checksums:
         return f"{name} in its configuration" if name else ""
 
 
-def _hash(tensors: Mapping[str, Tensor]) -> str:
+def _hash(tensors: Mapping[str, Any]) -> str:
     """Return a hash of tensors: their names, shapes, some values as they are, and a sum that has all."""
     found = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
+        if not isinstance(tensor, Tensor):  # what a module keeps besides, whatever it is
+            continue
         flat = tensor.detach().reshape(-1)
         total = torch.zeros((), dtype=torch.int64, device=flat.device)
         for piece in flat.split(_PIECE):
