@@ -30,7 +30,7 @@ from ..workers.prune.checkpoint import Checkpoint, check_new
 from ..workers.prune.evaluation import EvaluationRequest
 from ..workers.prune.pruning import STATISTICS, PrunedLayer, Pruner
 from ..workers.prune.repair import REPAIRS
-from ..workers.prune.tokens import Tokens
+from ..workers.prune.tokens import PruningTokens
 from .run_claim import calibrated_on
 
 
@@ -246,7 +246,7 @@ def _read(request: PruneRequest) -> Rule:
     return replace(rule, group=group, pattern=pattern, ratios=None, names=None)
 
 
-def _tokens(request: PruneRequest, rule: Rule) -> Tokens:
+def _tokens(request: PruneRequest, rule: Rule) -> PruningTokens:
     """Return what to prune on: what is said, and for the rest what the rule's run was calibrated on.
 
     Raises:
@@ -273,7 +273,7 @@ def _tokens(request: PruneRequest, rule: Rule) -> Tokens:
         sequence_length=length if request.sequence_length is None else request.sequence_length,
         seed=seed if request.seed is None else request.seed,
     )
-    return Tokens(
+    return PruningTokens(
         asked.text, asked.sequences()["statistics"], asked.sequence_length, asked.seed,
         calibration if request.text is None else None, is_same,
     )  # fmt: skip

@@ -241,11 +241,11 @@ def run_search(
         SecateurError: When settings, calibration, model or run folder do not fit; nothing is written.
         KeyboardInterrupt: When interrupted; all that was measured is in the archive.
     """
-    from .run_claim import unmade
+    from .run_claim import removed_if_it_fails
     from .search_run import Listener, search_all
 
     chosen = settings_of(calibration, settings)
-    with unmade([RunFolder(Path(out))]):
+    with removed_if_it_fails([RunFolder(Path(out))]):
         search_all(
             {Path(out): chosen},
             listener or Listener(),

@@ -111,7 +111,7 @@ def identity_of(calibration: Calibration) -> str:
 
 
 @contextlib.contextmanager
-def unmade(runs: Iterable[RunFolder]) -> Iterator[None]:
+def removed_if_it_fails(runs: Iterable[RunFolder]) -> Iterator[None]:
     """Remove folders of runs that were made meanwhile, and what is above them, if no run measured anything.
 
     Nothing goes that was there before, or that is not ours. What a user interrupts stays, to be resumed.

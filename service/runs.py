@@ -115,7 +115,7 @@ def run_seeds(
     Raises:
         SecateurError: As ``run_search``.
     """
-    from .run_claim import same_run, unmade
+    from .run_claim import removed_if_it_fails, same_run
     from .search_run import Listener, search_all
 
     chosen = settings_of(calibration, settings)
@@ -138,7 +138,7 @@ def run_seeds(
         )
     each = range(chosen.seed, chosen.seed + seeds)
     runs = {folder.of_seed(seed).path: chosen.model_copy(update={"seed": seed}) for seed in each}
-    with unmade(map(RunFolder, runs)):
+    with removed_if_it_fails(map(RunFolder, runs)):
         search_all(runs, listener, cluster, is_resumed=False, trust_remote_code=trust_remote_code)
     return Runs([open_run(path) for path in runs])
 

@@ -20,10 +20,10 @@ from secateur.service.prune_model import prune
 from secateur.workers.calibrate.file_records import FileRecord
 from secateur.workers.calibrate.manifest import own_hash
 from secateur.workers.model.errors import ModelError
-from secateur.workers.model.files import find_model
 from secateur.workers.model.gguf import check_all_read
 from secateur.workers.model.load import choose_device, load_model, model_of_config
 from secateur.workers.model.load_blocks import decoder_in_files
+from secateur.workers.model.model_files import find_model
 from secateur.workers.prune.checkpoint import Checkpoint, CheckpointError
 from support import in_process, save_model, save_tokenizer, tiny_config
 from support import secateur as in_own_process

@@ -25,7 +25,7 @@ from secateur.results.export.exporters import EXPORTERS
 from secateur.results.report.plot import PICTURES, write_plot
 from secateur.results.report.report import write_report
 from secateur.service.run import Run
-from secateur.service.run_claim import unmade
+from secateur.service.run_claim import removed_if_it_fails
 from support import in_process
 
 NAMES = ("archive.sqlite", "archive.sqlite-wal", "archive.sqlite-shm", "archive.sqlite-journal")
@@ -592,7 +592,7 @@ def test_a_start_beside_one_that_runs_takes_nothing_from_it(tmp_path):
     run, others = RunFolder(tmp_path / "run"), []
 
     def start():
-        with unmade([run]):
+        with removed_if_it_fails([run]):
             run.path.mkdir()  # by another process, which came first
             run.settings_file.write_text("[search]")
             run.archive_file.touch()

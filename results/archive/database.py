@@ -56,7 +56,7 @@ class Opened:
 
     def is_current(self, path: Path) -> bool:
         """Whether it sees what is in a database now."""
-        return not self.state or self.state == (state_of(path) if self.is_whole else shared_by(path))
+        return not self.state or self.state == (state_of(path) if self.is_whole else shared_files_state(path))
 
 
 def beside(path: Path) -> list[Path]:
@@ -73,7 +73,7 @@ def state_of(path: Path) -> tuple[object, ...]:
     )
 
 
-def shared_by(path: Path) -> tuple[object, ...]:
+def shared_files_state(path: Path) -> tuple[object, ...]:
     """Return what changes when readers and writers no longer share the files that they did."""
     return tuple(found.st_ino if (found := _stat(place)) else None for place in (path, beside(path)[0]))
 
@@ -128,7 +128,7 @@ def connect_to_read(path: Path, lock_file: Path) -> Opened:
         state = state_of(path)
         if is_live or not _is_wal(path):
             with contextlib.suppress(sqlite3.OperationalError):
-                return Opened(_reader(path, "mode=ro"), shared_by(path))
+                return Opened(_reader(path, "mode=ro"), shared_files_state(path))
         # From here on nobody writes, or the folder has no place for what readers and writers share.
         wal = _stat(beside(path)[0])
         is_fixed = True

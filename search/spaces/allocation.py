@@ -185,7 +185,7 @@ class Dense:
         return self.summarise(PUBLISHED["wanda"].expression, [reduction])[reduction]
 
     @cached_property
-    def places(self) -> list[int]:
+    def block_ranks(self) -> list[int]:
         """Return each layer's block, counted among those that have layers: of others nothing is known."""
         own = {block: place for place, block in enumerate(sorted({layer.block for layer in self.layers}))}
         return [own[layer.block] for layer in self.layers]
@@ -193,17 +193,17 @@ class Dense:
     @property
     def blocks(self) -> int:
         """Number of decoder blocks that have layers."""
-        return self.places[-1] + 1
+        return self.block_ranks[-1] + 1
 
     @property
     def block_sizes(self) -> _Floats:
         """Prunable weights of each block, (blocks,)."""
-        counts = np.bincount(self.places, sizes(self.layers), self.blocks)
+        counts = np.bincount(self.block_ranks, sizes(self.layers), self.blocks)
         return np.asarray(counts, dtype=np.float64)
 
     def of_blocks(self, ratios: _Floats) -> tuple[float, ...]:
         """Return each layer's ratio from its block's."""
-        return tuple(float(ratios[place]) for place in self.places)
+        return tuple(float(ratios[place]) for place in self.block_ranks)
 
 
 Variants = dict[str, tuple[float, ...]]

@@ -101,7 +101,7 @@ class FeatureSpace:
     def encode(self, ratios: ArrayLike, sparsity: float) -> Values | None:
         """Return the feature and width that come nearest, unless they explain less than half."""
         layers = self.dense.layers
-        weighted = np.bincount(self.dense.places, sizes(layers) * (np.asarray(ratios) - sparsity))
+        weighted = np.bincount(self.dense.block_ranks, sizes(layers) * (np.asarray(ratios) - sparsity))
         offsets = weighted / self.dense.block_sizes
         offsets -= offsets.mean()
         centred = self.features - self.features.mean(1, keepdims=True)
@@ -142,8 +142,8 @@ def _curve(dense: Dense) -> LinearSpace:
     parts = {
         "slope": (0.3, depth),
         "curvature": (0.3, depth**2 - 1 / 3),
-        "first block": (0.4, _where([place == 0 for place in dense.places])),
-        "last block": (0.4, _where([place == last for place in dense.places])),
+        "first block": (0.4, _where([place == 0 for place in dense.block_ranks])),
+        "last block": (0.4, _where([place == last for place in dense.block_ranks])),
     }
     for kind in dict.fromkeys(layer.kind for layer in layers):
         parts[kind] = (0.3, _where([x.kind == kind for x in layers]))

@@ -33,7 +33,7 @@ from ...search.core.files import expanded
 from ...search.core.reading import check_file, read_json
 from ..model.checksums import Checksums
 from .file_records import FileRecord
-from .manifest import MANIFEST, PARTS, READABLE, Entry, check, check_layers, own_hash
+from .manifest import MANIFEST, PARTS, READABLE, Entry, check_layers, check_manifest, own_hash
 
 _TOKENS = "tokens.safetensors"
 _MODEL = "model"  # the dense copy of a quantised model
@@ -112,7 +112,7 @@ class Calibration:
                 known = f"{', '.join(map(str, READABLE[:-1]))} or {READABLE[-1]}"
                 raise CalibrationError(f"expected calibration format {known}, got {version} in {path}")
             self._has_hashes = version > 3
-            check(given)
+            check_manifest(given)
             rows = given.field("layers")
             self.layers = list(map(Layer.read, rows.entries()))
             self.entries = list(map(Entry.read, rows.entries()))

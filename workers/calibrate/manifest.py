@@ -44,7 +44,7 @@ class Entry:
         )
 
 
-def check(given: Given) -> None:
+def check_manifest(given: Given) -> None:
     """Check what a manifest says besides layers and files, as far as something depends on it.
 
     Raises:

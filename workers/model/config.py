@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from ...search.core.reading import Given
-from .errors import ModelError, told_by_transformers
-from .files import ModelFiles
+from .errors import ModelError, transformers_reading
 from .limits import check_numbers
+from .model_files import ModelFiles
 
 _DEQUANTISED = ("fp8", "mxfp4")  # what transformers brings to ordinary weights on any machine
 # What computes attention and experts with code that is here; others are on the hub, or are looked for there.
@@ -26,7 +26,7 @@ def read_config(files: ModelFiles, *, trust_remote_code: bool) -> Any:
 
     if (given := files.read("config.json")) is not None:
         _check(given, files.source)
-    with told_by_transformers(files.source):
+    with transformers_reading(files.source):
         config = AutoConfig.from_pretrained(files.place, trust_remote_code=trust_remote_code, **files.options)
         if not trust_remote_code:
             _check_kernels(config, files.source)

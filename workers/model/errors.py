@@ -15,7 +15,7 @@ class ModelError(SecateurError):
 
 
 @contextmanager
-def told_by_transformers(source: str) -> Iterator[None]:
+def transformers_reading(source: str) -> Iterator[None]:
     """Let transformers read something of a model: without reports of its own, errors as sentences.
 
     Raises:
@@ -44,7 +44,7 @@ def told_by_transformers(source: str) -> Iterator[None]:
 
 
 @contextmanager
-def written_by_transformers() -> Iterator[None]:
+def transformers_writing() -> Iterator[None]:
     """Let transformers write something of a model.
 
     Raises:

@@ -13,11 +13,11 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from ...search.core.files import expanded
 from ...search.core.requests import check_device, check_dtype
 from .config import is_quantised, read_config
-from .errors import ModelError, told_by_transformers, written_by_transformers
-from .files import ModelFiles, find_model
+from .errors import ModelError, transformers_reading, transformers_writing
 from .gguf import check_all_read
 from .limits import check_memory, check_size
-from .report import check_report, open_without_weights
+from .loading_report import check_report, open_without_weights
+from .model_files import ModelFiles, find_model
 
 
 def choose_device(name: str) -> torch.device:
@@ -75,7 +75,7 @@ def load_model(
         empty = open_without_weights(files, config, dtype, trust_remote_code=trust_remote_code)
         check_memory([*empty.parameters(), *empty.buffers()], source)
         del empty
-    with told_by_transformers(source):
+    with transformers_reading(source):
         model, found = AutoModelForCausalLM.from_pretrained(
             files.place, config=config, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True,
             trust_remote_code=trust_remote_code, **files.options,
@@ -89,7 +89,7 @@ def load_model(
         if not bool(parameter.isfinite().all()):
             raise ModelError(f"expected finite weights, got some that are not in {name} of {source}")
     model.requires_grad_(False)
-    with told_by_transformers(source):  # a device may be too small
+    with transformers_reading(source):  # a device may be too small
         return model.eval().to(device or torch.device("cpu")), tokenizer
 
 
@@ -118,7 +118,7 @@ def empty_model(
         return None
     tokenizer = _tokenizer(files, trust_remote_code=False)
     check_memory(open_without_weights(files, config, dtype, trust_remote_code=False).buffers(), source)
-    with told_by_transformers(source):
+    with transformers_reading(source):
         # torch's annotation says nothing of what such a hook returns.
         handle = register_module_parameter_registration_hook(_emptied)  # type: ignore[arg-type]
         try:
@@ -155,7 +155,7 @@ def _tokenizer(files: ModelFiles, *, trust_remote_code: bool) -> Any:
             f"expected a tokenizer beside the model, got {files.source} without one; copy that of the model "
             "that it was made from (tokenizer.json and what goes with it)"
         )
-    with told_by_transformers(files.source):
+    with transformers_reading(files.source):
         return AutoTokenizer.from_pretrained(
             files.place, trust_remote_code=trust_remote_code, **files.options
         )
@@ -201,7 +201,7 @@ def model_of_config(source: str, dtype: torch.dtype, *, trust_remote_code: bool 
     from transformers import AutoModelForCausalLM
 
     config = read_config(find_model(source, may_be_config=True), trust_remote_code=trust_remote_code)
-    with told_by_transformers(source):
+    with transformers_reading(source):
         model: nn.Module = AutoModelForCausalLM.from_config(
             config, dtype=dtype, trust_remote_code=trust_remote_code
         )
@@ -243,7 +243,7 @@ def processor_files(source: str) -> list[Path]:
 
 def save_dense_copy(model: Any, tokenizer: Any, folder: Path) -> None:
     """Write a model that was read from a quantised file as an ordinary folder, so it loads fast."""
-    with written_by_transformers():
+    with transformers_writing():
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
 

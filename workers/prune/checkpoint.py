@@ -23,7 +23,7 @@ from ...metrics_dsl.errors import SecateurError
 from ...search.core.candidate import parse_pattern
 from ...search.core.files import Output, check_place, whole
 from ..model.decoder import Decoder, oriented, weight_matrix, weight_of
-from ..model.errors import ModelError, written_by_transformers
+from ..model.errors import ModelError, transformers_writing
 from ..model.weights import WeightFiles
 from .pruning import PrunedLayer
 from .read_back import Sample
@@ -154,12 +154,12 @@ class Checkpoint:
         if self._decoder.weights.in_files:
             self._save_rest(model)
         else:
-            with written_by_transformers():
+            with transformers_writing():
                 model.save_pretrained(partial)
             weights = {name: weight_of(module).data for name, module in self._modules.items()}
             for path in partial.glob("*.safetensors"):
                 self._check(path, weights)
-        with written_by_transformers():
+        with transformers_writing():
             tokenizer.save_pretrained(partial)
         for path in beside:
             shutil.copyfile(path, partial / path.name)
@@ -182,7 +182,7 @@ class Checkpoint:
         rest |= self._waiting
         # transformers would give tensors the names that it knows from older files, but those of this model
         # have the names of its files.
-        with written_by_transformers():
+        with transformers_writing():
             model.save_pretrained(self._partial, state_dict=dict(rest), save_original_format=False)
         last = self._partial / "model.safetensors"
         self._shards.append((last, self._check(last, rest)))

@@ -17,7 +17,7 @@ from ..model.decoder import Decoder
 
 
 @dataclass(frozen=True)
-class Tokens:
+class PruningTokens:
     """Sequences of tokens that statistics come from.
 
     Attributes:

@@ -12,8 +12,8 @@ from safetensors import safe_open
 from torch import nn
 
 from .config import is_quantised
-from .errors import ModelError, told_by_transformers
-from .files import ModelFiles
+from .errors import ModelError, transformers_reading
+from .model_files import ModelFiles
 
 _FLOATING = ("F64", "F32", "F16", "BF16")
 _SENSES = re.compile(r"(^|\.)(visual|vision|video|image|audio|speech)(_\w+)?\.")
@@ -35,7 +35,7 @@ def open_without_weights(
     """
     from transformers import AutoModelForCausalLM
 
-    with told_by_transformers(files.source):
+    with transformers_reading(files.source):
         model, found = AutoModelForCausalLM.from_pretrained(
             files.place, config=config, dtype=dtype, device_map="meta", output_loading_info=True,
             ignore_mismatched_sizes=True, trust_remote_code=trust_remote_code, **files.options,
