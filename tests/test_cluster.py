@@ -625,7 +625,7 @@ def test_a_worker_of_some_blocks_holds_no_others(tiny_calibration, tiny_evaluato
 def test_blocks_are_split_as_evenly_as_can_be(sizes, data):
     shards = data.draw(st.integers(1, len(sizes)))
     layers = [Layer(f"{b}", b, "q", size, 8) for b, size in enumerate(sizes)]
-    found = split_blocks(layers, shards)
+    found = split_blocks(layers, shards, 1 + max(layer.block for layer in layers))
     assert [b for held in found for b in held] == list(range(len(sizes)))
     assert len(found) == shards
     assert all(found)

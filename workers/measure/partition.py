@@ -9,7 +9,7 @@ from ...metrics_dsl.errors import SecateurError
 from ...search.core.candidate import Layer
 
 
-def split_blocks(layers: Sequence[Layer], shards: int, count: int = 0) -> list[range]:
+def split_blocks(layers: Sequence[Layer], shards: int, count: int) -> list[range]:
     """Return contiguous ranges of all blocks whose largest load, the sum of rows x columns^2, is least.
 
     Each has layers: blocks without any go with those before them.
@@ -17,7 +17,7 @@ def split_blocks(layers: Sequence[Layer], shards: int, count: int = 0) -> list[r
     Args:
         layers: The prunable layers.
         shards: How many ranges.
-        count: How many blocks the model has; up to the last with layers if left out.
+        count: How many blocks the model has.
 
     Raises:
         SecateurError: For more shards than blocks with layers.
@@ -42,5 +42,5 @@ def split_blocks(layers: Sequence[Layer], shards: int, count: int = 0) -> list[r
             )
             for end in range(len(own) + 1)
         ]
-    cuts = [0, *(own[cut] for cut in best[len(own)][1][1:]), count or own[-1] + 1]
+    cuts = [0, *(own[cut] for cut in best[len(own)][1][1:]), count]
     return [range(start, end) for start, end in pairwise(cuts)]
