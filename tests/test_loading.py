@@ -7,6 +7,7 @@ import shutil
 import struct
 import sys
 import time
+from dataclasses import asdict
 
 import pytest
 import secateur
@@ -16,6 +17,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from secateur.metrics_dsl.errors import SecateurError
 from secateur.service.prune_model import prune
+from secateur.workers.calibrate.file_records import FileRecord
+from secateur.workers.calibrate.manifest import own_hash
 from secateur.workers.model.files import find_model
 from secateur.workers.model.gguf import check_all_read
 from secateur.workers.model.load import ModelError, choose_device, load_model, model_of_config
@@ -349,6 +352,9 @@ def made(tiny_model, text_file, tmp_path_factory):
     shutil.copytree(own, place / "owncal" / "model")
     manifest = json.loads((place / "owncal" / "manifest.json").read_text())
     manifest["model"]["trust_remote_code"] = True
+    for path in sorted((place / "owncal").rglob("model/**/*.*")):
+        manifest["files"][path.relative_to(place / "owncal").as_posix()] = asdict(FileRecord.of(path))
+    manifest["sha256"] = own_hash(manifest)
     (place / "owncal" / "manifest.json").write_text(json.dumps(manifest))
     return place
 
