@@ -603,7 +603,7 @@ def test_a_node_that_does_not_see_the_calibration_is_named(ray_session, tiny_cal
 @pytest.mark.parametrize("where", ["files", "memory"])
 def test_a_worker_of_some_blocks_holds_no_others(tiny_calibration, tiny_evaluator, monkeypatch, where):
     if where == "memory":  # of a model whose files hold its blocks in another form
-        monkeypatch.setattr(load_blocks, "decoder_in_files", lambda *_: None)
+        monkeypatch.setattr(load_blocks, "decoder_in_files", lambda *_, **_options: None)
     first, last = (Worker(tiny_calibration, blocks=blocks) for blocks in (range(2), range(2, 3)))
     for worker in (first, last):
         for index, block in enumerate(worker.decoder.blocks):

@@ -361,11 +361,8 @@ def made(tiny_model, text_file, tmp_path_factory):
     shutil.copytree(own, place / "owncal" / "model")
     manifest = json.loads((place / "owncal" / "manifest.json").read_text())
     manifest["model"]["trust_remote_code"] = True
-    manifest["files"] |= {
-        str(path.relative_to(place / "owncal")): asdict(FileRecord.of(path))
-        for path in (place / "owncal" / "model").rglob("*")
-        if path.is_file()
-    }
+    for path in sorted((place / "owncal").rglob("model/**/*.*")):
+        manifest["files"][path.relative_to(place / "owncal").as_posix()] = asdict(FileRecord.of(path))
     manifest["sha256"] = own_hash(manifest)
     (place / "owncal" / "manifest.json").write_text(json.dumps(manifest))
     return place
