@@ -112,31 +112,31 @@ def identity_of(calibration: Calibration) -> str:
 
 @contextlib.contextmanager
 def removed_if_it_fails(runs: Iterable[RunFolder]) -> Iterator[None]:
-    """Remove folders of runs that were made meanwhile, and what is above them, if no run measured anything.
+    """Remove what a start of runs makes, files and folders, if it fails and no run has measured anything.
 
     Nothing goes that was there before, or that is not ours. What a user interrupts stays, to be resumed.
     """
-    runs = list(runs)
-    new = [run for run in runs if not os.path.lexists(run.path)]
-    above = {place for run in new for place in run.path.absolute().parents if not place.exists()}
+    before = {run: {name for name in OF_A_RUN if os.path.lexists(run.path / name)} for run in runs}
+    folders = {place for run in before for place in (run.path.absolute(), *run.path.absolute().parents)}
+    new = sorted((place for place in folders if not os.path.lexists(place)), key=lambda p: -len(p.parts))
     try:
         yield
     except Exception:
         with contextlib.suppress(SecateurError, OSError, sqlite3.Error):
-            if not any(map(has_measured, runs)):
-                for run in new:
-                    _unmake(run)
-                for place in (*(run.path for run in new), *sorted(above, key=lambda p: -len(p.parts))):
+            if not any(map(has_measured, before)):
+                for run, there in before.items():
+                    _remove(run, set(OF_A_RUN) - there)
+                for place in new:
                     with contextlib.suppress(OSError):  # somebody else put something there
                         place.rmdir()
         raise
 
 
-def _unmake(run: RunFolder) -> None:
-    """Remove a run's files, unless another process writes them."""
-    if run.path.is_dir():
+def _remove(run: RunFolder, names: set[str]) -> None:
+    """Remove files of a run, unless another process writes it."""
+    if names and run.path.is_dir():
         with lock(run.lock_file):
-            for name in OF_A_RUN:
+            for name in names:
                 (run.path / name).unlink(missing_ok=True)
 
 

@@ -278,6 +278,23 @@ def test_signals_in_quick_succession_end_a_search_in_order(tiny_calibration, tmp
     assert "Traceback" not in errors
 
 
+@pytest.mark.parametrize("command", ["calibrate", "prune"])
+def test_a_signal_ends_what_writes_a_folder_and_leaves_none(command, tiny_model, text_file, tmp_path):
+    out = {"calibrate": "--out", "prune": "-o"}[command]
+    words = [sys.executable, "-m", "secateur", command, tiny_model, "--text", text_file, "--tokens", "8192",
+             "--sequence-length", "64", out, tmp_path / "new"]  # fmt: skip
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.iterdir()) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+    assert errors.splitlines()[-1] == "secateur: interrupted"
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("seconds", [0.15, 0.5, 1.5])
 def test_a_signal_while_libraries_are_imported_is_one_line(tiny_calibration, tmp_path, seconds):
     words = [sys.executable, "-m", "secateur", "search", tiny_calibration.folder, *SEARCH, "--out",

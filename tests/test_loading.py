@@ -7,6 +7,8 @@ import shutil
 import struct
 import sys
 import time
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 
 import pytest
@@ -349,6 +351,8 @@ def made(tiny_model, text_file, tmp_path_factory):
     place = tmp_path_factory.mktemp("code")
     shutil.copytree(tiny_model, place / "model")
     own = bring_code(shutil.copytree(tiny_model, place / "own"))
+    known = bring_code(shutil.copytree(tiny_model, place / "known"))
+    edit(known, model_type="llama", architectures=["LlamaForCausalLM"])
     sizes = ("--tokens", 128, "--selection-tokens", 64, "--holdout-tokens", 64, "--sequence-length", 64)
     words = ("--text", text_file, "--device", "cpu", *sizes)
     done = in_process("calibrate", place / "model", *words, "--out", place / "cal")
@@ -417,6 +421,23 @@ class TestForeignCode:
         assert not ran.exists()
         assert not (made / "new").exists()
 
+    @pytest.mark.parametrize(
+        "name", ["plan", "calibrate", "calibrate self", "prune", "evaluate", "measure model", "export"]
+    )
+    def test_what_lies_beside_a_model_that_transformers_knows_does_not_run(
+        self, name, made, text_file, tmp_path, monkeypatch
+    ):
+        ran = made / "ran"
+        monkeypatch.setenv("RAN", str(ran))
+        monkeypatch.chdir(made)
+        few = "--tokens 128 --selection-tokens 64 --holdout-tokens 64 --sequence-length 64"
+        sizes = {"calibrate": few, "calibrate self": few, "prune": "--tokens 128 --sequence-length 64"}
+        words = f"{COMMANDS[name]} {sizes.get(name, '')}".replace("TEXT", str(text_file))
+        with answering_yes(monkeypatch):
+            done = in_process(*words.replace("own", "known").replace("new", str(tmp_path / "new")).split())
+        assert done.returncode in (0, 2), done.stderr
+        assert not ran.exists()
+
     def test_a_worker_on_a_cluster_is_told_in_each_search(self, made, tmp_path, monkeypatch):
         from secateur.workers.cluster.actor import Actor
 
@@ -472,6 +493,17 @@ class TestForeignCode:
         record = secateur.prune(own, tmp_path / "out", text=str(text_file), **SMALL, **flag)
         assert record["loaded_back"]["difference"] < 1e-6
         assert (tmp_path / "ran").exists()
+
+
+def test_threads_that_load_at_once_leave_the_process_as_it_was(tiny_model):
+    def streams():
+        return sys.stdout, sys.stderr, warnings.filters[:], warnings.showwarning
+
+    before = streams()
+    with ThreadPoolExecutor(4) as pool:
+        for model, _ in pool.map(load_model, [str(tiny_model)] * 8):
+            assert not model.training
+    assert streams() == before
 
 
 class TestPlaces:
@@ -542,12 +574,17 @@ class TestConfigurations:
     )  # fmt: skip
 
     @settings(max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture])
-    @given(field=st.sampled_from(FIELDS), value=WRONG)
+    @given(
+        field=st.sampled_from(FIELDS), value=WRONG,
+        inside=st.sampled_from([(), (), ("text_config",), ("rope_parameters",), ("text_config", "sub")]),
+    )  # fmt: skip
     def test_whatever_stands_there_it_loads_or_is_refused_in_a_sentence(
-        self, field, value, tiny_model, tmp_path
+        self, field, value, inside, tiny_model, tmp_path
     ):
         place = tmp_path / "model"
         shutil.copytree(tiny_model, place, dirs_exist_ok=True)
+        for part in reversed(inside):
+            field, value = part, {field: value}
         edit(place, **{field: value})
         start = time.monotonic()
         for load in (

@@ -11,6 +11,7 @@ import sqlite3
 import struct
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import secateur
@@ -192,6 +193,37 @@ class TestOutputs:
             done = self.write(name, run, place)
             assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), (place, done.stderr)
         assert state(tmp_path) == before
+
+
+NEW = {  # what is never written over anything, but for an empty folder where it is one
+    "calibrate": ("calibrate", "MODEL", "--text", "TEXT", "--out"),
+    "prune": ("prune", "MODEL", "--text", "TEXT", "-o"),
+    "search": ("search", "CAL", "--sparsity", 0.5, "--budget", 14, "--out"),
+    "import": ("import", "LEVELS", "--layers", "RUN", "--sparsity", 0.5, "-o"),
+    "masks": ("export", "RUN", "best", "--to", "masks", "-o"),
+}
+
+
+@pytest.mark.parametrize("name", NEW)
+def test_what_is_new_takes_nobodys_place(
+    name, run, outputs, tiny_model, tiny_calibration, text_file, tmp_path
+):
+    levels = next(outputs["evopress"].rglob("*.txt"))
+    places = {"MODEL": tiny_model, "CAL": tiny_calibration.folder, "TEXT": text_file, "RUN": run,
+              "LEVELS": levels}  # fmt: skip
+    words = [places.get(word, word) for word in NEW[name]]
+    there = tmp_path / "there"
+    there.mkdir()
+    for what, lay in foreign(""):
+        lay(there / what)
+    (there / "a link").symlink_to(there / "text")
+    shutil.copytree(run, there / "a run")
+    before = state(there)
+    for target in (*there.iterdir(), there / "a run" / "archive.sqlite", there / "a run" / "writer.lock"):
+        done = in_process(*words, target)
+        assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), (target, done.stderr)
+        assert "there/" in done.stderr, done.stderr
+        assert state(there) == before, target
 
 
 @pytest.mark.parametrize("suffix", PICTURES)
@@ -579,12 +611,12 @@ def test_a_start_that_fails_leaves_no_folder_but_those_of_others(tiny_calibratio
 
     monkeypatch.setattr(search_run, "claim", fail)
     (tmp_path / "mine").mkdir()
-    for out in (tmp_path / "mine", tmp_path / "new" / "deep" / "run"):
-        with pytest.raises(SecateurError, match="nothing works today"):
-            secateur.run_search(
-                tiny_calibration, out, budget=12, stage="screen", objectives="layer_error,size"
-            )
-    assert (tmp_path / "mine").is_dir()
+    several = partial(secateur.run_seeds, seeds=2)
+    for start in (secateur.run_search, several):
+        for out in (tmp_path / "mine", tmp_path / "new" / "deep" / "run"):
+            with pytest.raises(SecateurError, match="nothing works today"):
+                start(tiny_calibration, out, budget=12, stage="screen", objectives="layer_error,size")
+    assert list((tmp_path / "mine").iterdir()) == []
     assert not (tmp_path / "new").exists()
 
 

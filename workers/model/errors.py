@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 
 from ...metrics_dsl.errors import SecateurError
+
+_ALONE = threading.RLock()  # transformers changes torch for the whole process while it makes a model
 
 
 class ModelError(SecateurError):
@@ -31,7 +34,8 @@ def transformers_reading(source: str) -> Iterator[None]:
     # Each call says whether code may run; a question that is asked all the same has its answer.
     dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
     try:
-        yield
+        with _ALONE:
+            yield
     except (ModelError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # whatever a file that nobody checked makes of transformers
