@@ -382,7 +382,7 @@ def test_a_hundred_thousand_candidates_are_read_whole(tmp_path):
 def test_a_reader_never_sees_a_torn_row(tmp_path):
     """A thousand times, while another process commits batches of eight."""
     code = (
-        "import sys; sys.path.insert(0, sys.argv[2])\n"
+        "import sys, time; sys.path.insert(0, sys.argv[2])\n"
         "from support import FakeEvaluator\n"
         "from secateur.metrics_dsl.parser import parse\n"
         "from secateur.results.archive.archive import Archive\n"
@@ -397,6 +397,7 @@ def test_a_reader_never_sees_a_torn_row(tmp_path):
         "        pairs = zip(ratios, found)\n"
         "        archive.add([Trial(Candidate(parse('W'), r), m, 'measured') for r, m in pairs])\n"
         "        n += 8\n"
+        "        time.sleep(0.01)\n"  # else the reader reads ever more, and takes the longer
     )
     folder = tmp_path / "run"
     process = subprocess.Popen([sys.executable, "-c", code, str(folder), str(ROOT / "tests")])

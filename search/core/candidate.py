@@ -90,7 +90,9 @@ class Candidate:
     @cached_property
     def key(self) -> str:
         """Stable identifier: a hash of the candidate's text, the same in every process."""
-        text = "\n".join((str(self.metric), self.group, ",".join(map(repr, self.ratios))))
+        shared = self.shared_ratio  # most have one, and writing a number takes long
+        ratios = map(repr, self.ratios) if shared is None else [repr(shared)] * len(self.ratios)
+        text = "\n".join((str(self.metric), self.group, ",".join(ratios)))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @property
