@@ -63,7 +63,9 @@ HOMES = {
         "results/terminal/watch_text.py",
         "cli/options.py",
     },
-    "transformers": {f"workers/model/{name}.py" for name in ("config", "errors", "files", "load", "report")},
+    "transformers": {
+        f"workers/model/{name}.py" for name in ("config", "errors", "load", "loading_report", "model_files")
+    },
     "moocore": {"results/archive/front.py", "results/summary/compare.py", "search/core/selection.py"},
     "matplotlib": {"results/report/plot.py", "service/run.py"},
     "pymoo": {"search/searchers/nsga3.py"},
