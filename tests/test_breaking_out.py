@@ -3,7 +3,6 @@
 import ast
 import csv
 import json
-import os
 import re
 import shlex
 import subprocess
@@ -134,8 +133,8 @@ def test_what_a_leaf_of_somebody_elses_means_stays_in_its_comment(meaning, tmp_p
 class TestAnArchive:
     @pytest.fixture
     def run(self, tmp_path):
-        """A run whose facts are whatever somebody wrote, in a folder whose name is no text."""
-        folder = tmp_path / os.fsdecode(b'r\xe9"""\n#')
+        """A run whose facts are whatever somebody wrote, in a folder whose name is another's words."""
+        folder = tmp_path / 'ré"""\n#'
         make_run(folder)
         nasty = "".join(PIECES).replace("\ud800", "")
         layers = [asdict(layer) | {"name": f"{nasty}{i}", "kind": nasty} for i, layer in enumerate(LAYERS)]

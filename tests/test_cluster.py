@@ -332,7 +332,7 @@ def test_a_ray_that_does_not_start_in_time_is_a_sentence(tiny_calibration, tmp_p
         capture_output=True, text=True, timeout=120, env=os.environ | {"TMPDIR": short_place},
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
-    assert "Ray did not start on this machine within" in done.stderr
+    assert "Ray did not start on this machine" in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert os.listdir(short_place) == []
     assert not [

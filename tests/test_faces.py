@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from secateur.cli import terminal
@@ -295,11 +296,22 @@ def test_a_signal_ends_what_writes_a_folder_and_leaves_none(command, tiny_model,
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("seconds", [0.15, 0.5, 1.5])
+def wait_until_it_listens(process):
+    """Wait for the first lines of the program: before them, a signal is Python's."""
+    while True:
+        lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+        (caught,) = [int(line.split()[1], 16) for line in lines if line.startswith("SigCgt")]
+        if caught & (1 << (signal.SIGHUP - 1)):
+            return
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize("seconds", [0, 0.3, 1.5])
 def test_a_signal_while_libraries_are_imported_is_one_line(tiny_calibration, tmp_path, seconds):
     words = [sys.executable, "-m", "secateur", "search", tiny_calibration.folder, *SEARCH, "--out",
              tmp_path / "run"]  # fmt: skip
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_until_it_listens(process)
     time.sleep(seconds)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)

@@ -33,7 +33,9 @@ def run(tiny_calibration, tmp_path_factory):
 
 
 class TestExamples:
-    def test_go_from_a_model_to_a_pruned_one(self, tiny_model, text_file, tmp_path):
+    def test_go_from_a_model_to_a_pruned_one(self, tiny_model, tmp_path_factory, tmp_path):
+        text_file = tmp_path_factory.mktemp("prose") / "prose.txt"
+        text_file.write_text((ROOT / "README.md").read_text())
         script = ROOT / "examples" / "search.py"
         assert len(script.read_text().splitlines()) <= 25
         command = [sys.executable, "-W", "error::ResourceWarning", script, tiny_model, text_file, tmp_path]

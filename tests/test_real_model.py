@@ -147,7 +147,7 @@ def test_searched_ratios_hold_the_sparsity_and_beat_even_ones(real_calibration, 
     run = tmp_path / "run"
     done = in_process(
         "search", real_calibration.folder, "--space", "curve", "--searcher", "evolution", "--sparsity", 0.6,
-        "--rungs", 128, "--batch", 8, "--budget", 32, "--out", run,
+        "--rungs", 128, "--batch", 8, "--budget", 41, "--out", run,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     frame = Archive(run).frame()
@@ -236,7 +236,7 @@ def test_obs_helps_at_every_sparsity_and_is_sparsegpt_s_update(source, prose):
     pruner = Pruner(decoder, statistics)
     held, hidden = [], pruner._entering()
     with torch.no_grad():  # one pass for all that is compared: statistics are one-shot
-        for block in range(10):  # the others stay dense: what a repair does to a block takes long
+        for block in range(len(decoder.blocks)):
             hidden, found = pruner._measured(block, hidden, WANDA)
             held += found
 
@@ -257,4 +257,4 @@ def test_obs_helps_at_every_sparsity_and_is_sparsegpt_s_update(source, prose):
     for ratio in (0.5, 0.6, 0.7):
         assert found[ratio, "obs"] < found[ratio, "none"], found
     reference = perplexity(0.6, lambda w, mask, gram, _mean: sparsegpt_reference(w, mask, gram))
-    assert found[0.6, "obs"] == pytest.approx(reference, rel=0.003)
+    assert found[0.6, "obs"] == pytest.approx(reference, rel=0.01)

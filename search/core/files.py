@@ -75,6 +75,8 @@ def expanded(path: str | Path, error: type[SecateurError] = SecateurError) -> Pa
         SecateurError: As ``error``, when nobody knows that folder, or no path can be so.
     """
     check_name(path, "a path", error)
+    if "\0" in str(path):
+        raise error("expected a path, got one with a character of the code 0")
     try:
         return Path(path).expanduser()
     except RuntimeError:

@@ -28,7 +28,6 @@ _LONGEST_PLACE = 25  # characters
 _STORE_BYTES = 1 << 29  # of shared memory on one machine, for the hidden states between shards
 _LOOK_SECONDS = 120.0
 _REACH_SECONDS = 5.0
-_SLOW_SECONDS = 10.0
 _END_SECONDS = 10.0
 _TOKEN_HINT = (
     "if the cluster wants a token, export RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
@@ -65,22 +64,20 @@ def connected(address: str) -> Iterator[None]:
                 "object_store_memory": _STORE_BYTES,
             }
         opened.callback(_end, folder)
-        began = time.monotonic()
         try:
             with _own_signals():
                 ray.init(**options)
         except Exception as error:  # Ray raises Exception itself where it cannot start in time
             reason = " ".join(str(error).split())[:300]
-            raise WorkerError(_no_cluster(address, reason, time.monotonic() - began)) from None
+            raise WorkerError(_no_cluster(address, reason)) from None
         yield
 
 
-def _no_cluster(address: str, reason: str, seconds: float) -> str:
+def _no_cluster(address: str, reason: str) -> str:
     if address == "local":
-        within = f" within {seconds:.0f} seconds" if seconds >= _SLOW_SECONDS else ""
         return (
-            f"Ray did not start on this machine{within}: {reason}; try again when the machine has less to "
-            "do, or leave --ray out"
+            f"Ray did not start on this machine: {reason}; try again when the machine has less to do, or "
+            "leave --ray out"
         )
     return f"there is no Ray cluster at {address!r}: {reason}; {_TOKEN_HINT}"
 
