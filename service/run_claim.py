@@ -134,7 +134,7 @@ def removed_if_it_fails(runs: Iterable[RunFolder]) -> Iterator[None]:
 
 def _remove(run: RunFolder, names: set[str]) -> None:
     """Remove files of a run, unless another process writes it."""
-    if names and run.path.is_dir():
+    if any(os.path.lexists(run.path / name) for name in names):
         with lock(run.lock_file):
             for name in names:
                 (run.path / name).unlink(missing_ok=True)

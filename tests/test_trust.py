@@ -299,6 +299,16 @@ def test_a_lock_of_ours_is_taken_over_and_any_other_stays(run):
     Archive(run, write=True).close()
 
 
+def test_reading_beside_who_has_only_just_begun_leaves_nothing(run, tiny_calibration):
+    with lock(run / "writer.lock"):
+        before = state(run)
+        with Archive(run) as archive:
+            assert len(archive.frame())
+        done = in_process("search", tiny_calibration.folder, "--budget", 2, "--out", run)
+        assert done.returncode == 2
+        assert state(run) == before
+
+
 def test_a_folder_of_a_seed_that_is_a_link_is_not_written(run, tmp_path):
     (tmp_path / "many").mkdir()
     (tmp_path / "many" / "seed-0").symlink_to(run)

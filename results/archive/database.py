@@ -126,13 +126,16 @@ def connect_to_read(path: Path, lock_file: Path) -> Opened:
     for _ in range(_TRIES):
         is_live = is_locked(lock_file)
         state = state_of(path)
-        if is_live or not _is_wal(path):
+        wal = _stat(beside(path)[0])
+        is_shared = not _is_wal(path) or (
+            is_live and wal is not None
+        )  # a writer has it open, or none ever will
+        if is_shared:
             with contextlib.suppress(sqlite3.OperationalError):
                 return Opened(_reader(path, "mode=ro"), shared_files_state(path))
         # From here on nobody writes, or the folder has no place for what readers and writers share.
-        wal = _stat(beside(path)[0])
         is_fixed = True
-        if is_live or not _is_wal(path) or (wal and wal.st_size):
+        if is_shared or (wal and wal.st_size):
             db = _copied(path)
         elif path.stat().st_size <= _MOST_BYTES:
             db = _in_memory(path)
