@@ -61,7 +61,7 @@ def check_name(path: str | Path, expected: str, error: type[SecateurError] = Sec
     Raises:
         SecateurError: As ``error``, when it has bytes that are no text.
     """
-    text = os.fspath(path)
+    text = os.fsdecode(path)
     try:
         text.encode()
     except UnicodeEncodeError:
