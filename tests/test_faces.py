@@ -394,3 +394,17 @@ def test_temporary_folders_of_the_dead_are_swept_and_no_others(tmp_path):
         assert os.path.isfile(f"{living}/large")
     lives.communicate("")
     assert sorted(os.listdir(tmp_path)) == sorted([*others, "secateur-zzzzzzzz"])
+
+
+def test_a_temporary_folder_whose_owner_died_while_it_was_made_is_swept_a_minute_later(tmp_path):
+    from secateur.search.core.scratch import sweep
+
+    for name in ("secateur-aaaaaaaa", "secateur-bbbbbbbb", "secateur-cccccccc", "secateur-dddddddd"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "secateur-bbbbbbbb" / ".owner.lock").touch()
+    (tmp_path / "secateur-cccccccc" / "notes").write_text("mine")
+    for name in ("secateur-aaaaaaaa", "secateur-bbbbbbbb", "secateur-cccccccc"):
+        os.utime(tmp_path / name, (0, time.time() - 120))
+    sweep(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == ["secateur-cccccccc", "secateur-dddddddd"]
+    assert (tmp_path / "secateur-cccccccc" / "notes").exists()

@@ -8,12 +8,14 @@ import re
 import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 _PREFIX = "secateur-"
 _NAME = re.compile(rf"{_PREFIX}[a-z0-9_]{{8}}")
+_BEGUN = 60.0  # seconds within which a folder that was made has been locked
 _LOCK = "owner.lock"  # locked while the owner lives; the lock ends with the process, however it ends
 
 
@@ -56,6 +58,9 @@ def _remove_if_left(folder: Path) -> None:
         found = folder.lstat()
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
             return
+        if not (folder / _LOCK).exists() and time.time() - found.st_mtime > _BEGUN:
+            _remove_if_hardly_begun(folder)
+            return
         handle = os.open(folder / _LOCK, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:  # another's, gone already, or without a lock: no folder of ours
         return
@@ -66,3 +71,11 @@ def _remove_if_left(folder: Path) -> None:
         pass  # its owner lives
     finally:
         os.close(handle)
+
+
+def _remove_if_hardly_begun(folder: Path) -> None:
+    """Remove a folder whose owner ended between making it and locking it: it holds nothing else."""
+    lock = folder / f".{_LOCK}"
+    if lock.is_file() and not lock.is_symlink() and lock.stat().st_size == 0:
+        lock.unlink()
+    folder.rmdir()  # which fails where anything is in it
