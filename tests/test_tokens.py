@@ -18,6 +18,7 @@ from secateur.workers.calibrate.gram import gram_matrix, is_root, output_energy,
 from secateur.workers.calibrate.input_statistics import Observer, damped_inverse_diagonal
 from secateur.workers.calibrate.manifest import write_manifest
 from secateur.workers.measure.local_evaluator import LocalEvaluator
+from secateur.workers.measure.worker import Device
 from secateur.workers.model.decoder import Decoder
 from secateur.workers.model.load import load_model
 from secateur.workers.prune.pruning import Pruner
@@ -209,7 +210,7 @@ class TestFormats:
             json.loads((other / "config.json").read_text()),
         )
         if name in weights:
-            weights[name].view(-1)[-1] += 1  # one number of all
+            weights[name].view(torch.int32).view(-1)[-1] ^= 1  # the last bit of one number of all
         elif name in config:
             config[name] *= 2
         else:
@@ -227,9 +228,12 @@ class TestFormats:
         )
         config |= {"dtype": "bfloat16", "use_cache": False, "pad_token_id": 3, "transformers_version": "4.0"}
         (other / "config.json").write_text(json.dumps(config))
+        LocalEvaluator(tiny_calibration, model=str(other)).close()
         rounded = {name: weight.bfloat16() for name, weight in weights.items()}
         save_file(rounded, other / "model.safetensors", metadata={"format": "pt"})
-        LocalEvaluator(tiny_calibration, model=str(other)).close()
+        LocalEvaluator(tiny_calibration, model=str(other), device=Device("cpu", dtype="bfloat16")).close()
+        with pytest.raises(CalibrationError, match="got one with other weights in block 0"):
+            LocalEvaluator(tiny_calibration, model=str(other))
 
     def test_a_layers_hash_does_not_depend_on_the_others(self, tiny_calibration, tiny_evaluator):
         hashes = tiny_evaluator.worker.decoder.fingerprints()

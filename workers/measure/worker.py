@@ -362,4 +362,5 @@ def _other_weights(decoder: Decoder, calibration: Calibration) -> str:
     other = [i for i, (entry, found) in enumerate(pairs) if found and entry.weights != found]
     if other:
         return f"weights in {decoder.layers[other[0]].name}"
-    return calibration.checksums.other_in(Checksums.of(decoder)) if calibration.checksums else ""
+    known = calibration.checksums
+    return known.other_in(Checksums.of(decoder, known)) if known else ""

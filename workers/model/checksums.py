@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,32 +29,46 @@ class Checksums:
     """What tells a model from others of the same layers.
 
     Attributes:
-        blocks: Hash of each block's tensors, in order; empty for one that was not there.
-        rest: Hash of those outside the blocks.
+        dtype: The floating type that it was loaded in.
+        exact: Hash of all bits of each block's tensors, in order, and of those outside the blocks; empty for
+            a block that was not there.
+        rounded: The same of what is alike in whatever floating type a model is loaded.
         config: What its configuration says.
     """
 
-    blocks: tuple[str, ...]
-    rest: str
+    dtype: str
+    exact: tuple[str, ...]
+    rounded: tuple[str, ...]
     config: dict[str, Any]
 
     @classmethod
-    def of(cls, decoder: Decoder) -> Checksums:
-        """Return those of a model; of its blocks those that are held, one in memory at a time."""
-        blocks = []
+    def of(cls, decoder: Decoder, known: Checksums | None = None) -> Checksums:
+        """Return those of a model; of its blocks those that are held, one in memory at a time.
+
+        Args:
+            decoder: The model.
+            known: What they are to be compared with, of which one kind will do; both are made if left out.
+        """
+        model: Any = decoder.model
+        dtype = str(model.dtype).removeprefix("torch.")
+        kinds = {"exact": _all_bits, "rounded": _rounded}
+        if known is not None:
+            del kinds["rounded" if known.dtype == dtype else "exact"]
+        made: dict[str, list[str]] = {"exact": [], "rounded": []}
         for index, block in enumerate(decoder.blocks):
-            if decoder.held is not None and index not in decoder.held:
-                blocks.append("")
-                continue
-            with decoder.weights.of(index):
-                blocks.append(_hash(block.state_dict()))
+            is_held = decoder.held is None or index in decoder.held
+            with decoder.weights.of(index) if is_held else nullcontext():
+                for name, kind in kinds.items():
+                    made[name].append(_hash(block.state_dict(), kind) if is_held else "")
         place = f"{decoder.prefix}."
         rest = {name: t for name, t in decoder.model.state_dict().items() if not name.startswith(place)}
+        for name, kind in kinds.items():
+            made[name].append(_hash(rest, kind))
         config: Any = decoder.model.config
         says = _plain(config.to_dict())
         if type(config).__module__.startswith("transformers_modules"):
             says.pop("model_type", None)  # code that comes with a model may call itself what it likes
-        return cls(tuple(blocks), _hash(rest), says)
+        return cls(dtype, tuple(made["exact"]), tuple(made["rounded"]), says)
 
     @classmethod
     def read(cls, given: Given) -> Checksums:
@@ -64,39 +79,51 @@ class Checksums:
         """
         config = given.field("config")
         config.members()
-        blocks = tuple(one.text() for one in given.field("blocks").entries())
-        return cls(blocks, given.field("rest").text(), config.value)
+        exact, rounded = (
+            tuple(one.text() for one in given.field(name).entries()) for name in ("exact", "rounded")
+        )
+        return cls(given.field("dtype").text(), exact, rounded, config.value)
 
     def other_in(self, found: Checksums) -> str:
         """Return what is other in a model that was found, in words; empty for nothing."""
-        if len(self.blocks) != len(found.blocks):
+        mine, there = (
+            (self.exact, found.exact) if self.dtype == found.dtype else (self.rounded, found.rounded)
+        )
+        if len(mine) != len(there):
             return "blocks"
-        for index, (known, here) in enumerate(zip(self.blocks, found.blocks, strict=True)):
+        for index, (known, here) in enumerate(zip(mine, there, strict=True)):
             if known and here and known != here:
-                return f"weights in block {index}"
-        if self.rest != found.rest:
-            return "weights outside its blocks"
+                return f"weights in block {index}" if index < len(mine) - 1 else "weights outside its blocks"
         name = _other(self.config, found.config)
         return f"{name} in its configuration" if name else ""
 
 
-def _hash(tensors: Mapping[str, Any]) -> str:
-    """Return a hash of tensors: their names, shapes, some values as they are, and a sum that has all."""
+def _hash(tensors: Mapping[str, Any], kind: Callable[[Tensor], bytes]) -> str:
+    """Return a hash of tensors: their names, shapes and contents."""
     found = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
-        if not isinstance(tensor, Tensor):  # what a module keeps besides, whatever it is
-            continue
-        flat = tensor.detach().reshape(-1)
-        total = torch.zeros((), dtype=torch.int64, device=flat.device)
-        for piece in flat.split(_PIECE):
-            total += _bits(piece).sum(dtype=torch.int64)
-        some = _bits(flat[:: max(1, flat.numel() // 64)])
-        found.update(f"{name} {tuple(tensor.shape)} {int(total)} {some.tolist()}\n".encode())
+        if isinstance(tensor, Tensor):  # a module may keep other things besides
+            found.update(f"{name} {tuple(tensor.shape)}\n".encode())
+            found.update(kind(tensor.detach()))
     return found.hexdigest()
 
 
+def _all_bits(tensor: Tensor) -> bytes:
+    """Return the hash of all that a tensor holds."""
+    found = hashlib.sha256()
+    for piece in tensor.reshape(-1).split(_PIECE):
+        found.update(piece.contiguous().view(torch.uint8).cpu().numpy().data)
+    return found.digest()
+
+
+def _rounded(tensor: Tensor) -> bytes:
+    """Return some values, rounded to the coarsest type that models are loaded in, and the sum of all."""
+    flat = tensor.reshape(-1)
+    total = sum(int(_bits(piece).sum(dtype=torch.int64)) for piece in flat.split(_PIECE))
+    return f"{total} {_bits(flat[:: max(1, flat.numel() // 64)]).tolist()}".encode()
+
+
 def _bits(tensor: Tensor) -> Tensor:
-    """Return numbers that are alike in whatever floating type a model is loaded."""
     return tensor.bfloat16().view(torch.int16) if tensor.is_floating_point() else tensor
 
 

@@ -58,7 +58,7 @@ class PruningTokens:
         """Return what has changed in the model since it was calibrated, in words; empty for nothing known."""
         if self.calibration is None or not self.is_same_model or self.calibration.checksums is None:
             return ""
-        return self.calibration.checksums.other_in(Checksums.of(decoder))
+        return self.calibration.checksums.other_in(Checksums.of(decoder, self.calibration.checksums))
 
     def check(self) -> None:
         """Check the text before a model is loaded for it.
