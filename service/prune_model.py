@@ -33,6 +33,8 @@ from ..workers.prune.repair import REPAIRS
 from ..workers.prune.tokens import PruningTokens
 from .run_claim import calibrated_on
 
+_FEW = 0.02  # of the weights: ratios are rounded, and a few weights are zeros in any model
+
 
 @dataclass(frozen=True)
 class PruneRequest:
@@ -182,6 +184,12 @@ def prune(
         layers = pruner.prune(
             candidate, pattern=pattern, statistics=request.statistics, repair=request.repair, keep=keep
         )
+        asked, weights = (sum(p.ratio * p.layer.size for p in layers), sum(p.layer.size for p in layers))
+        if (zeros := sum(p.zeros for p in layers)) - asked > _FEW * weights:
+            report(
+                f"warning: {zeros / weights:.2%} of the weights are zeros, where {asked / weights:.2%} was "
+                f"asked for: {request.model} had zeros before"
+            )
         report(f"writing {out}")
         written = str(stored or choose_dtype(str(request.dtype))).removeprefix("torch.")
         biased = sum(p.shifted for p in layers)

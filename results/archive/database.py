@@ -165,8 +165,7 @@ def _copied(path: Path) -> sqlite3.Connection:
     with scratch() as folder:
         copy = folder / path.name
         places = [place for place in (path, *beside(path)[::2]) if place.is_file()]
-        needed = sum(place.stat().st_size for place in places)
-        if needed > shutil.disk_usage(folder).free:  # before it is full
+        if sum(place.stat().st_size for place in places) > shutil.disk_usage(folder).free:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.fspath(folder))
         for place in places:
             shutil.copyfile(place, copy.with_name(place.name))
@@ -190,10 +189,8 @@ def _check_journal(path: Path) -> None:
     with journal.open("rb") as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - len(_JOURNAL)))
         if file.read() == _JOURNAL:
-            raise ArchiveError(
-                f"expected a journal of the archive alone, got {journal.name}, which names a file that would "
-                "be removed; move it away"
-            )
+            no = f"expected a journal of the archive alone, got {journal.name}"
+            raise ArchiveError(f"{no}, which names a file that would be removed; move it away")
 
 
 def _reading(db: sqlite3.Connection, first: str = "") -> sqlite3.Connection:

@@ -14,6 +14,7 @@ from ...search.core.candidate import Layer
 from ...search.core.reading import Given, read_json
 from ..archive.archive import Archive
 from ..archive.keys import whole_key
+from ..archive.run_folder import RunFolder
 from .candidate_json import read_claim
 
 
@@ -60,6 +61,7 @@ def read_rule(text: str) -> Rule:
     Raises:
         MetricError: For text that is no metric.
         ExportError: When the file is no candidate.
+        RuleError: For a run without a key.
         ArchiveError: When there is no run, or it has no such key.
     """
     path = _place(text)
@@ -68,6 +70,8 @@ def read_rule(text: str) -> Rule:
     run, colon, key = text.rpartition(":")
     if colon:  # no metric has one
         return _from_run(run, key)
+    if _is(Path.is_dir, path) and RunFolder(path).is_run:
+        raise RuleError(f"expected a candidate, got the run {text}; give {text}:best or {text}:KEY")
     return Rule("metric", read_metric(text))
 
 

@@ -92,6 +92,7 @@ class Progress:
         done = counts.candidates
         if self._is_replay:
             self._start, self._replayed, self._known = time.monotonic(), self._spent, done
+        self._known = min(self._known, done)  # a batch that a larger budget makes whole is told anew
         seconds = time.monotonic() - self._start
         rate = (self._spent - self._replayed) / seconds if seconds else 0.0
         left = duration((self._budget.amount - self._spent) / rate) if rate else "?"

@@ -25,7 +25,7 @@ OF_A_RUN = (
     "writer.lock",
 )  # fmt: skip
 # What tells a run folder: any of these. What tells a calibration folder: all of these.
-_RUNS, _CALIBRATIONS = OF_A_RUN[:2], ("manifest.json", "tokens.safetensors")
+_RUNS, CALIBRATION = OF_A_RUN[:2], ("manifest.json", "tokens.safetensors")
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ def _owner(place: Path, *, overwritten: bool) -> str:
     for folder in place.parents if overwritten else (place.parent,):
         if (overwritten or place.name in OF_A_RUN) and any(os.path.lexists(folder / n) for n in _RUNS):
             return f"run in {folder}"
-        if all((folder / name).is_file() for name in _CALIBRATIONS):
+        if all((folder / name).is_file() for name in CALIBRATION):
             return f"calibration in {folder}"
     return ""
 

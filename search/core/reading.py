@@ -133,7 +133,10 @@ def read_text(
         return content.decode("utf-8")
     except UnicodeDecodeError as problem:
         line = content.count(b"\n", 0, problem.start) + 1
-        raise error(f"expected {expected} in UTF-8, got {path} with other bytes in line {line}") from None
+        raise error(
+            f"expected {expected} in UTF-8, got {path} with other bytes in line {line}; iconv -t UTF-8 "
+            "makes it so"
+        ) from None
 
 
 def check_file(path: Path, expected: str, error: type[SecateurError] = SecateurError) -> None:

@@ -43,6 +43,8 @@ def check_gguf(path: Path) -> int:
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             return _Header(content, path).check()
+    except ModelError:
+        raise
     except (OSError, ValueError) as problem:  # mmap has no empty files
         raise ModelError(f"expected a .gguf file, got {path}: {problem}") from None
 

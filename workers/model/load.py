@@ -87,7 +87,10 @@ def load_model(
         _make_ordinary(model, dtype, source)
     for name, parameter in model.named_parameters():
         if not bool(parameter.isfinite().all()):
-            raise ModelError(f"expected finite weights, got some that are not in {name} of {source}")
+            raise ModelError(
+                f"expected finite weights, got some that are not in {name} of {source}; bring the model here "
+                "again"
+            )
     model.requires_grad_(False)
     with transformers_reading(source):  # a device may be too small
         return model.eval().to(device or torch.device("cpu")), tokenizer

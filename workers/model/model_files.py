@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ...search.core.files import expanded
+from ...search.core.files import CALIBRATION, OF_A_RUN, expanded
 from ...search.core.reading import Given, read_json
 from .errors import ModelError
 from .gguf import check_gguf
@@ -160,7 +160,7 @@ def find_model(source: str, *, may_be_config: bool = False) -> ModelFiles:
     elif stat.S_ISDIR(mode):
         found = ModelFiles(source, str(path))
         if found.find("config.json") is None and found.find("adapter_config.json") is None:
-            raise ModelError(f"expected a model folder with a config.json, got {path} without one")
+            raise ModelError(f"expected a model folder with a config.json, got {_what_it_is(path)}")
     elif not stat.S_ISREG(mode):
         raise ModelError(f"expected a {kinds} or a hub name, got {path}, a pipe or device")
     elif path.suffix == ".gguf":
@@ -173,6 +173,17 @@ def find_model(source: str, *, may_be_config: bool = False) -> ModelFiles:
         raise ModelError(f"expected a {kinds} or a hub name, got the file {path}")
     found.check()
     return found
+
+
+def _what_it_is(folder: Path) -> str:
+    """Return a folder without a model in words, and what to give instead."""
+    if all((folder / name).is_file() for name in CALIBRATION):
+        return f"the calibration {folder}; give the model that it was made from"
+    if any((folder / name).is_file() for name in OF_A_RUN[:2]):
+        return f"the run {folder}; give the model that it was run on"
+    if files := sorted(folder.glob("*.gguf")):
+        return f"{folder} without one; for a .gguf file give its own path, such as {files[0]}"
+    return f"{folder} without one"
 
 
 def _look(source: str) -> tuple[Path, int | None]:

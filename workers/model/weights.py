@@ -112,7 +112,8 @@ class WeightFiles:
     def _check(self, name: str, tensor: Tensor) -> None:
         if tensor.numel() and not all(bool(bound.isfinite()) for bound in torch.aminmax(tensor)):
             raise ModelError(
-                f"expected finite weights, got some that are not in {name} of {self._paths[name].parent}"
+                f"expected finite weights, got some that are not in {name} of {self._paths[name].parent}; "
+                "bring the model here again"
             )
 
 
