@@ -396,6 +396,28 @@ def test_temporary_folders_of_the_dead_are_swept_and_no_others(tmp_path):
     assert sorted(os.listdir(tmp_path)) == sorted([*others, "secateur-zzzzzzzz"])
 
 
+def test_what_a_dead_owner_left_running_in_its_folder_is_ended_and_who_reads_there_is_not(tmp_path):
+    from secateur.search.core.scratch import sweep
+
+    words = [sys.executable, "-c", LEFT, tmp_path, "dies"]
+    dead = Path(subprocess.run(words, capture_output=True, text=True).stdout.strip())
+    code = "import sys; file = open(sys.argv[1], sys.argv[2]); print(flush=True); sys.stdin.read()"
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, dead / "large", how], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        for how in ("a", "r")
+    ]
+    for process in both:
+        process.stdout.readline()
+    sweep(tmp_path)
+    assert not dead.exists()
+    assert both[0].wait(10) == -signal.SIGKILL
+    assert both[1].poll() is None
+    for process in both:
+        process.communicate()
+
+
 def test_a_temporary_folder_whose_owner_died_while_it_was_made_is_swept_a_minute_later(tmp_path):
     from secateur.search.core.scratch import sweep
 

@@ -6,6 +6,7 @@ import fcntl
 import os
 import re
 import shutil
+import signal
 import stat
 import tempfile
 import time
@@ -66,11 +67,32 @@ def _remove_if_left(folder: Path) -> None:
         return
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _end_who_writes_in(folder)
         shutil.rmtree(folder, ignore_errors=True)
     except OSError:
         pass  # its owner lives
     finally:
         os.close(handle)
+
+
+def _end_who_writes_in(folder: Path) -> None:
+    """End what a dead owner has left running, such as a Ray of its own: it would make the folder anew."""
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            is_mine = process.stat().st_uid == os.geteuid() and int(process.name) != os.getpid()
+            if is_mine and any(_is_written_in(file, folder) for file in (process / "fd").iterdir()):
+                os.kill(int(process.name), signal.SIGKILL)
+        except OSError:  # it has ended, or is another's
+            continue
+
+
+def _is_written_in(file: Path, folder: Path) -> bool:
+    """Whether an open file of a process lies in a folder, and is open for writing."""
+    if not os.readlink(file).startswith(f"{folder}/"):
+        return False
+    said = (file.parent.with_name("fdinfo") / file.name).read_text(encoding="utf-8")
+    (flags,) = [int(line.split()[1], 8) for line in said.splitlines() if line.startswith("flags:")]
+    return flags & os.O_ACCMODE != os.O_RDONLY
 
 
 def _remove_if_hardly_begun(folder: Path) -> None:
