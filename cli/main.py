@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 from typing import Any, NoReturn
@@ -41,12 +42,15 @@ def main() -> NoReturn:
     A user's mistake is one line on standard error and exit code 2; anything else that goes wrong is a bug,
     shown as one, and exit code 1. A signal ends a command in order, with exit code 130.
     """
-    terminal.begin()
     try:
+        terminal.begin()  # from here on a signal may come
         code = _run()
     except KeyboardInterrupt:
         code = terminal.interrupted("secateur: interrupted")
     terminal.finish()
+    if terminal.signals.has_come:  # Python would end itself by the signal, where it came inside an exec()
+        atexit._run_exitfuncs()
+        os._exit(code)
     sys.exit(code)
 
 

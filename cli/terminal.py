@@ -189,6 +189,11 @@ class _Signals:
         self._since = 0.0
         self._is_due = False
 
+    @property
+    def has_come(self) -> bool:
+        """Whether a signal has come since the command began."""
+        return bool(self._number)
+
     def begin(self) -> None:
         """Listen to the signals, but for SIGHUP where ``nohup`` has switched it off."""
         self.is_told, self._number, self._is_due = False, 0, False
