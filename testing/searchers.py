@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import sys
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import product
@@ -38,7 +40,7 @@ def _completeness(row: SearcherRow, space: str) -> None:
 
 
 def _repeatability(row: SearcherRow, space: str) -> None:
-    """One seed gives one search, whatever state the global generators have, which it leaves alone."""
+    """One seed gives one search, whatever other threads draw from the global generators; these stay alone."""
     expected = told(_made(row, problem(space=space), 5))
     random.seed(99)
     np.random.seed(99)
@@ -46,6 +48,24 @@ def _repeatability(row: SearcherRow, space: str) -> None:
     expect(told(_made(row, problem(space=space), 5)) == expected, f"{row.name} repeats no search of its seed")
     after = random.getstate(), np.random.get_state()[1].tolist()  # type: ignore[index]
     expect(after == before, f"{row.name} draws from the global generators")
+    is_over = threading.Event()
+
+    def draw() -> None:
+        while not is_over.is_set():
+            random.random()
+            np.random.random()
+
+    other = threading.Thread(target=draw)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # as often as can be, so that it happens within the few draws of a batch
+    other.start()
+    try:
+        found = told(_made(row, problem(space=space), 5))
+    finally:
+        is_over.set()
+        other.join()
+        sys.setswitchinterval(interval)
+    expect(found == expected, f"{row.name} draws from generators that other threads draw from")
 
 
 def _endurance(row: SearcherRow, space: str) -> None:

@@ -116,3 +116,10 @@ def facts(folder):
          t.measurement.tokens, t.measurement.sensitivities)
         for t in Archive(folder).trials()
     ]  # fmt: skip
+
+
+def assert_same_facts(found, expected):
+    """Two runs have the same rows; where not, say shortly which is the first that differs."""
+    for number, (one, other) in enumerate(zip(found, expected, strict=False)):
+        assert one == other, f"row {number} of {len(found)} differs"
+    assert len(found) == len(expected), f"{len(found)} rows, {len(expected)} expected"

@@ -9,7 +9,7 @@ import time
 
 import pytest
 from secateur.results.archive.archive import Archive
-from support import count, facts, in_process, secateur, wait_for
+from support import assert_same_facts, count, facts, in_process, secateur, wait_for
 
 SEARCH = ("--sparsity", "0.5", "--budget", "60", "--batch", "8", "--seed", "7")
 
@@ -62,7 +62,7 @@ def test_a_run_killed_three_times_equals_the_undisturbed_one(tiny_calibration, t
         command = ("resume", folder)
     assert in_process(*command).returncode == 0
     assert measurements(folder)[: len(seen)] == seen
-    assert facts(folder) == facts(undisturbed)
+    assert_same_facts(facts(folder), facts(undisturbed))
     assert len(measurements(folder)) == len(measurements(undisturbed))
 
 
@@ -90,7 +90,7 @@ def test_every_searcher_continues_where_it_was_killed(tiny_calibration, tmp_path
     assert Archive(tmp_path / "killed").frame()["baseline"].isna().any()
     assert in_process("resume", tmp_path / "killed").returncode == 0
     assert measurements(tmp_path / "killed")[: len(seen)] == seen
-    assert facts(tmp_path / "killed") == facts(tmp_path / "whole")
+    assert_same_facts(facts(tmp_path / "killed"), facts(tmp_path / "whole"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -108,14 +108,14 @@ def test_an_interrupt_ends_soon_and_keeps_what_was_measured(tiny_calibration, tm
     assert "Traceback" not in errors
     assert count(folder) >= 20
     assert in_process("resume", folder).returncode == 0
-    assert facts(folder) == facts(undisturbed)
+    assert_same_facts(facts(folder), facts(undisturbed))
 
 
 def test_one_seed_gives_one_run_in_every_process(tiny_calibration, tmp_path, undisturbed):
     environment = {**os.environ, "PYTHONHASHSEED": "1234"}
     done = secateur("search", tiny_calibration.folder, *SEARCH, "--out", tmp_path / "run", env=environment)
     assert done.returncode == 0
-    assert facts(tmp_path / "run") == facts(undisturbed)
+    assert_same_facts(facts(tmp_path / "run"), facts(undisturbed))
 
 
 def test_a_changed_calibration_cannot_continue_a_run(

@@ -18,7 +18,7 @@ from secateur.search.core.budget import Budget
 from secateur.service.baseline_cost import Race
 from secateur.service.search_run import _search
 from secateur.testing import FakeEvaluator
-from support import ROOT, facts, in_process
+from support import ROOT, assert_same_facts, facts, in_process
 
 SEARCH = {"sparsity": 0.5, "batch": 8, "seed": 3, "threads": 1}
 
@@ -164,7 +164,7 @@ class TestGoingOn:
         first = short.frame()["key"].tolist()
         longer = short.resume(budget=budgets[1])
         whole = search(tiny_calibration, tmp_path / "whole", budget=budgets[1], **settings)
-        assert facts(longer.folder) == facts(whole.folder)
+        assert_same_facts(facts(longer.folder), facts(whole.folder))
         whole_batches = len(first) - 8
         assert longer.frame()["key"].tolist()[:whole_batches] == first[:whole_batches]
         assert longer.settings == whole.settings
@@ -197,7 +197,7 @@ class TestGoingOn:
         before = facts(longer.folder)
         counts = []
         listener = secateur.Listener(batch=lambda archive, _trials: counts.append(len(archive.frame())))
-        assert facts(longer.resume(listener=listener).folder) == before
+        assert_same_facts(facts(longer.resume(listener=listener).folder), before)
         assert set(counts) == {len(before)}  # nothing was taken back while it was told again
 
     @pytest.mark.parametrize(
@@ -229,14 +229,14 @@ class TestGoingOn:
         run = search(tiny_calibration, tmp_path / "run", budget="3000tokens")
         assert run.frame()["tokens"].sum() > 3000
         before = facts(run.folder)
-        assert facts(run.resume(budget="3000tokens").folder) == before
+        assert_same_facts(facts(run.resume(budget="3000tokens").folder), before)
 
     def test_an_archive_that_a_kill_left_empty_is_begun_again(self, run, tmp_path):
         shutil.copytree(run.folder, tmp_path / "run")
         for file in (tmp_path / "run").glob("archive.sqlite*"):
             file.unlink()
         (tmp_path / "run" / "archive.sqlite").touch()
-        assert facts(secateur.resume(tmp_path / "run").folder) == facts(run.folder)
+        assert_same_facts(facts(secateur.resume(tmp_path / "run").folder), facts(run.folder))
 
     @pytest.mark.parametrize("name", ["archive.sqlite", "archive.sqlite-wal", "writer.lock", "run.toml"])
     def test_no_output_takes_the_place_of_a_file_of_a_run(self, run, tmp_path, name):
@@ -276,7 +276,7 @@ class TestGoingOn:
         assert "give its place with --calibration" in refused.stderr
         done = in_process("resume", tmp_path / "elsewhere", "--calibration", tmp_path / "moved")
         assert done.returncode == 0, done.stderr
-        assert facts(tmp_path / "elsewhere") == before
+        assert_same_facts(facts(tmp_path / "elsewhere"), before)
         again = secateur.resume(tmp_path / "elsewhere", budget=24)  # it knows the place by now
         assert again.settings.calibration == tmp_path / "moved"
 

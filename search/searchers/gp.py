@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import math
 import random
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import product
 from typing import Any, NamedTuple
 
-import numpy as np
 from deap import gp
 
 from ...metrics_dsl.expression import MAX_EXPONENT, Expression, MetricError, constant
@@ -34,6 +34,7 @@ _TYPES: dict[Shape, int] = {FULL: 0, COLUMN: 1, ROW: 2, SCALAR: 3}
 _CROSSOVER, _SUBTREE, _NODE = 0.35, 0.15, 0.15  # the rest moves a number
 _STEPS = 4  # of descent in a batch, where sensitivities are known
 _BOTH = 0.1  # of the other children there, the share whose ratios vary beside the tree
+_DEAP = threading.Lock()  # one searcher at a time has DEAP draw from its generator
 _SEEDS = 3  # published rules that are asked again, the best first, where ratios descend from them
 
 
@@ -69,7 +70,7 @@ class GeneticProgramming:
         self._batches = 0
         self._descent = descent_at_one_sparsity(problem, random.Random(f"walk {seed}"))
         self._primitives = _primitive_set(problem.trees) if problem.trees else None
-        self._states = (random.Random(seed).getstate(), np.random.RandomState(seed).get_state())
+        self._deap_rng = random.Random(seed)
 
     def ask(self, count: int) -> list[Candidate]:
         """Return steps of descent, where ratios descend, and beside them the seeds, then children."""
@@ -276,16 +277,17 @@ class GeneticProgramming:
 
     @contextmanager
     def _deap_random(self) -> Iterator[None]:
-        """Run DEAP on this searcher's own state of the global generators that DEAP draws from."""
-        outside = random.getstate(), np.random.get_state()
-        random.setstate(self._states[0])
-        np.random.set_state(self._states[1])
-        try:
-            yield
-        finally:
-            self._states = random.getstate(), np.random.get_state()
-            random.setstate(outside[0])
-            np.random.set_state(outside[1])
+        """Have DEAP draw from this searcher's generator.
+
+        DEAP draws from the module ``random``, as other threads do, such as Ray's; so not that one's state but
+        the name that DEAP knows it by is another's meanwhile.
+        """
+        with _DEAP:
+            outside, gp.random = gp.random, self._deap_rng
+            try:
+                yield
+            finally:
+                gp.random = outside
 
 
 # Between expressions and DEAP's nodes --------------------------------------------------------------
