@@ -25,7 +25,7 @@ OF_A_RUN = (
     "writer.lock",
 )  # fmt: skip
 # What tells a run folder: any of these. What tells a calibration folder: all of these.
-_RUNS, CALIBRATION = OF_A_RUN[:2], ("manifest.json", "tokens.safetensors")
+_RUNS, _CALIBRATIONS = OF_A_RUN[:2], ("manifest.json", "tokens.safetensors")
 
 
 @dataclass(frozen=True)
@@ -168,6 +168,16 @@ def check_place(path: str | Path, output: Output, run: Path | None = None) -> Pa
     return target
 
 
+def holds_run(folder: Path) -> bool:
+    """Whether a folder has the settings or the archive of a run, or a link by such a name."""
+    return any(os.path.lexists(folder / name) for name in _RUNS)
+
+
+def holds_calibration(folder: Path) -> bool:
+    """Whether a folder has what every calibration has."""
+    return all((folder / name).is_file() for name in _CALIBRATIONS)
+
+
 def _owner(place: Path, *, overwritten: bool) -> str:
     """Return which run or calibration a place belongs to; empty if to none.
 
@@ -175,9 +185,9 @@ def _owner(place: Path, *, overwritten: bool) -> str:
     overwritten, whatever lies in either, however deep.
     """
     for folder in place.parents if overwritten else (place.parent,):
-        if (overwritten or place.name in OF_A_RUN) and any(os.path.lexists(folder / n) for n in _RUNS):
+        if (overwritten or place.name in OF_A_RUN) and holds_run(folder):
             return f"run in {folder}"
-        if all((folder / name).is_file() for name in CALIBRATION):
+        if holds_calibration(folder):
             return f"calibration in {folder}"
     return ""
 

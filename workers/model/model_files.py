@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ...search.core.files import CALIBRATION, OF_A_RUN, expanded
+from ...search.core.files import expanded, holds_calibration, holds_run
 from ...search.core.reading import Given, read_json
 from .errors import ModelError
 from .gguf import check_gguf
@@ -177,9 +177,9 @@ def find_model(source: str, *, may_be_config: bool = False) -> ModelFiles:
 
 def _what_it_is(folder: Path) -> str:
     """Return a folder without a model in words, and what to give instead."""
-    if all((folder / name).is_file() for name in CALIBRATION):
+    if holds_calibration(folder):
         return f"the calibration {folder}; give the model that it was made from"
-    if any((folder / name).is_file() for name in OF_A_RUN[:2]):
+    if holds_run(folder):
         return f"the run {folder}; give the model that it was run on"
     if files := sorted(folder.glob("*.gguf")):
         return f"{folder} without one; for a .gguf file give its own path, such as {files[0]}"
